@@ -1,0 +1,87 @@
+"""What every objective trains on: candidate sets, each with K passages and one or more questions.
+
+Files: ``work/data/passages.parquet`` (passage_id, source, group, title, text),
+``work/data/instances.parquet`` (instance_id, source, group, query, target_id) and
+``work/candidates/candidates.parquet`` (set_id, source, group, passage_ids, instance_ids, gold).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dream.errors import DreamError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query whose target passage is candidate number ``gold`` of its set."""
+
+    id: str
+    text: str
+    gold: int
+
+
+@dataclass(frozen=True)
+class CandidateSet:
+    """K candidate passages (title and text joined) and the questions asked of them."""
+
+    id: str
+    source: str
+    passage_ids: tuple[str, ...]
+    passages: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def target(self) -> str:
+        """Text of the first question's target passage."""
+        return self.passages[self.questions[0].gold]
+
+
+def passage_text(title: str, text: str) -> str:
+    """Title and text joined by one space: the form in which mteb and BEIR encode a document.
+
+    >>> passage_text("Oslo", "A city."), passage_text("", "A city.")
+    ('Oslo A city.', 'A city.')
+    """
+    return f"{title} {text}".strip()
+
+
+def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/candidates") -> list[CandidateSet]:
+    """Read all candidate sets, in the order of the file.
+
+    Raises:
+        DreamError: a file is missing, or a set names a passage or instance that the data does not hold.
+    """
+    tables = {}
+    for name, path in {
+        "passages": Path(data) / "passages.parquet",
+        "instances": Path(data) / "instances.parquet",
+        "sets": Path(candidates) / "candidates.parquet",
+    }.items():
+        if not path.exists():
+            raise DreamError(f"{path} is missing", "Run `dvc repro` to make it")
+        tables[name] = pd.read_parquet(path)
+    passages = {
+        row.passage_id: passage_text(row.title, row.text) for row in tables["passages"].itertuples(index=False)
+    }
+    queries = dict(zip(tables["instances"].instance_id, tables["instances"]["query"], strict=True))
+    sets = []
+    for row in tables["sets"].itertuples(index=False):
+        try:
+            sets.append(
+                CandidateSet(
+                    id=row.set_id,
+                    source=row.source,
+                    passage_ids=tuple(row.passage_ids),
+                    passages=tuple(passages[i] for i in row.passage_ids),
+                    questions=tuple(
+                        Question(i, queries[i], int(g)) for i, g in zip(row.instance_ids, row.gold, strict=True)
+                    ),
+                )
+            )
+        except KeyError as error:
+            raise DreamError(f"{candidates}: set {row.set_id} names {error}, which {data} does not hold", "Run `dvc repro`") from None
+    return sets
