@@ -152,6 +152,19 @@ class InfoNCE(Section):
     in_batch_negatives: bool
 
 
+class Published(Section):
+    """A model that others trained, and all the rules that its scores depend on."""
+
+    model: str
+    adapter: str | None = None
+    pooling: Literal["last", "mean", "cls"] | None = None
+    append_eos: bool = False
+    query_prompt: str = ""
+    document_prompt: str = ""
+    max_length: Positive = 512
+    dtype: DType = "bfloat16"
+
+
 class Evaluate(Section):
     max_length: Positive
     query_prompt: str
@@ -194,6 +207,7 @@ class Config(Section):
     training: Training
     infonce: InfoNCE
     evaluate: Evaluate
+    published: dict[str, Published]
     report: Report
 
     @property
@@ -245,6 +259,18 @@ def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = No
             place = place.setdefault(name, {})
         place[leaf] = value
     return resolve(raw, str(path))
+
+
+def load_for_stage(size: str) -> Config:
+    """Load params.yaml for a stage that DVC started with ``--size``.
+
+    DVC leaves a parameter named ``size`` out of its run-cache key (treeverse/dvc#10296), so every stage has the size in
+    its command, and this stops a command whose size is not the one in params.yaml.
+    """
+    config = load()
+    if config.model.size != size:
+        raise DreamError(f"--size {size} was asked for, but params.yaml says model.size: {config.model.size}", "Run it through `dvc repro`")
+    return config
 
 
 def resolve(raw: dict[str, Any], source: str = "params.yaml") -> Config:

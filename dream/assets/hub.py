@@ -1,0 +1,100 @@
+"""Hub references: is it at hand, and if not, one line that says what to do, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dream.errors import DreamError
+
+FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]  # what a model folder needs; no pickles
+TIMEOUT = 5  # seconds for one question to the hub
+INSTEAD = "or run -S model.size=tiny, which needs no hub"
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Split a hub reference.
+
+    >>> split_revision("owner/name@v1"), split_revision("owner/name")
+    (('owner/name', 'v1'), ('owner/name', None))
+    """
+    name, _, revision = reference.partition("@")
+    return name, revision or None
+
+
+def cached(reference: str) -> Path | None:
+    """Snapshot folder of a hub model that is complete in the local Hugging Face cache, or None."""
+    import json
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name, revision = split_revision(reference)
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    index = folder / "model.safetensors.index.json"
+    wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    complete = (folder / "config.json").exists() and all((folder / file).exists() for file in wanted)
+    return folder if complete else None
+
+
+def download(reference: str) -> Path:
+    """Snapshot folder of a hub model: from the cache, else downloaded (safetensors only)."""
+    folder = cached(reference)
+    if folder:
+        return folder
+    check_model(reference)
+    from huggingface_hub import snapshot_download
+
+    name, revision = split_revision(reference)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except OSError as error:
+        raise DreamError(f"model {reference} could not be downloaded ({_first(error)})", "Run again: it goes on") from None
+
+
+def check_model(reference: str) -> None:
+    """Return if a hub model is in the cache or can be downloaded; :class:`DreamError` otherwise."""
+    if cached(reference):
+        return
+    name, revision = split_revision(reference)
+    info = _ask("model", name, revision, f"hf download {name}{f' --revision {revision}' if revision else ''}")
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
+        raise DreamError(f"model {reference} has no safetensors weights on the hub", "Choose another model or revision")
+
+
+def check_dataset(name: str, revision: str | None = None, wanted_by: str = "") -> None:
+    """Return if a hub data set is in the cache or can be reached; :class:`DreamError` otherwise."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if (Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots").exists():
+        return
+    _ask("dataset", name, revision, f"hf download --repo-type dataset {name}", wanted_by)
+
+
+def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = ""):
+    """Metadata of a hub repository, asked once with a short time limit."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    thing = f"{'data set' if kind == 'dataset' else 'model'} {name}{f'@{revision}' if revision else ''}{wanted_by}"
+    try:
+        api = HfApi()
+        return (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=revision, timeout=TIMEOUT)
+    except GatedRepoError:
+        raise DreamError(f"{thing} is gated", f"Accept its licence on the hub and run `hf auth login`, {INSTEAD}") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise DreamError(
+            f"{thing} is not on the hub, or it is private", "Check the name and revision, or run `hf auth login`"
+        ) from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise DreamError(
+            f"{thing} is not in the local Hugging Face cache and the hub cannot be reached ({type(error).__name__})",
+            f"Run on a machine with network access, download it first with `{command}`, {INSTEAD}",
+        ) from None
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

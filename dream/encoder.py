@@ -1,0 +1,476 @@
+"""The dense encoder: a transformer backbone, one vector per text, unit length.
+
+``e(x) = f(x) / ‖f(x)‖`` where ``f(x)`` is the hidden state of the last non-padding token after the final norm
+(DREAM, section 1), or the mean over tokens, or the first token, as the model asks for. The same class serves
+training (:meth:`Encoder.embed`, LoRA through peft, gradients) and evaluation (:meth:`Encoder.encode`), for
+decoders and for BERT-like models.
+
+Invariants, each with a test:
+
+* An embedding does not depend on what else is in the call. Texts are sorted by length, cut into batches of a bounded
+  number of padded tokens, and put back in order. In float32 batch size, order and padding side change no component
+  by more than 1e-5; in bfloat16, which rounds every activation to 8 bits, a cosine moves by up to 1e-2. The same
+  texts in another order are the same batches, hence the same bytes.
+* Right padding needs no attention mask in a causal model: a token never looks to its right. Left padding gets a mask
+  and position ids that start at the first real token.
+* An empty text is encoded as the tokenizer's special tokens; if it adds none, as one EOS (else BOS, else padding) token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dream.config import Config
+from dream.errors import DreamError
+from dream.files import read_json, replacing_folder, value_hash, write_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+POOLINGS = ("last", "mean", "cls")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded token ids [n, t], the mask of real tokens [n, t] and the padding side."""
+
+    ids: Tensor
+    mask: Tensor
+    side: str
+
+
+class Encoder(nn.Module):
+    """A backbone without LM head, its tokenizer and the rules that turn a text into a vector.
+
+    Args:
+        backbone: a transformers base model, or a PeftModel around one.
+        tokenizer: its tokenizer.
+        pooling: ``last``, ``mean`` or ``cls``.
+        max_length: tokens per text in :meth:`embed`; longer texts are cut at the end.
+        append_eos: put the EOS token behind every text (kept when a text is cut).
+        token_budget: padded tokens per batch, at most (a single longer text is a batch of its own).
+        padding_side: ``right`` or ``left``; changes no result.
+        reference: the name under which the backbone is known; stored in adapters.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: Any,
+        *,
+        pooling: str = "last",
+        max_length: int = 512,
+        append_eos: bool = False,
+        token_budget: int = 8192,
+        padding_side: str = "right",
+        reference: str = "",
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise DreamError(f"pooling {pooling!r} is not known", f"Choose one of {', '.join(POOLINGS)}")
+        if append_eos and tokenizer.eos_token_id is None:
+            raise DreamError(
+                f"{reference or 'the tokenizer'} has no end-of-text token", "Set encoder.append_eos to false"
+            )
+        self.backbone, self.tokenizer = backbone, tokenizer
+        self.pooling, self.max_length, self.append_eos = pooling, max_length, append_eos
+        self.token_budget, self.padding_side, self.reference = token_budget, padding_side, reference
+        self.tokens = 0  # real tokens that encode() has seen: the base of the FLOP count
+        self._causal = is_causal(backbone)
+
+    # ------------------------------------------------------------------------------------------------- loading
+
+    @classmethod
+    def load(
+        cls,
+        config: Config,
+        adapter: Path | str | None = None,
+        trainable: bool = False,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> Encoder:
+        """Load the encoder that ``model.size`` names.
+
+        Args:
+            config: the resolved config. Weights are ``encoder.dtype`` when trainable, else ``evaluate.dtype``.
+            adapter: a folder written by :meth:`save_adapter`.
+            trainable: train the LoRA weights (float32, a new one where ``adapter`` is None); the rest stays frozen.
+            device: default: the first GPU, else the CPU.
+            seed: of a new LoRA's random half.
+        """
+        from dream.assets import model_path
+
+        size, knobs = config.size, config.encoder
+        encoder = cls.from_pretrained(
+            model_path(size.encoder, size.encoder_layers),
+            adapter=adapter,
+            adapter_trainable=trainable,
+            dtype=knobs.dtype if trainable else config.evaluate.dtype,
+            pooling=knobs.pooling,
+            max_length=knobs.max_length,
+            append_eos=knobs.append_eos,
+            token_budget=config.evaluate.token_budget,
+            trust_remote_code=knobs.trust_remote_code,
+            reference=size.encoder,
+            device=device,
+        )
+        if trainable and adapter is None:
+            encoder.add_lora(config.training.lora, seed)
+        if trainable and config.training.gradient_checkpointing:
+            encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
+        return encoder.train(trainable)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str,
+        *,
+        adapter: Path | str | None = None,
+        adapter_trainable: bool = False,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        reference: str = "",
+        device: torch.device | str | None = None,
+        **rules: Any,
+    ) -> Encoder:
+        """Load any transformers checkpoint (folder, hub id, ``hub-id@revision``), with or without a PEFT adapter.
+
+        ``rules`` are those of :class:`Encoder`. Weights are read as safetensors only.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        name, revision = split_revision(str(path))
+        remote = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            # The config is shared by every model built from it: ours is a copy, so that no other model's choice of
+            # attention reaches this one.
+            config = copy.deepcopy(AutoConfig.from_pretrained(name, **remote))
+            with quiet():
+                backbone, info = AutoModel.from_pretrained(
+                    name,
+                    config=config,
+                    dtype=DTYPES[dtype],
+                    attn_implementation="sdpa",
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **remote,
+                )
+            tokenizer = AutoTokenizer.from_pretrained(name, **remote)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DreamError(
+                f"model {path} cannot be loaded ({_first_line(error)})",
+                "Give a local folder with safetensors weights, or a hub id while the hub can be reached",
+            ) from error
+        if missing := [key for key in info["missing_keys"] if not key.startswith("pooler.")]:
+            raise DreamError(
+                f"model {path} lacks weights, e.g. {sorted(missing)[0]}", "The checkpoint is incomplete: get it again"
+            )
+        backbone.requires_grad_(False)
+        if adapter is not None:
+            backbone = _with_adapter(backbone, adapter, adapter_trainable)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(backbone, tokenizer, reference=reference or str(path), **rules).to(device).eval()
+
+    def add_lora(self, lora: Any, seed: int) -> None:
+        """Wrap the frozen backbone in a new LoRA; ``lora`` has r, alpha, dropout and targets, ``seed`` draws A (B is 0)."""
+        from peft import LoraConfig, get_peft_model
+
+        name, revision = split_revision(self.reference)
+        settings = LoraConfig(
+            task_type="FEATURE_EXTRACTION",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            revision=revision,
+        )
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            try:
+                self.backbone = get_peft_model(self.backbone, settings)
+            except ValueError as error:
+                raise DreamError(
+                    f"training.lora.targets {list(lora.targets)} do not fit {self.reference} ({_first_line(error)})"
+                ) from error
+        settings.base_model_name_or_path = name  # peft puts the folder of this machine there
+
+    # ---------------------------------------------------------------------------------------------------- state
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        """Components of an embedding."""
+        return self.backbone.config.hidden_size
+
+    @property
+    def dtype(self) -> str:
+        """Name of the frozen weights' dtype."""
+        return str(self._embedding_weight.dtype).removeprefix("torch.")
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating point operations of one forward pass per token: 2 × the weights outside the token embeddings."""
+        return 2.0 * (sum(p.numel() for p in self.backbone.parameters()) - self._embedding_weight.numel())
+
+    @property
+    def _embedding_weight(self) -> Tensor:
+        return self.backbone.get_input_embeddings().weight
+
+    def fingerprint(self) -> str:
+        """Content hash of weights (adapter included), configuration, tokenizer and pooling: what an embedding is made by.
+
+        Computed from the tensors in memory, so that whatever changed a weight changes it.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        config = {k: v for k, v in self.backbone.config.to_dict().items() if k not in _INCIDENTAL}
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        rules = {"config": config, "words": words, "pooling": self.pooling, "append_eos": self.append_eos}
+        digest.update(value_hash(rules).encode())
+        return digest.hexdigest()
+
+    def save_adapter(self, path: Path | str) -> None:
+        """Write the LoRA weights as a PEFT folder: ``PeftModel.from_pretrained(AutoModel…, path)`` reads it.
+
+        The bytes depend on the weights alone: no date, no folder of this machine, targets sorted.
+        """
+        if not is_peft(self.backbone):
+            raise ValueError("this encoder has no adapter")
+        with replacing_folder(path) as folder:
+            self.backbone.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            settings = read_json(folder / "adapter_config.json")
+            settings["target_modules"] = sorted(settings["target_modules"])
+            write_json(folder / "adapter_config.json", settings)
+
+    # ------------------------------------------------------------------------------------------------- embedding
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embed for training: unit vectors [n, d], float32, with gradient, texts cut at ``max_length``."""
+        sequences, where = unique(self.tokenize(texts, self.max_length))
+        parts = [self._embed(sequences[rows]) for rows in batches(sequences, self.token_budget)]
+        return torch.cat(parts)[torch.from_numpy(where).to(parts[0].device)]
+
+    forward = embed
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: Sequence[str],
+        prompt: str = "",
+        max_length: int | None = None,
+        token_budget: int | None = None,
+        progress: str | tqdm | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Embed for search: unit vectors [n, d], float32, without gradient, in the order of ``texts``.
+
+        Args:
+            texts: any number of texts; an empty one has a defined embedding (see the module's docstring).
+            prompt: put before every text.
+            max_length: tokens per text, prompt included (default: that of training).
+            token_budget: padded tokens per batch; bounds memory, changes no result beyond rounding.
+            progress: label of a progress bar over tokens, or a bar to go on with.
+            ids: names of the texts in error messages.
+
+        Raises:
+            DreamError: an embedding is not finite; the line names the text.
+        """
+        if not len(texts):
+            return np.empty((0, self.dimension), np.float32)
+        tokens = self.tokenize([prompt + text for text in texts] if prompt else texts, max_length or self.max_length)
+        sequences, where = unique(tokens)
+        out = np.empty((len(sequences), self.dimension), np.float32)
+        total = sum(map(len, sequences))
+        bar = tqdm(total=total, desc=progress, unit="tok", unit_scale=True) if isinstance(progress, str) else progress
+        was_training = self.training
+        self.eval()
+        try:
+            for rows in batches(sequences, token_budget or self.token_budget):
+                out[rows] = self._embed(sequences[rows]).cpu().numpy()
+                if bar is not None:
+                    bar.update(sum(map(len, sequences[rows])))
+        finally:
+            self.train(was_training)
+            if isinstance(progress, str):
+                bar.close()
+        self.tokens += total
+        out = out[where]
+        check_finite(out, ids, self.reference)
+        return out
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Token ids of each text, special tokens included, at least one and at most ``max_length`` each."""
+        eos = self.tokenizer.eos_token_id
+        room = max_length - 1 if self.append_eos else max_length
+        sequences = self.tokenizer(list(texts), truncation=True, max_length=max(room, 1), padding=False)["input_ids"]
+        if self.append_eos:
+            sequences = [s if s and s[-1] == eos else [*s, eos] for s in sequences]
+        return [s or [self._filler] for s in sequences]
+
+    @property
+    def _filler(self) -> int:
+        """The token that stands for an empty text and for padding."""
+        t = self.tokenizer
+        return next((i for i in (t.eos_token_id, t.bos_token_id, t.pad_token_id) if i is not None), 0)
+
+    def pad(self, sequences: list[list[int]], side: str | None = None) -> Batch:
+        """Pad sequences to the longest on one side."""
+        side, longest = side or self.padding_side, max(map(len, sequences))
+        ids = np.full((len(sequences), longest), self._filler, np.int64)
+        mask = np.zeros((len(sequences), longest), bool)
+        for row, sequence in enumerate(sequences):
+            place = slice(0, len(sequence)) if side == "right" else slice(longest - len(sequence), longest)
+            ids[row, place], mask[row, place] = sequence, True
+        return Batch(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), side)
+
+    def _embed(self, sequences: list[list[int]]) -> Tensor:
+        """One batch: padded, through the backbone, pooled, normalised; [n, d] float32."""
+        batch = self.pad(sequences)
+        inputs: dict[str, Tensor] = {"input_ids": batch.ids}
+        if batch.side == "left":
+            inputs["position_ids"] = (batch.mask.long().cumsum(1) - 1).clamp(min=0)
+        if batch.side == "left" or not self._causal:
+            inputs["attention_mask"] = batch.mask.long()
+        if self._causal:
+            inputs["use_cache"] = False
+        hidden = self.backbone(**inputs).last_hidden_state
+        return F.normalize(pool(hidden, batch.mask, self.pooling), dim=-1)
+
+
+def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Reduce hidden states [n, t, d] to [n, d] in float32 over the real tokens of ``mask`` [n, t], either padding side.
+
+    >>> hidden, mask = torch.arange(6.0).view(1, 3, 2), torch.tensor([[False, True, True]])
+    >>> [pool(hidden, mask, how).tolist()[0] for how in POOLINGS]
+    [[4.0, 5.0], [3.0, 4.0], [2.0, 3.0]]
+    """
+    if how == "mean":
+        weights = mask.unsqueeze(-1).float()
+        return (hidden.float() * weights).sum(1) / weights.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    at = (mask * places).argmax(1) if how == "last" else mask.int().argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+
+
+def unique(sequences: Sequence[list[int]]) -> tuple[list[list[int]], np.ndarray]:
+    """The different sequences, longest first, and the place of each given one among them.
+
+    Equal lengths are ordered by content: the same set of texts is the same list, in whatever order it comes.
+
+    >>> unique([[7], [5, 6], [7], [3]])
+    ([[5, 6], [3], [7]], array([2, 0, 2, 1]))
+    """
+    ordered = sorted({tuple(s) for s in sequences}, key=lambda s: (-len(s), s))
+    place = {s: i for i, s in enumerate(ordered)}
+    return [list(s) for s in ordered], np.array([place[tuple(s)] for s in sequences], dtype=np.int64)
+
+
+def batches(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[slice]:
+    """Cut sequences, longest first, into batches of at most ``budget`` padded tokens (a longer one stands alone).
+
+    >>> list(batches([[1] * 4, [1] * 3, [1]], budget=8))
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    start = 0
+    while start < len(sequences):
+        stop = min(start + max(1, budget // len(sequences[start])), len(sequences))
+        yield slice(start, stop)
+        start = stop
+
+
+def check_finite(embeddings: np.ndarray, ids: Sequence[str] | None, model: str) -> None:
+    """Stop at the first embedding that holds NaN or infinity.
+
+    Raises:
+        DreamError: names the text (by id, else by position) and the model.
+    """
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        first = int(bad.argmax())
+        name = ids[first] if ids is not None else f"number {first}"
+        raise DreamError(
+            f"the embedding of text {name} by {model} is not finite ({int(bad.sum())} of {len(bad)} texts)",
+            "Training diverged, or the dtype overflows: look at the loss curve, or set the dtype to float32",
+        )
+
+
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether every attention layer looks only to the left, as its own code says."""
+    flags = [module.is_causal for module in backbone.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    return bool(flags) and all(flags)
+
+
+def is_peft(backbone: nn.Module) -> bool:
+    """Whether the backbone carries an adapter."""
+    return hasattr(backbone, "peft_config")
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Split ``owner/name@revision``; a folder keeps its name whole.
+
+    >>> split_revision("owner/name@v1"), split_revision("owner/name")
+    (('owner/name', 'v1'), ('owner/name', None))
+    """
+    if "@" not in reference or Path(reference).exists():
+        return reference, None
+    name, _, revision = reference.rpartition("@")
+    return name, revision
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the screen; what matters in them is checked by the caller."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+_INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # say nothing about an embedding
+
+
+def _with_adapter(backbone: nn.Module, adapter: Path | str, trainable: bool) -> nn.Module:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    name, revision = split_revision(str(adapter))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(backbone, name, is_trainable=trainable, revision=revision)
+    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
+        raise DreamError(
+            f"adapter {adapter} cannot be loaded onto its encoder ({_first_line(error)})",
+            "It is incomplete or was trained on another encoder: train it again",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

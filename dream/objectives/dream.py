@@ -1,0 +1,84 @@
+"""DREAM: the next-token loss of a frozen judge on the target passage, given the retriever's scores (method.md, section 1).
+
+``p = softmax(s / tau)`` over the K candidates is injected into the judge's selected heads with the gate
+``g = sigmoid(gamma)`` (``dream/judge/attention.py``); the loss is the mean cross-entropy of the target's tokens. Its
+gradient reaches the encoder, tau and gamma; the judge gets none.
+
+Controls, one parameter each: ``injection.gate=off`` injects nothing and ``injection.scores=uniform`` injects
+p = 1/K. Neither lets a gradient reach the encoder, which then stays as it was: the row that shows what training adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dream.instances import CandidateSet
+from dream.objectives import Objective, Temperature, gold, ranking_logs, register, similarities
+
+
+@register("dream")
+class Dream(Objective):
+    """The paper's objective."""
+
+    needs_judge = True
+
+    def __init__(self, config, judge=None, heads=()) -> None:
+        from dream.judge import Injection
+
+        super().__init__(config)
+        knobs = config.injection
+        # The judge is frozen and the same in every process: held outside the module tree, it is neither saved,
+        # nor moved, nor synchronised with what is trained.
+        self._held = (judge,)
+        self.injection = Injection(heads=tuple(map(tuple, heads)), rows=knobs.rows, budget=knobs.budget)
+        self.tau = Temperature(config)
+        gamma = torch.logit(torch.tensor(knobs.gate_init, dtype=torch.float32))
+        if knobs.gate == "learned":
+            self.gamma = nn.Parameter(gamma)
+        else:
+            self.register_buffer("gamma", gamma)
+        self.expects_gradient = knobs.gate != "off" and knobs.scores == "learned"
+        if knobs.gate == "off":
+            self.requires_grad_(False)
+
+    @property
+    def judge(self):
+        """The frozen LLM."""
+        return self._held[0]
+
+    def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
+        scores, tau, gate = similarities(sets, encoder), self.tau(), self.gamma.sigmoid()
+        losses, logs = [], {"tau": tau.item(), **ranking_logs(scores, sets, tau)}
+        if self.config.injection.gate == "off":
+            with torch.no_grad():
+                plain = torch.stack([self.judge.target_losses(c).mean() for c in sets]).mean()
+            return plain, logs | {"gate": 0.0}
+        for n, (s, candidates) in enumerate(zip(scores, sets, strict=True)):
+            p = (s / tau).softmax(-1) if self.config.injection.scores == "learned" else torch.full_like(s, 1 / s.shape[1])
+            if n == 0:
+                loss, gap = self._with_gap(candidates, p, gate)
+                logs["gap"] = gap
+            else:
+                loss = self.judge.target_losses(candidates, p, gate, self.injection).mean()
+            losses.append(loss)
+        return torch.stack(losses).mean(), logs | {"gate": gate.item()}
+
+    def _with_gap(self, candidates: CandidateSet, p: Tensor, gate: Tensor) -> tuple[Tensor, float]:
+        """The loss of one set, and the signal in it: the loss with p on a wrong candidate minus with p on the gold one.
+
+        The two readings ride along as extra questions of the same set, so the documents are read once.
+        """
+        q, k = p.shape
+        right = torch.eye(k, dtype=p.dtype, device=p.device)[gold(candidates, p.device)]
+        wrong = right.roll(1, dims=1)
+        thrice = dataclasses.replace(candidates, questions=candidates.questions * 3)
+        losses = self.judge.target_losses(thrice, torch.cat([p, right, wrong]), gate, self.injection)
+        return losses[:q].mean(), (losses[2 * q :].mean() - losses[q : 2 * q].mean()).item()
+
+    def state(self) -> dict[str, float]:
+        gate = 0.0 if self.config.injection.gate == "off" else self.gamma.sigmoid().item()
+        return {"tau": self.tau().item(), "gate": gate}

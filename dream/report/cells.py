@@ -1,0 +1,359 @@
+"""Reading results: exactly the cells that params.yaml lists, checked to belong together.
+
+Nothing here globs: a file left over from another list of systems is never picked up, and a listed cell that is missing
+stops the report with its path and the command that makes it. Every cell has a run record (``reports/cells/runs``) that
+holds the resolved configuration it was made with; :func:`check_agreement` compares them, so that numbers of two
+configurations never stand in one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dream.config import Config
+from dream.errors import DreamError
+from dream.files import read_json
+
+CELLS = Path("reports/cells")
+METRIC = "ndcg_at_10"
+QUERY_COLUMNS = ["suite", "task", "system", "seed", "query_id", "ndcg_at_10", "recall_at_100", "mrr_at_10"]
+RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", "ndcg_at_10", "settings"]
+
+# Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation, say)
+# is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
+EVALUATE_SECTIONS = ("evaluate",)
+TRAIN_SECTIONS = ("training", "encoder", "temperature")
+JUDGE_SECTIONS = ("judge", "injection")
+# Knobs that cannot change a number.
+HARMLESS = {
+    "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "injection.force",
+    "evaluate.token_budget", "evaluate.search_chunk",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluated system: a reference (no seed) or one training run of an objective, on one entry of ``tasks``."""
+
+    system: str
+    seed: int | None
+    tasks: str
+
+    @property
+    def name(self) -> str:
+        """The cell's file name without its ending.
+
+        >>> Cell("bm25", None, "general").name, Cell("dream", 0, "general").name
+        ('bm25-general', 'dream-0-general')
+        """
+        return "-".join(str(part) for part in (self.system, self.seed, self.tasks) if part is not None)
+
+    @property
+    def run(self) -> str:
+        """The training run that the cell evaluates (``dream-0``), or the system's own name."""
+        return self.system if self.seed is None else f"{self.system}-{self.seed}"
+
+    @property
+    def stage(self) -> str:
+        return "reference" if self.seed is None else "evaluate"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report is made from, in memory.
+
+    ``queries`` has one row per system, seed and query; ``records`` one per system, seed and task; ``runs`` the run
+    record of every stage and cell by name; ``curves`` the training curve of every training run.
+    """
+
+    config: Config
+    queries: pd.DataFrame
+    records: pd.DataFrame
+    runs: dict[str, dict[str, Any]]
+    curves: dict[str, pd.DataFrame] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # intervals, computed once
+
+    @cached_property
+    def systems(self) -> list[str]:
+        """The systems in the order of params: references first, then objectives."""
+        return [*self.config.references, *self.config.objectives]
+
+    @cached_property
+    def tasks(self) -> list[tuple[str, str]]:
+        """``(suite, task)`` in the order in which params lists them; a suite's tasks stand together."""
+        pairs = list(dict.fromkeys(zip(self.records.suite, self.records.task, strict=True)))
+        suites = list(dict.fromkeys(suite for suite, _ in pairs))
+        return sorted(pairs, key=lambda pair: suites.index(pair[0]))
+
+    @cached_property
+    def suites(self) -> dict[str, list[str]]:
+        """Suite → its tasks."""
+        found: dict[str, list[str]] = {}
+        for suite, task in self.tasks:
+            found.setdefault(suite, []).append(task)
+        return found
+
+    @cached_property
+    def _averaged(self) -> dict[tuple[str, str], pd.Series]:
+        grouped = self.queries.groupby(["system", "task", "query_id"], sort=True)[METRIC].mean()
+        return {key: part.droplevel([0, 1]) for key, part in grouped.groupby(level=[0, 1], sort=False)}
+
+    def scores(self, system: str, task: str) -> pd.Series:
+        """nDCG@10 of every query of a task, averaged over the system's seeds, indexed and sorted by query id."""
+        return self._averaged[system, task]
+
+    def per_seed(self, system: str, task: str) -> dict[int | None, float]:
+        """Mean nDCG@10 of each training run of a system on a task."""
+        rows = self.queries[(self.queries.system == system) & (self.queries.task == task)]
+        means = rows.groupby("seed", dropna=False, sort=True)[METRIC].mean()
+        return {None if pd.isna(seed) else int(seed): float(value) for seed, value in means.items()}
+
+    def seeds(self, system: str) -> list[int]:
+        return list(self.config.seeds) if system in self.config.objectives else []
+
+    def record(self, system: str, task: str) -> dict[str, Any]:
+        """The first record of a system on a task: what is the same for all its seeds (counts, settings)."""
+        rows = self.records[(self.records.system == system) & (self.records.task == task)]
+        return rows.iloc[0].to_dict()
+
+    def pairs_trained(self, system: str) -> int:
+        """(query, target) pairs that one training run of the system saw; 0 for systems that are not trained here."""
+        if system not in self.config.objectives:
+            return 0
+        notes = self.runs.get(f"train-{system}-{self.config.seeds[0]}", {}).get("notes", {})
+        for key in ("pairs", "pairs_trained"):
+            if key in notes:
+                return int(notes[key])
+        training = self.config.training
+        return training.steps * training.batch * self.config.candidates.questions_per_set
+
+    def check_system(self, name: str) -> str:
+        """Return the name, or stop with the list of known ones."""
+        if name not in self.systems:
+            raise DreamError(f"system {name!r} is not in this report", f"Choose one of {', '.join(self.systems)}")
+        return name
+
+
+def expected(config: Config) -> list[Cell]:
+    """The evaluation cells that params lists: references × tasks, then objectives × seeds × tasks."""
+    references = [Cell(system, None, tasks) for system in config.references for tasks in config.tasks]
+    trained = [Cell(o, seed, tasks) for o in config.objectives for seed in config.seeds for tasks in config.tasks]
+    return references + trained
+
+
+def load(config: Config, folder: Path | str = CELLS) -> Results:
+    """Read every listed cell and check that all of them belong to one configuration.
+
+    Raises:
+        DreamError: a listed cell or its run record is missing or has another schema, two cells were made with
+            different settings, or two systems were scored on different queries of one task.
+    """
+    folder = Path(folder)
+    cells = expected(config)
+    if not cells:
+        raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
+    if not folder.is_dir() or not any(folder.rglob("*")):
+        raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
+    runs = {name: record for name, record in ((_run_name(cell, folder), _run(cell, folder)) for cell in cells)}
+    trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
+    runs |= {f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained}
+    for stage in ("assets", "questions", "prepare", "candidates", "heads"):
+        path = folder / "runs" / f"{stage}.json"
+        if path.exists():
+            runs[stage] = _read_run(path, f"dvc repro {stage}")
+    check_agreement(config, runs, folder)
+    queries = pd.concat([_read_queries(cell, folder) for cell in cells], ignore_index=True)
+    records = pd.concat([_read_records(cell, folder) for cell in cells], ignore_index=True)
+    keys = ["task", "system", "seed"]
+    queries = queries.drop_duplicates([*keys, "query_id"], ignore_index=True)  # a task may stand in two lists
+    records = records.drop_duplicates(keys, ignore_index=True)
+    curves = {run: _read_curve(run, folder) for run in trained if (folder / "train" / f"{run}.csv").exists()}
+    results = Results(config, queries, records, runs, curves, _read_extras(folder))
+    _check_queries(results)
+    return results
+
+
+def _command(cell: Cell) -> str:
+    return f"dvc repro {cell.stage}@{cell.name}"
+
+
+def _missing(path: Path, command: str) -> DreamError:
+    return DreamError(f"{path} is missing", f"Run `{command}` to make it")
+
+
+def _run_path(cell: Cell, folder: Path) -> Path:
+    """A cell's run record; a reference's may carry either stage name."""
+    names = [f"{stage}-{cell.name}.json" for stage in dict.fromkeys((cell.stage, "evaluate"))]
+    paths = [folder / "runs" / name for name in names]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def _run_name(cell: Cell, folder: Path) -> str:
+    return _run_path(cell, folder).stem
+
+
+def _run(cell: Cell, folder: Path) -> dict[str, Any]:
+    return _read_run(_run_path(cell, folder), _command(cell))
+
+
+def _read_run(path: Path, command: str) -> dict[str, Any]:
+    if not path.exists():
+        raise _missing(path, command)
+    value = read_json(path)
+    record = value[0] if isinstance(value, list) and value else value
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise DreamError(f"{path} has another schema (it holds no resolved config)", f"Run `{command}` to make it anew")
+    return record
+
+
+def _read_queries(cell: Cell, folder: Path) -> pd.DataFrame:
+    path = folder / "evaluate" / f"{cell.name}.csv"
+    table = _read_csv(path, _command(cell), QUERY_COLUMNS)
+    table["seed"] = pd.array(table["seed"], dtype="Int64")
+    if table.empty:
+        raise DreamError(f"{path} holds no query", f"Run `{_command(cell)}` to make it anew")
+    _check_owner(table, cell, path)
+    return table
+
+
+def _read_csv(path: Path, command: str, columns: list[str] | None = None) -> pd.DataFrame:
+    if not path.exists():
+        raise _missing(path, command)
+    try:
+        table = pd.read_csv(path, dtype={"query_id": str, "task": str, "suite": str, "system": str}, keep_default_na=True)
+    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DreamError(f"{path} is not a readable CSV ({error})", f"Run `{command}` to make it anew") from None
+    if columns is not None and list(table.columns) != columns:
+        odd = sorted(set(table.columns) ^ set(columns)) or ["their order"]
+        raise DreamError(f"{path} has another schema (differs in {', '.join(odd)})", f"Run `{command}` to make it anew")
+    return table
+
+
+def _read_records(cell: Cell, folder: Path) -> pd.DataFrame:
+    path = folder / "evaluate" / f"{cell.name}.json"
+    if not path.exists():
+        raise _missing(path, _command(cell))
+    value = read_json(path)
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise DreamError(f"{path} has another schema (not a list of records)", f"Run `{_command(cell)}` to make it anew")
+    for key in RECORD_KEYS:
+        if any(key not in row for row in value):
+            raise DreamError(f"{path} has another schema (no {key})", f"Run `{_command(cell)}` to make it anew")
+    table = pd.DataFrame(value)
+    table["seed"] = pd.array([None if row["seed"] in (None, "") else int(row["seed"]) for row in value], dtype="Int64")
+    table["cell"] = cell.name
+    _check_owner(table, cell, path)
+    return table
+
+
+def _check_owner(table: pd.DataFrame, cell: Cell, path: Path) -> None:
+    """A cell holds its own system and seed: a renamed or copied file is noticed."""
+    seeds = {None if pd.isna(seed) else int(seed) for seed in table["seed"].unique()}
+    if set(table["system"]) != {cell.system} or seeds != {cell.seed}:
+        held = ", ".join(sorted(map(str, set(table["system"]))))
+        raise DreamError(
+            f"{path} holds results of {held} (seeds {sorted(map(str, seeds))}), not of {cell.run}",
+            f"Run `{_command(cell)}` to make it anew",
+        )
+
+
+def _read_curve(run: str, folder: Path) -> pd.DataFrame:
+    path = folder / "train" / f"{run}.csv"
+    table = _read_csv(path, f"dvc repro train@{run}")
+    if "step" not in table.columns:
+        raise DreamError(f"{path} has another schema (no step)", f"Run `dvc repro train@{run}` to make it anew")
+    return table
+
+
+def _read_extras(folder: Path) -> dict[str, Any]:
+    """The optional JSON cells directly under the folder (heads, diagnostic, …) by name."""
+    names = ("assets", "prepare", "candidates", "heads", "diagnostic", "diagnostics", "geometry")
+    return {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
+
+
+def _check_queries(results: Results) -> None:
+    """All systems of a task were scored on the same queries, else a paired test would be nonsense."""
+    for _, task in results.tasks:
+        first = results.systems[0]
+        for system in results.systems:
+            if (system, task) not in results._averaged:
+                raise DreamError(f"{system} has no result on {task}, {first} has", "Run `dvc repro` so that both agree")
+            ours, theirs = set(results.scores(first, task).index), set(results.scores(system, task).index)
+            if ours != theirs:
+                raise DreamError(
+                    f"{task}: {first} and {system} were scored on different queries "
+                    f"({len(ours - theirs)} and {len(theirs - ours)} of their own)",
+                    "Run `dvc repro` so that both agree",
+                )
+
+
+def relevant_settings(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The flat ``{knob: value}`` of a stored config on which the run called ``name`` depends directly."""
+    size = str(config.get("model", {}).get("size"))
+    settings = {"model.size": size, "recipe": config.get("recipe")}
+    settings |= _flat(config.get("sizes", {}).get(size, {}), f"sizes.{size}")
+    stage, _, cell = name.partition("-")
+    sections: tuple[str, ...] = ()
+    if stage in ("evaluate", "reference"):
+        sections = EVALUATE_SECTIONS + (("bm25",) if cell.startswith("bm25-") else ())
+    elif stage == "train":
+        sections = TRAIN_SECTIONS + (() if cell.startswith("infonce-") else JUDGE_SECTIONS)
+    for section in sections:
+        settings |= _flat(config.get(section, {}), section)
+    return {key: value for key, value in settings.items() if key not in HARMLESS}
+
+
+def _flat(value: Any, prefix: str) -> dict[str, Any]:
+    """Nested mappings as dotted keys.
+
+    >>> _flat({"a": {"b": 1}, "c": 2}, "x")
+    {'x.a.b': 1, 'x.c': 2}
+    """
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}").items()}
+
+
+def check_agreement(config: Config, runs: dict[str, dict[str, Any]], folder: Path = CELLS) -> None:
+    """Stop if two runs were made with different settings or inputs, or with others than params says. Both are named."""
+    now = config.model_dump(mode="json")
+    for name, record in runs.items():
+        theirs, ours = relevant_settings(name, record["config"]), relevant_settings(name, now)
+        for key in dict.fromkeys([*ours, *theirs]):
+            if theirs.get(key) != ours.get(key):
+                raise _disagreement(key, name, theirs.get(key), ours.get(key), runs, folder)
+    _check_inputs(runs, folder)
+
+
+def _disagreement(key: str, name: str, was: Any, now: Any, runs: dict[str, dict[str, Any]], folder: Path) -> DreamError:
+    """The error for a knob: names a second run that agrees with params when there is one, else params."""
+    path = folder / "runs" / f"{name}.json"
+    for other, record in runs.items():
+        settings = relevant_settings(other, record["config"])
+        if other != name and key in settings and settings[key] == now:
+            return DreamError(
+                f"{path} was made with {key} = {was!r}, {folder / 'runs' / f'{other}.json'} with {now!r}",
+                "Run `dvc repro` so that all cells agree",
+            )
+    return DreamError(f"{path} was made with {key} = {was!r}, params says {now!r}", "Run `dvc repro` so that both agree")
+
+
+def _check_inputs(runs: dict[str, dict[str, Any]], folder: Path) -> None:
+    """The same input (say ``work/tasks``) had the same content in every run that read it."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, record in runs.items():
+        for path, digest in (record.get("inputs") or {}).items():
+            other, expected_digest = seen.setdefault(path, (name, digest))
+            if digest != expected_digest:
+                runs_folder = folder / "runs"
+                raise DreamError(
+                    f"{runs_folder / f'{other}.json'} and {runs_folder / f'{name}.json'} were made from different "
+                    f"{path} ({expected_digest[:8]} and {digest[:8]})",
+                    "Run `dvc repro` so that all cells agree",
+                )

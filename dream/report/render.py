@@ -1,0 +1,218 @@
+"""One table, five faces: CSV, Markdown, LaTeX, HTML and plain text (rich on a terminal).
+
+A :class:`Table` carries exact values for machines (``data``) and laid-out cells for people (``head``, ``rows``, ``notes``).
+Escaping is done here, once per format, so no builder of tables ever thinks about it.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dream.errors import DreamError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One laid-out cell: its text, whether it is the best of its row, and where the number came from."""
+
+    text: str
+    bold: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: ``data`` goes to CSV and JSON, ``head``/``rows``/``notes`` are what a reader sees.
+
+    ``varies`` marks tables whose numbers differ from run to run (wall times); all others are byte-identical.
+    """
+
+    name: str
+    title: str
+    data: pd.DataFrame
+    head: list[str]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+    varies: bool = False
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score as tables print it: no leading zero, a proper minus sign, a dash for nothing.
+
+    >>> number(0.4531), number(-0.02), number(None), number(1.0)
+    ('.453', '−.020', '–', '1.000')
+    """
+    if value is None or value != value:
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    text = text[1:] if text.startswith("0.") else text
+    return f"−{text}" if value < 0 and float(f"{abs(value):.{digits}f}") else text
+
+
+def grouped(value: float) -> str:
+    """A count with thin groups of three.
+
+    >>> grouped(12345)
+    '12,345'
+    """
+    return f"{int(value):,}"
+
+
+def cells(*texts: Any) -> list[Cell]:
+    """A row of plain cells."""
+    return [text if isinstance(text, Cell) else Cell(str(text)) for text in texts]
+
+
+def csv(table: Table) -> str:
+    """Exact values with six decimals: enough to recompute every printed number, short enough for a diff."""
+    stream = io.StringIO()
+    table.data.to_csv(stream, index=False, float_format="%.6f", lineterminator="\n")
+    return stream.getvalue()
+
+
+def markdown(table: Table) -> str:
+    """GitHub Markdown, columns padded so that the source reads as a table too."""
+    rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    head = [_markdown_cell(Cell(text)) for text in table.head]
+    widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
+    numeric = _numeric_columns(table)
+    rule = [("-" * (w - 1) + ":") if numeric[i] else "-" * w for i, w in enumerate(widths)]
+    lines = [f"# {table.title}", ""]
+    for row in [head, rule, *rows]:
+        padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("| " + " | ".join(padded) + " |")
+    return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _escape_markdown(cell.text)
+    return f"**{text}**" if cell.bold else text
+
+
+def _escape_markdown(text: str) -> str:
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("*", "\\*").replace("_", "\\_")
+
+
+def latex(table: Table) -> str:
+    """A booktabs table; needs ``\\usepackage{booktabs}``."""
+    columns = "".join("r" if is_number else "l" for is_number in _numeric_columns(table))
+    body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    head = " & ".join(_escape_latex(text) for text in table.head) + r" \\"
+    notes = [rf"\par\footnotesize {_escape_latex(note)}" for note in table.notes]
+    lines = [
+        r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _escape_latex(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
+def _escape_latex(text: str) -> str:
+    pairs = {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "†": r"$^\dagger$", "±": r"$\pm$",
+        "×": r"$\times$", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$", "·": r"$\cdot$", "∞": r"$\infty$", "…": r"\dots{}",
+    }  # fmt: skip
+    return "".join(pairs.get(character, character) for character in " ".join(text.split()))
+
+
+def html_table(table: Table) -> str:
+    """An HTML table with escaped text; the page makes it sortable by its class."""
+    numeric = _numeric_columns(table)
+    head = "".join(f'<th{" class=num" if numeric[i] else ""}>{html.escape(text)}</th>' for i, text in enumerate(table.head))
+    body = "\n".join(
+        "<tr>" + "".join(_html_cell(cell, numeric[i]) for i, cell in enumerate(row)) + "</tr>" for row in table.rows
+    )
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    return (
+        f'<table class="sortable" id="table-{html.escape(table.name)}">\n<caption>{html.escape(table.title)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+    )
+
+
+def _html_cell(cell: Cell, is_number: bool) -> str:
+    text = html.escape(cell.text)
+    if cell.source:
+        text = f'<a href="#{html.escape(cell.source)}">{text}</a>'
+    text = f"<strong>{text}</strong>" if cell.bold else text
+    return f'<td{" class=num" if is_number else ""}>{text}</td>'
+
+
+def plain(table: Table) -> str:
+    """Aligned text for a pipe: no colours, no box drawing; ``*`` after a cell marks the best."""
+    rows = [[cell.text + ("*" if cell.bold else "") for cell in row] for row in table.rows]
+    widths = [max(len(row[i]) for row in [table.head, *rows]) for i in range(len(table.head))]
+    numeric = _numeric_columns(table)
+    lines = [table.title, ""]
+    for row in [table.head, ["-" * w for w in widths], *rows]:
+        padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    if any(cell.bold for row in table.rows for cell in row):
+        lines += ["", "* best"]
+    return "\n".join([*lines, *([""] if table.notes else []), *(f"- {note}" for note in table.notes)]) + "\n"
+
+
+def rich_table(table: Table) -> Any:
+    """The table as rich draws it on a terminal, with its notes below."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for text, is_number in zip(table.head, _numeric_columns(table), strict=True):
+        drawn.add_column(Text(text), justify="right" if is_number else "left")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell.text, style="bold green" if cell.bold else "") for cell in row))
+    return Group(drawn, *(Text(f"- {note}", style="dim") for note in table.notes), Text(""))
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """What ``--json`` prints: the exact values (missing ones as null) and the notes."""
+    rows = [
+        {key: None if value != value else value for key, value in row.items()}
+        for row in table.data.astype(object).to_dict(orient="records")
+    ]
+    return {"name": table.name, "title": table.title, "rows": rows, "notes": table.notes}
+
+
+def _numeric_columns(table: Table) -> list[bool]:
+    """A column is right-aligned when all its cells look like numbers."""
+    return [bool(table.rows) and all(_looks_numeric(row[i].text) for row in table.rows) for i in range(len(table.head))]
+
+
+def _looks_numeric(text: str) -> bool:
+    """Whether a cell is a number, possibly with an interval, a mark or a unit sign.
+
+    >>> [_looks_numeric(t) for t in (".45 [.4, .5] †", "–", "dream", "", "1,234", "+.02", "tiny-4l")]
+    [True, True, False, True, True, True, False]
+    """
+    return not text or text[0] in "0123456789.−+–<" and not any(c.isalpha() for c in text.replace("e+", ""))
+
+
+FORMATS: dict[str, tuple[str, Callable[[Table], str]]] = {
+    "md": ("md", markdown),
+    "csv": ("csv", csv),
+    "latex": ("tex", latex),
+    "html": ("html", html_table),
+}
+
+
+def render(table: Table, name: str) -> str:
+    """Render in a format of :data:`FORMATS`."""
+    if name not in FORMATS:
+        raise DreamError(f"format {name!r} is unknown", f"Choose one of {', '.join(FORMATS)}")
+    return FORMATS[name][1](table)

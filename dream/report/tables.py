@@ -1,0 +1,379 @@
+"""The tables of a report, one function each in a registry.
+
+What stays the same when a table is added: a function of :class:`~dream.report.cells.Results` returns a
+:class:`~dream.report.render.Table`; files, formats, the command line and the page find it through :data:`TABLES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dream.errors import DreamError
+from dream.report import statistics
+from dream.report.cells import METRIC, Results
+from dream.report.notes import footnotes
+from dream.report.render import Cell, Table, cells, grouped, number
+
+TABLES: dict[str, Callable[[Results], Table | None]] = {}
+MAIN_COLUMNS = (
+    "suite task system size recipe ndcg_at_10 ci_low ci_high seeds queries documents pairs_trained".split()
+)
+COST_COLUMNS = "system size stage wall_s peak_gib flops".split()
+SIGNIFICANCE_COLUMNS = "suite task system reference difference ci_low ci_high p p_holm queries".split()
+SEED_COLUMNS = "suite task system seeds mean sd lowest highest".split()
+SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
+LEVEL = 0.05
+UNTRAINED = "untrained"
+
+
+def table(name: str) -> Callable:
+    """Register a table under the name of its file. A function that returns None has nothing to show."""
+
+    def add(function: Callable[[Results], Table | None]) -> Callable[[Results], Table | None]:
+        TABLES[name] = function
+        return function
+
+    return add
+
+
+def build(results: Results, names: list[str] | None = None) -> list[Table]:
+    """All tables that have something to show, or the named ones."""
+    for name in names or []:
+        if name not in TABLES:
+            raise DreamError(f"table {name!r} is unknown", f"Choose one of {', '.join(TABLES)}")
+    built = {name: TABLES[name](results) for name in names or TABLES}
+    for name, value in built.items():
+        if names and value is None:
+            raise DreamError(f"table {name!r} has nothing to show: its cell is missing", "Run `dvc repro`")
+    return [value for value in built.values() if value is not None]
+
+
+# ---------------------------------------------------------------------------------------------- what tables count
+
+
+def scopes(results: Results) -> list[tuple[str, str, list[str]]]:
+    """The rows of a table by task, ``(suite, label, tasks)``: every task of a suite, then the suite's mean."""
+    rows = []
+    for suite, tasks in results.suites.items():
+        rows += [(suite, task, [task]) for task in tasks]
+        rows.append((suite, "mean", tasks))
+    return rows
+
+
+def overall(results: Results) -> tuple[str, str, list[str]]:
+    """The mean over all tasks of all suites, as one more scope."""
+    return ("all", "mean", [task for _, task in results.tasks])
+
+
+def _values(results: Results, system: str, tasks: list[str]) -> list[np.ndarray]:
+    return [results.scores(system, task).to_numpy() for task in tasks]
+
+
+def measured(results: Results, system: str, tasks: list[str]) -> statistics.Interval:
+    """nDCG@10 of a system over some tasks (every task weighs the same), with its interval."""
+    key, report = ("interval", system, *tasks), results.config.report
+    if key not in results.cache:
+        values = _values(results, system, tasks)
+        results.cache[key] = statistics.interval(values, report.resamples, report.confidence, report.seed)
+    return results.cache[key]
+
+
+def compared(results: Results, system: str, reference: str, tasks: list[str]) -> statistics.Difference:
+    """Paired difference of two systems over some tasks."""
+    key, report = ("difference", system, reference, *tasks), results.config.report
+    if key not in results.cache:
+        ours, theirs = _values(results, system, tasks), _values(results, reference, tasks)
+        results.cache[key] = statistics.difference(ours, theirs, report.resamples, report.confidence, report.seed)
+    return results.cache[key]
+
+
+def _significance_rows(results: Results, system: str, reference: str) -> list[dict[str, Any]]:
+    """One row per scope; Holm's correction runs over the tasks of the table, and apart over the means."""
+    everything = [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
+    rows = []
+    for suite, label, tasks in everything:
+        found = compared(results, system, reference, tasks)
+        queries = sum(len(results.scores(system, task)) for task in tasks)
+        values = (suite, label, system, reference, found.value, found.low, found.high, found.p, None, queries)
+        rows.append(dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)))
+    for family in ([r for r in rows if r["task"] != "mean"], [r for r in rows if r["task"] == "mean"]):
+        for row, p in zip(family, statistics.holm([r["p"] for r in family]), strict=True):
+            row["p_holm"] = p
+    return rows
+
+
+def significance_rows(results: Results) -> list[dict[str, Any]]:
+    """Every other system against the reference system, on every task and mean."""
+    reference = results.check_system(results.config.report.reference_system)
+    if "significance" not in results.cache:
+        others = [system for system in results.systems if system != reference]
+        results.cache["significance"] = [r for system in others for r in _significance_rows(results, system, reference)]
+    return results.cache["significance"]
+
+
+def main_rows(results: Results) -> list[dict[str, Any]]:
+    """The rows of main.csv."""
+    config, rows = results.config, []
+    for suite, label, tasks in scopes(results):
+        for system in results.systems:
+            found = measured(results, system, tasks)
+            records = [results.record(system, task) for task in tasks]
+            values = (
+                suite, label, system, config.model.size, config.recipe, found.value, found.low, found.high,
+                max(1, len(results.seeds(system))), sum(int(r["queries"]) for r in records),
+                sum(int(r["documents"]) for r in records), results.pairs_trained(system),
+            )  # fmt: skip
+            rows.append(dict(zip(MAIN_COLUMNS, values, strict=True)))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+
+@table("main")
+def main(results: Results) -> Table:
+    """nDCG@10 of every system on every task, with intervals and marks of significance."""
+    config, systems = results.config, results.systems
+    reference = results.check_system(config.report.reference_system)
+    marks = {(r["suite"], r["task"], r["system"]): _mark(r) for r in significance_rows(results)}
+    everything = [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
+    rows = []
+    for suite, label, tasks in everything:
+        found = {system: measured(results, system, tasks) for system in systems}
+        best = max(round(f.value, 3) for f in found.values())
+        first = [results.record(systems[0], task) for task in tasks]
+        scores = [
+            Cell(
+                f"{number(f.value)} [{number(f.low)}, {number(f.high)}]{marks.get((suite, label, system), '')}",
+                bold=round(f.value, 3) == best,
+                source=f"cell-{results.record(system, tasks[0])['cell']}" if len(tasks) == 1 else "",
+            )
+            for system, f in found.items()
+        ]
+        counts = [grouped(sum(int(r[key]) for r in first)) for key in ("queries", "documents")]
+        rows.append(cells(suite, label, *counts, *scores))
+    percent = f"{config.report.confidence:.0%}"
+    legend = [
+        f"nDCG@10 [{percent} bootstrap interval over queries]; best of a row in bold. Seeds are averaged per query first.",
+        f"↑ ↓ above or below {reference}: paired sign-flip randomisation test over queries, "
+        f"p < {LEVEL} after Holm's correction over the tasks (and over the means). A mean weighs every task the same.",
+    ]
+    title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
+    head = ["Suite", "Task", "Queries", "Documents", *systems]
+    return Table("main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results))
+
+
+def _mark(row: dict[str, Any]) -> str:
+    if row["p_holm"] >= LEVEL:
+        return ""
+    return "↑" if row["difference"] > 0 else "↓"
+
+
+@table("significance")
+def significance(results: Results) -> Table | None:
+    """Paired differences to the reference system."""
+    found = significance_rows(results)
+    if not found:
+        return None
+    reference = results.config.report.reference_system
+    rows = [
+        cells(
+            r["suite"], r["task"], r["system"], _signed(r["difference"]), f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]",
+            _p(r["p"]), Cell(_p(r["p_holm"]), bold=r["p_holm"] < LEVEL), grouped(r["queries"]),
+        )
+        for r in found
+    ]  # fmt: skip
+    notes = [
+        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's correction.",
+        f"Interval: percentile bootstrap over queries, {results.config.report.resamples} resamples. p: two-sided sign-flip "
+        f"randomisation test, as many draws; its smallest possible value is {_p(1 / (1 + results.config.report.resamples))}.",
+        "p (Holm) is corrected per pair of systems over the tasks, and apart from them over the means.",
+    ]
+    head = ["Suite", "Task", "System", "Difference", "Interval", "p", "p (Holm)", "Queries"]
+    data = pd.DataFrame(found, columns=SIGNIFICANCE_COLUMNS)
+    return Table("significance", f"Paired differences to {reference}", data, head, rows, notes)
+
+
+def _signed(value: float) -> str:
+    text = number(value)
+    return text if text.startswith("−") or float(f"{value:.3f}") == 0 else f"+{text}"
+
+
+def _p(value: float) -> str:
+    return "< .001" if value < 0.001 else number(value)
+
+
+@table("seeds")
+def seeds(results: Results) -> Table | None:
+    """Mean and standard deviation over the training runs of every trained system."""
+    found, rows = [], []
+    for suite, label, tasks in scopes(results):
+        for system in results.config.objectives:
+            per_task = [results.per_seed(system, task) for task in tasks]
+            values = np.array([np.mean([task[seed] for task in per_task]) for seed in results.seeds(system)])
+            sd = float(values.std(ddof=1)) if len(values) > 1 else None
+            row = (suite, label, system, len(values), float(values.mean()), sd, float(values.min()), float(values.max()))
+            found.append(dict(zip(SEED_COLUMNS, row, strict=True)))
+            rows.append(cells(suite, label, system, len(values), *(number(v) for v in row[4:])))
+    if not found:
+        return None
+    notes = [
+        "nDCG@10 of whole training runs. SD is the sample standard deviation over seeds (n − 1); – with one seed.",
+        "The intervals of the main table are over queries, with seeds averaged: they do not contain this spread.",
+    ]
+    head = ["Suite", "Task", "System", "Seeds", "Mean", "SD", "Lowest", "Highest"]
+    return Table("seeds", "Spread over seeds", pd.DataFrame(found, columns=SEED_COLUMNS), head, rows, notes)
+
+
+@table("cost")
+def cost(results: Results) -> Table:
+    """What every system cost: the only table that differs from run to run."""
+    found = cost_rows(results)
+    gains = {system: _gain_per_hour(results, system, found) for system in results.config.objectives}
+    rows = [
+        cells(
+            r["system"], r["stage"], _duration(r["wall_s"]), f"{r['peak_gib']:.2f}", _power(r["flops"]),
+            grouped(results.pairs_trained(r["system"])) if r["stage"] == "train" else "",
+            number(gains[r["system"]], 2) if r["stage"] == "train" else "",
+        )
+        for r in found
+    ]  # fmt: skip
+    hardware = next((run["hardware"] for run in results.runs.values() if run.get("hardware")), {})
+    devices = ", ".join(hardware.get("accelerators") or ["no accelerator"])
+    notes = [
+        "Per training run: mean over seeds; evaluation: all tasks of one run. Peak: the process's, device memory if larger.",
+        f"Gain per hour: mean nDCG@10 over all tasks minus that of {UNTRAINED}, by hours of training "
+        "(detection of heads and making of data not counted; they stand in rows of their own).",
+        f"Machine: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores, "
+        f"{hardware.get('memory_gib', '?')} GiB, {devices}.",
+        "FLOPs are counted from shapes; – where a stage counts none. Times vary between runs; every other table does not.",
+    ]
+    head = ["System", "Stage", "Wall time", "Peak GiB", "FLOPs", "Pairs", "Gain per hour"]
+    title = f"Cost, size {results.config.model.size}, recipe {results.config.recipe}"
+    return Table("cost", title, pd.DataFrame(found, columns=COST_COLUMNS), head, rows, notes, varies=True)
+
+
+def cost_rows(results: Results) -> list[dict[str, Any]]:
+    """Rows of cost.csv: stages that all systems share (system ``shared``), then training and evaluation per system."""
+    size = results.config.model.size
+    groups = [("shared", stage, [[results.runs[stage]]]) for stage in SHARED_STAGES if stage in results.runs]
+    for system in results.systems:
+        runs = [f"{system}-{seed}" for seed in results.seeds(system)]
+        if runs:
+            groups.append((system, "train", [[results.runs[f"train-{run}"]] for run in runs]))
+        evaluations = [
+            [found for tasks in results.config.tasks if (found := _evaluation(results, f"{run}-{tasks}"))]
+            for run in runs or [system]
+        ]
+        groups.append((system, "evaluate", [e for e in evaluations if e]))
+    rows = []
+    for system, stage, repeats in groups:
+        wall, flops = (np.mean([sum(float(r.get(key) or 0) for r in repeat) for repeat in repeats]) for key in ("wall_s", "flops"))
+        peak = max(float(r.get("peak_gib") or 0) for repeat in repeats for r in repeat)
+        rows.append(dict(zip(COST_COLUMNS, (system, size, stage, float(wall), peak, float(flops)), strict=True)))
+    return rows
+
+
+def _evaluation(results: Results, cell: str) -> dict[str, Any] | None:
+    return results.runs.get(f"evaluate-{cell}") or results.runs.get(f"reference-{cell}")
+
+
+def _gain_per_hour(results: Results, system: str, found: list[dict[str, Any]]) -> float | None:
+    if UNTRAINED not in results.systems:
+        return None
+    tasks = overall(results)[2]
+    gain = measured(results, system, tasks).value - measured(results, UNTRAINED, tasks).value
+    seconds = next(r["wall_s"] for r in found if r["system"] == system and r["stage"] == "train")
+    return gain / (seconds / 3600) if seconds else None
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> _duration(42.3), _duration(754), _duration(7500)
+    ('42 s', '12 min 34 s', '2 h 05 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _power(value: float) -> str:
+    return f"{value:.2e}" if value else "–"
+
+
+@table("heads")
+def heads(results: Results, top: int = 20) -> Table | None:
+    """The judge's best attention heads and those that were selected."""
+    found = head_scores(results)
+    if found is None:
+        return None
+    ranked = found.sort_values(["score", "layer", "head"], ascending=[False, True, True], ignore_index=True)
+    ranked.insert(0, "rank", range(1, len(ranked) + 1))
+    shown = ranked[(ranked["rank"] <= top) | ranked["selected"]]
+    rows = [
+        cells(r["rank"], f"({r['layer']}, {r['head']})", number(r["score"]), "yes" if r["selected"] else "")
+        for r in shown.to_dict("records")
+    ]
+    notes = [
+        f"nDCG@10 of the gold candidate when candidates are ranked by a head's calibrated attention; mean of all "
+        f"{len(ranked)} heads {number(ranked['score'].mean())}. Zero-based (layer, query head).",
+        f"Strategy {results.config.heads.strategy}, {int(ranked['selected'].sum())} selected, "
+        f"{results.config.heads.probes} probes.",
+    ]
+    return Table("heads", "Attention heads of the judge", ranked, ["Rank", "Head", "Score", "Selected"], rows, notes)
+
+
+def head_scores(results: Results) -> pd.DataFrame | None:
+    """The heads cell as a frame ``layer, head, score, selected``, or None."""
+    value = results.extras.get("heads")
+    value = value.get("rows", value.get("heads")) if isinstance(value, dict) else value
+    frame = pd.DataFrame(value or [])
+    if not {"layer", "head", "score"} <= set(frame.columns):
+        return None
+    selected = frame["selected"].astype(bool) if "selected" in frame.columns else False
+    return frame[["layer", "head", "score"]].assign(selected=selected)
+
+
+@table("diagnostic")
+def diagnostic(results: Results) -> Table | None:
+    """The loss gap before training: whether the judge's loss tells the right passage from a wrong one at all."""
+    found = diagnostic_rows(results)
+    if not found:
+        return None
+    columns = list(dict.fromkeys(key for row in found for key in row))
+    rows = [cells(*(_plain_value(row.get(key)) for key in columns)) for row in found]
+    notes = [
+        "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on the gold "
+        "candidate and all on a wrong one. The gap wrong − gold is the whole signal that training can use: about zero means "
+        "that training cannot work.",
+    ]
+    head = [key.replace("_", " ") for key in columns]
+    return Table("diagnostic", "Loss gap before training", pd.DataFrame(found), head, rows, notes)
+
+
+def diagnostic_rows(results: Results) -> list[dict[str, Any]]:
+    """The diagnostic cell as a list of flat records."""
+    value = results.extras.get("diagnostic", results.extras.get("diagnostics"))
+    value = [value] if isinstance(value, dict) else value or []
+    return [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in value]
+
+
+def _plain_value(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value, 4) if abs(value) >= 5e-5 or value == 0 else f"{value:.1e}"
+    return "–" if value is None else str(value)
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """metrics.json: one number per system and suite, small enough for the columns of ``dvc exp show``."""
+    tasks = overall(results)[2]
+    scores = {system: round(measured(results, system, tasks).value, 6) for system in results.systems}
+    return {METRIC: scores}

@@ -1,0 +1,20 @@
+"""One thread for every test: models are tiny, and two busy pools on two cores slow each other many times over."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A stage under test sets the threads of its recipe; the next test starts with one again."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)

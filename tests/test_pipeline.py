@@ -1,0 +1,96 @@
+"""dvc.yaml keeps the rules that its numbers depend on (docs/design.md, "DVC")."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+import yaml
+
+from dream import config
+
+STAGES = yaml.safe_load(pathlib.Path("dvc.yaml").read_text())["stages"]
+PLUMBING = {"dream", "dream.config", "dream.errors", "dream.files", "dream.manifest"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_size_is_tracked_as_a_leaf_and_stands_in_the_command(name):
+    """DVC leaves parameters named `size` and `nfiles` out of its run-cache key, at every depth."""
+    stage = STAGES[name]
+    assert "model.size" in stage["params"] and "model" not in stage["params"]
+    assert "--size ${model.size}" in stage["cmd"]
+
+
+def test_no_other_parameter_has_a_name_that_dvc_forgets():
+    def keys(value, path=""):
+        if isinstance(value, dict):
+            for key, below in value.items():
+                yield f"{path}.{key}".lstrip(".")
+                yield from keys(below, f"{path}.{key}")
+
+    found = [k for k in keys(yaml.safe_load(pathlib.Path("params.yaml").read_text())) if k.split(".")[-1] in ("size", "nfiles")]
+    assert found == ["model.size"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_small_results_are_plots_without_cache_and_outs_are_cached(name):
+    stage = STAGES[name]
+    for entry in stage.get("plots", []) + stage.get("metrics", []):
+        assert isinstance(entry, dict) and next(iter(entry.values())) == {"cache": False}, entry
+    assert all(isinstance(out, str) and out.startswith("work/") for out in stage.get("outs", []))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_matrix_lists_hold_short_plain_ids(name):
+    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    for reference in STAGES[name].get("matrix", {}).values():
+        values = raw[re.fullmatch(r"\$\{(\w+)\}", reference)[1]]
+        assert all(re.fullmatch(r"[\w.-]+", str(v)) for v in values)
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Modules of dream/ that a file imports anywhere, as dotted names of files that exist."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {n for n in names if n.split(".")[0] == "dream" and module_path(n)}
+
+
+def module_path(name: str) -> pathlib.Path | None:
+    place = pathlib.Path(*name.split("."))
+    return next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_dependencies_cover_what_the_stage_imports(name):
+    """A change in code that decides a value reruns the stage; plumbing (files, errors, records) does not."""
+    declared = [pathlib.Path(d) for d in STAGES[name]["deps"] if d.startswith(("dream/", "stages/"))]
+    script = pathlib.Path("stages", re.search(r"stages\.(\w+)", STAGES[name]["cmd"])[1] + ".py")
+    assert script in declared
+    missing, seen, queue = set(), set(), [script]
+    while queue:
+        for module in imported(queue.pop()) - PLUMBING - seen:
+            seen.add(module)
+            path = module_path(module)
+            queue.append(path)
+            if not any(path.is_relative_to(d) for d in declared):
+                missing.add(str(path))
+    assert not missing, f"{name} imports {sorted(missing)}: add them to its deps in dvc.yaml"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_tracked_parameters_exist(name):
+    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    for key in STAGES[name]["params"]:
+        place = raw
+        for part in key.split("."):
+            assert part in place, f"{name} tracks {key}, which params.yaml does not have"
+            place = place[part]
+
+
+def test_params_and_dvc_agree_on_the_matrix_lists():
+    found = config.load()
+    assert found.objectives and found.seeds and len(found.seeds) >= 2 and {"bm25", "untrained"} <= set(found.references)
