@@ -165,6 +165,20 @@ class Published(Section):
     dtype: DType = "bfloat16"
 
 
+class RePlug(Section):
+    direction: Literal["teacher_student", "student_teacher"]
+    tau_lm: Annotated[float, Field(gt=0)]
+    mask_target: bool
+
+
+class Revela(Section):
+    tau: Annotated[float, Field(gt=0)]
+    value_normalisation: bool
+    lm: Literal["lora", "frozen"]
+    r: Positive
+    alpha: Positive
+
+
 class Evaluate(Section):
     max_length: Positive
     query_prompt: str
@@ -206,6 +220,8 @@ class Config(Section):
     encoder: Encoder
     training: Training
     infonce: InfoNCE
+    replug: RePlug
+    revela: Revela
     evaluate: Evaluate
     published: dict[str, Published]
     report: Report

@@ -74,10 +74,12 @@ def model_references(config: Config) -> dict[str, str]:
     """Model reference → what the resolved config needs it for."""
     from dream.data import sources
 
-    needed = {config.size.encoder: "encoder", config.size.judge: "judge"}
+    same = config.size.encoder == config.size.judge
+    needed = {config.size.encoder: "encoder, judge" if same else "encoder"}
+    needed.setdefault(config.size.judge, "judge")
     if config.candidates.source in ("dense", "hybrid"):
         needed.setdefault(config.candidates.dense_model, "candidates.dense_model")
-    if any(sources.get(name, config).needs_questions for name in config.data.sources):
+    if any(sources.get(name, config).needs_questions for name in sources.of(config)):
         needed.setdefault(config.questions.generator, "questions.generator")
     for system in config.references:
         if "/" in system:
@@ -101,7 +103,7 @@ def check_available(config: Config) -> None:
                 hub.check_model(reference)
             case "local":
                 models.require_safetensors(Path(reference).expanduser())
-    for name in config.data.sources:
+    for name in sources.of(config):
         sources.get(name, config).check(config)
     tasks.check(tasks.of(config), config)
 
@@ -122,7 +124,7 @@ def ensure(config: Config) -> list[dict[str, Any]]:
             model = MODELS[reference.removeprefix(PACKAGED)]
             record |= _origin(model.wheel) | {"licence": model.licence}
         records.append(record)
-    names = {name: f"source {source}" for source in config.data.sources for name in sources.get(source, config).assets}
+    names = {name: f"source {source}" for source in sources.of(config) for name in sources.get(source, config).assets}
     names |= {name: f"task {task}" for task in tasks.of(config) for name in tasks.assets(task)}
     for name, use in sorted(names.items()):
         record = {"name": name, "kind": "data", "used_for": use, "content_sha256": sha256(data_path(name))}

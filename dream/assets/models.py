@@ -9,7 +9,7 @@ from pathlib import Path
 from dream.assets import wheels
 from dream.assets.registry import MODELS, WHEELS, PackagedModel
 from dream.errors import DreamError
-from dream.files import cache_folder, folder_hash, replacing, write_json
+from dream.files import cache_folder, folder_hash, replacing, value_hash, write_json
 
 CONVERSION = "fp32-1"  # changes when a converted folder would differ: part of its name
 
@@ -104,8 +104,6 @@ def require_safetensors(folder: Path) -> Path:
 def weights_hash(folder: Path) -> str:
     """Content hash of a model folder, stored beside it in the cache by names, sizes and times of its files."""
     state = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
-    from dream.files import value_hash
-
     memo = cache_folder() / "hashes" / value_hash([str(folder.resolve()), state])
     if not memo.exists():
         digest = folder_hash(folder)

@@ -17,8 +17,11 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from dream.data.packaged import Pair
 from dream.errors import DreamError
+from dream.files import cache_folder, replacing, sha256, value_hash
 
 TRAINING = ("stdlib", "numpy", "scipy", "pandas", "sklearn")
 HELD_OUT = ("networkx", "statsmodels")
@@ -41,10 +44,21 @@ def versions(packages: tuple[str, ...] = TRAINING + HELD_OUT) -> dict[str, str]:
 def pairs(package: str) -> list[Pair]:
     """All docstring → code pairs of one package, in the order of its files; a repeated query counts once.
 
+    Reading takes seconds, so the pairs of a version are kept in the cache.
+
     Raises:
         DreamError: the package is not installed.
     """
     root = folder(package)
+    key = value_hash([versions((package,)), sha256(__file__)])[:16]
+    kept = cache_folder() / "code" / f"{package}-{key}.parquet"
+    if not kept.exists():
+        with replacing(kept) as temporary:
+            pd.DataFrame(_read(package, root), columns=Pair._fields).to_parquet(temporary)
+    return [Pair(*row) for row in pd.read_parquet(kept).itertuples(index=False)]
+
+
+def _read(package: str, root: Path) -> list[Pair]:
     found: dict[str, Pair] = {}
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()

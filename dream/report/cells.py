@@ -60,6 +60,7 @@ class Cell:
 
     @property
     def stage(self) -> str:
+        """The DVC stage that makes the cell (both run ``stages/evaluate.py``)."""
         return "reference" if self.seed is None else "evaluate"
 
 
@@ -114,6 +115,12 @@ class Results:
         means = rows.groupby("seed", dropna=False, sort=True)[METRIC].mean()
         return {None if pd.isna(seed) else int(seed): float(value) for seed, value in means.items()}
 
+    @cached_property
+    def reference(self) -> str:
+        """The system that all others are tested against: params' choice, or the first trained one if it is not shown."""
+        wanted = self.config.report.reference_system
+        return wanted if wanted in self.systems else [*self.config.objectives, *self.systems][0]
+
     def seeds(self, system: str) -> list[int]:
         return list(self.config.seeds) if system in self.config.objectives else []
 
@@ -127,9 +134,8 @@ class Results:
         if system not in self.config.objectives:
             return 0
         notes = self.runs.get(f"train-{system}-{self.config.seeds[0]}", {}).get("notes", {})
-        for key in ("pairs", "pairs_trained"):
-            if key in notes:
-                return int(notes[key])
+        if "pairs_trained" in notes:
+            return int(notes["pairs_trained"])
         training = self.config.training
         return training.steps * training.batch * self.config.candidates.questions_per_set
 
@@ -160,7 +166,7 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
         raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
     if not folder.is_dir() or not any(folder.rglob("*")):
         raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
-    runs = {name: record for name, record in ((_run_name(cell, folder), _run(cell, folder)) for cell in cells)}
+    runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in cells}
     trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
     runs |= {f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained}
     for stage in ("assets", "questions", "prepare", "candidates", "heads"):
@@ -185,21 +191,6 @@ def _command(cell: Cell) -> str:
 
 def _missing(path: Path, command: str) -> DreamError:
     return DreamError(f"{path} is missing", f"Run `{command}` to make it")
-
-
-def _run_path(cell: Cell, folder: Path) -> Path:
-    """A cell's run record; a reference's may carry either stage name."""
-    names = [f"{stage}-{cell.name}.json" for stage in dict.fromkeys((cell.stage, "evaluate"))]
-    paths = [folder / "runs" / name for name in names]
-    return next((path for path in paths if path.exists()), paths[0])
-
-
-def _run_name(cell: Cell, folder: Path) -> str:
-    return _run_path(cell, folder).stem
-
-
-def _run(cell: Cell, folder: Path) -> dict[str, Any]:
-    return _read_run(_run_path(cell, folder), _command(cell))
 
 
 def _read_run(path: Path, command: str) -> dict[str, Any]:
@@ -273,7 +264,7 @@ def _read_curve(run: str, folder: Path) -> pd.DataFrame:
 
 def _read_extras(folder: Path) -> dict[str, Any]:
     """The optional JSON cells directly under the folder (heads, diagnostic, …) by name."""
-    names = ("assets", "prepare", "candidates", "heads", "diagnostic", "diagnostics", "geometry")
+    names = ("assets", "prepare", "candidates", "heads", "diagnostic", "geometry")
     return {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
 
 
@@ -300,7 +291,7 @@ def relevant_settings(name: str, config: dict[str, Any]) -> dict[str, Any]:
     settings |= _flat(config.get("sizes", {}).get(size, {}), f"sizes.{size}")
     stage, _, cell = name.partition("-")
     sections: tuple[str, ...] = ()
-    if stage in ("evaluate", "reference"):
+    if stage == "evaluate":
         sections = EVALUATE_SECTIONS + (("bm25",) if cell.startswith("bm25-") else ())
     elif stage == "train":
         sections = TRAIN_SECTIONS + (() if cell.startswith("infonce-") else JUDGE_SECTIONS)

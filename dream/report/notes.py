@@ -67,7 +67,7 @@ def _search(results: Results) -> str:
 
 
 def _versions(results: Results) -> str:
-    record = next((run for name, run in results.runs.items() if name.startswith(("evaluate", "reference"))), {})
+    record = next((run for name, run in results.runs.items() if name.startswith("evaluate")), {})
     versions = record.get("versions") or {}
     names = [name for name in ("mteb", "bm25s", "torch", "transformers", "peft") if name in versions]
     return f"Versions: {', '.join(f'{name} {versions[name]}' for name in names)}." if names else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -97,8 +98,13 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return text.replace("*", "\\*").replace("_", "\\_")
+    r"""Text that Markdown would take for markup, made plain.
+
+    >>> print(_escape_markdown("a|b * <b> query_focused, p < 0.05"))
+    a\|b \* \<b> query_focused, p < 0.05
+    """
+    text = re.sub(r"([\\|*`\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text))
 
 
 def latex(table: Table) -> str:
@@ -194,13 +200,16 @@ def _numeric_columns(table: Table) -> list[bool]:
     return [bool(table.rows) and all(_looks_numeric(row[i].text) for row in table.rows) for i in range(len(table.head))]
 
 
-def _looks_numeric(text: str) -> bool:
-    """Whether a cell is a number, possibly with an interval, a mark or a unit sign.
+NUMERIC = re.compile(r"([.\d+−–<][^A-Za-z]*((s|min|h|e\+)\b[^A-Za-z]*|e\+\d+)*)?")
 
-    >>> [_looks_numeric(t) for t in (".45 [.4, .5] †", "–", "dream", "", "1,234", "+.02", "tiny-4l")]
+
+def _looks_numeric(text: str) -> bool:
+    """Whether a cell is a number, possibly with an interval, a mark or a unit of time.
+
+    >>> [_looks_numeric(t) for t in (".45 [.4, .5] ↑", "–", "dream", "", "1.50e+13", "2 h 05 min", "16 heads")]
     [True, True, False, True, True, True, False]
     """
-    return not text or text[0] in "0123456789.−+–<" and not any(c.isalpha() for c in text.replace("e+", ""))
+    return bool(NUMERIC.fullmatch(text))
 
 
 FORMATS: dict[str, tuple[str, Callable[[Table], str]]] = {

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dream.errors import DreamError
-from dream.report import statistics
+from dream.evaluation import stats
 from dream.report.cells import METRIC, Results
 from dream.report.notes import footnotes
 from dream.report.render import Cell, Table, cells, grouped, number
@@ -25,6 +25,7 @@ MAIN_COLUMNS = (
 COST_COLUMNS = "system size stage wall_s peak_gib flops".split()
 SIGNIFICANCE_COLUMNS = "suite task system reference difference ci_low ci_high p p_holm queries".split()
 SEED_COLUMNS = "suite task system seeds mean sd lowest highest".split()
+DIAGNOSTIC_ORDER = "rows gate none uniform gold wrong gap".split()
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
 LEVEL = 0.05
 UNTRAINED = "untrained"
@@ -73,21 +74,21 @@ def _values(results: Results, system: str, tasks: list[str]) -> list[np.ndarray]
     return [results.scores(system, task).to_numpy() for task in tasks]
 
 
-def measured(results: Results, system: str, tasks: list[str]) -> statistics.Interval:
+def measured(results: Results, system: str, tasks: list[str]) -> stats.Interval:
     """nDCG@10 of a system over some tasks (every task weighs the same), with its interval."""
     key, report = ("interval", system, *tasks), results.config.report
     if key not in results.cache:
         values = _values(results, system, tasks)
-        results.cache[key] = statistics.interval(values, report.resamples, report.confidence, report.seed)
+        results.cache[key] = stats.interval(values, report.resamples, report.confidence, report.seed)
     return results.cache[key]
 
 
-def compared(results: Results, system: str, reference: str, tasks: list[str]) -> statistics.Difference:
+def compared(results: Results, system: str, reference: str, tasks: list[str]) -> stats.Difference:
     """Paired difference of two systems over some tasks."""
     key, report = ("difference", system, reference, *tasks), results.config.report
     if key not in results.cache:
         ours, theirs = _values(results, system, tasks), _values(results, reference, tasks)
-        results.cache[key] = statistics.difference(ours, theirs, report.resamples, report.confidence, report.seed)
+        results.cache[key] = stats.paired(ours, theirs, report.resamples, report.confidence, report.seed)
     return results.cache[key]
 
 
@@ -101,14 +102,14 @@ def _significance_rows(results: Results, system: str, reference: str) -> list[di
         values = (suite, label, system, reference, found.value, found.low, found.high, found.p, None, queries)
         rows.append(dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)))
     for family in ([r for r in rows if r["task"] != "mean"], [r for r in rows if r["task"] == "mean"]):
-        for row, p in zip(family, statistics.holm([r["p"] for r in family]), strict=True):
+        for row, p in zip(family, stats.holm([r["p"] for r in family]), strict=True):
             row["p_holm"] = p
     return rows
 
 
 def significance_rows(results: Results) -> list[dict[str, Any]]:
     """Every other system against the reference system, on every task and mean."""
-    reference = results.check_system(results.config.report.reference_system)
+    reference = results.reference
     if "significance" not in results.cache:
         others = [system for system in results.systems if system != reference]
         results.cache["significance"] = [r for system in others for r in _significance_rows(results, system, reference)]
@@ -138,7 +139,7 @@ def main_rows(results: Results) -> list[dict[str, Any]]:
 def main(results: Results) -> Table:
     """nDCG@10 of every system on every task, with intervals and marks of significance."""
     config, systems = results.config, results.systems
-    reference = results.check_system(config.report.reference_system)
+    reference = results.reference
     marks = {(r["suite"], r["task"], r["system"]): _mark(r) for r in significance_rows(results)}
     everything = [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
     rows = []
@@ -179,7 +180,7 @@ def significance(results: Results) -> Table | None:
     found = significance_rows(results)
     if not found:
         return None
-    reference = results.config.report.reference_system
+    reference = results.reference
     rows = [
         cells(
             r["suite"], r["task"], r["system"], _signed(r["difference"]), f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]",
@@ -266,20 +267,15 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
         if runs:
             groups.append((system, "train", [[results.runs[f"train-{run}"]] for run in runs]))
         evaluations = [
-            [found for tasks in results.config.tasks if (found := _evaluation(results, f"{run}-{tasks}"))]
-            for run in runs or [system]
+            [results.runs[f"evaluate-{run}-{tasks}"] for tasks in results.config.tasks] for run in runs or [system]
         ]
-        groups.append((system, "evaluate", [e for e in evaluations if e]))
+        groups.append((system, "evaluate", evaluations))
     rows = []
     for system, stage, repeats in groups:
         wall, flops = (np.mean([sum(float(r.get(key) or 0) for r in repeat) for repeat in repeats]) for key in ("wall_s", "flops"))
         peak = max(float(r.get("peak_gib") or 0) for repeat in repeats for r in repeat)
         rows.append(dict(zip(COST_COLUMNS, (system, size, stage, float(wall), peak, float(flops)), strict=True)))
     return rows
-
-
-def _evaluation(results: Results, cell: str) -> dict[str, Any] | None:
-    return results.runs.get(f"evaluate-{cell}") or results.runs.get(f"reference-{cell}")
 
 
 def _gain_per_hour(results: Results, system: str, found: list[dict[str, Any]]) -> float | None:
@@ -348,7 +344,8 @@ def diagnostic(results: Results) -> Table | None:
     found = diagnostic_rows(results)
     if not found:
         return None
-    columns = list(dict.fromkeys(key for row in found for key in row))
+    present = list(dict.fromkeys(key for row in found for key in row))
+    columns = [key for key in DIAGNOSTIC_ORDER if key in present] + [key for key in present if key not in DIAGNOSTIC_ORDER]
     rows = [cells(*(_plain_value(row.get(key)) for key in columns)) for row in found]
     notes = [
         "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on the gold "
@@ -356,12 +353,12 @@ def diagnostic(results: Results) -> Table | None:
         "that training cannot work.",
     ]
     head = [key.replace("_", " ") for key in columns]
-    return Table("diagnostic", "Loss gap before training", pd.DataFrame(found), head, rows, notes)
+    return Table("diagnostic", "Loss gap before training", pd.DataFrame(found, columns=columns), head, rows, notes)
 
 
 def diagnostic_rows(results: Results) -> list[dict[str, Any]]:
     """The diagnostic cell as a list of flat records."""
-    value = results.extras.get("diagnostic", results.extras.get("diagnostics"))
+    value = results.extras.get("diagnostic")
     value = [value] if isinstance(value, dict) else value or []
     return [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in value]
 

@@ -1,0 +1,215 @@
+"""Instances and passages → candidate sets and a summary of what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dream.candidates.bm25 import BM25Index
+from dream.candidates.dense import DenseIndex
+from dream.config import Config
+from dream.data.tables import rng
+from dream.errors import DreamError
+from dream.instances import passage_text
+
+COLUMNS = ["set_id", "source", "group", "passage_ids", "instance_ids", "gold"]
+DEPTH = 100  # how deep the positive's rank is looked for, and how deep lists are fused
+
+Index = BM25Index | DenseIndex
+Search = Callable[[Sequence[str]], list[list[str]]]
+
+
+def fuse(rankings: Sequence[Sequence[str]], constant: int) -> list[str]:
+    """Reciprocal rank fusion: documents by the sum of 1 / (constant + rank), ties by id.
+
+    >>> fuse([["a", "b", "c"], ["b", "c", "d"]], 60)
+    ['b', 'c', 'a', 'd']
+    """
+    scores: dict[str, float] = {}
+    for ranking in rankings:
+        for rank, name in enumerate(ranking, 1):
+            scores[name] = scores.get(name, 0.0) + 1 / (constant + rank)
+    return sorted(scores, key=lambda name: (-scores[name], name))
+
+
+def _bm25(config: Config, passages: pd.DataFrame) -> Search:
+    index = BM25Index(_texts(passages), config.bm25, list(passages["passage_id"]), progress=True)
+    return lambda queries: index.search(queries, max(DEPTH, config.candidates.count))[0].tolist()
+
+
+def _dense(config: Config, passages: pd.DataFrame) -> Search:
+    index = DenseIndex(_texts(passages), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
+    return lambda queries: index.search(queries, max(DEPTH, config.candidates.count))[0].tolist()
+
+
+def _hybrid(config: Config, passages: pd.DataFrame) -> Search:
+    searches = [_bm25(config, passages), _dense(config, passages)]
+
+    def search(queries: Sequence[str]) -> list[list[str]]:
+        found = zip(*(one(queries) for one in searches), strict=True)
+        return [fuse(rankings, config.candidates.rrf_k) for rankings in found]
+
+    return search
+
+
+RETRIEVERS: dict[str, Callable[[Config, pd.DataFrame], Search]] = {"bm25": _bm25, "dense": _dense, "hybrid": _hybrid}
+STRATEGIES = ("same_document", *RETRIEVERS)
+
+
+@dataclass
+class Found:
+    """Sets of one source and what happened on the way."""
+
+    rows: list[tuple] = field(default_factory=list)
+    pool: int = 0
+    in_small_groups: int = 0
+    without_positive: int = 0
+    ranks: list[int | None] = field(default_factory=list)
+
+
+def build(
+    config: Config, passages: pd.DataFrame, instances: pd.DataFrame
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Build the candidate sets of all instances.
+
+    Args:
+        config: ``candidates`` (strategy, K, whether the positive is always in, questions per set, seed) and ``bm25``.
+        passages: passage_id, source, group, title, text: each source's pool.
+        instances: instance_id, source, group, query, target_id.
+
+    Returns:
+        Sets (set_id, source, group, passage_ids [K], instance_ids, gold: the targets' places), sources evenly mixed in
+        seeded order, and one record a source: strategy, K, pool, sets, instances, what was dropped, how often the
+        retriever found the positive among K and its rank.
+
+    Raises:
+        DreamError: K is larger than every pool of a source, or no set is left.
+    """
+    tables, summary = [], []
+    for source in dict.fromkeys(instances["source"]):
+        strategy = _strategy(config, source)
+        pool, asked = passages[passages["source"] == source], instances[instances["source"] == source]
+        found = _same_document(config, pool, asked) if strategy == "same_document" else _retrieved(
+            config, strategy, pool, asked
+        )  # fmt: skip
+        if not found.rows:
+            raise DreamError(
+                f"source {source}: strategy {strategy} leaves no candidate set of {config.candidates.count} passages "
+                f"({found.in_small_groups} instances in groups that are too small, {found.without_positive} without positive)",
+                "Lower candidates.count or set candidates.include_positive",
+            )
+        generator = rng(config.candidates.seed, "order", source)
+        found.rows = [found.rows[i] for i in generator.permutation(len(found.rows))]
+        tables.append(pd.DataFrame(found.rows, columns=COLUMNS))
+        summary.append(_record(config, source, strategy, found, len(asked)))
+    return mixed(tables), summary
+
+
+def mixed(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Interleave tables so that every stretch holds them in proportion to their lengths; each keeps its own order."""
+    joined = pd.concat(tables, ignore_index=True)
+    place = np.concatenate([(np.arange(len(table)) + 0.5) / len(table) for table in tables])
+    return joined.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
+
+
+def _strategy(config: Config, source: str) -> str:
+    from dream.data import sources
+
+    return sources.get(source, config).natural if config.candidates.source == "auto" else config.candidates.source
+
+
+def _same_document(config: Config, pool: pd.DataFrame, instances: pd.DataFrame) -> Found:
+    """K passages of the group, drawn with the seed; questions of one group share a set, ``questions_per_set`` at most."""
+    k, found = config.candidates.count, Found()
+    groups = {group: list(ids) for group, ids in pool.groupby("group", sort=False)["passage_id"]}
+    found.pool = max(map(len, groups.values()))
+    if found.pool < k:
+        raise _too_small(instances, k, found.pool, "the largest group has")
+    for group, asked in instances.groupby("group", sort=True):
+        members = groups[group]
+        if len(members) < k:
+            found.in_small_groups += len(asked)
+            continue
+        order = rng(config.candidates.seed, "same_document", str(group))
+        shuffled = asked.iloc[order.permutation(len(asked))]
+        for part in _shares(shuffled, config.candidates.questions_per_set, k):
+            targets = list(dict.fromkeys(part["target_id"])) if config.candidates.include_positive else []
+            others = [name for name in members if name not in set(targets)]
+            chosen = targets + [others[i] for i in order.choice(len(others), k - len(targets), replace=False)]
+            _add(found, config, group, chosen, part)
+    return found
+
+
+def _shares(asked: pd.DataFrame, per_set: int, k: int) -> Iterator[pd.DataFrame]:
+    """Cut a group's instances into sets of ``per_set`` questions (of at most K: every target needs a place)."""
+    step = min(per_set, k)
+    for start in range(0, len(asked), step):
+        yield asked.iloc[start : start + step]
+
+
+def _retrieved(config: Config, strategy: str, pool: pd.DataFrame, instances: pd.DataFrame) -> Found:
+    """The K best passages of the source; the positive takes the last place if it was not found (``include_positive``)."""
+    k, found = config.candidates.count, Found(pool=len(pool))
+    if len(pool) < k:
+        raise _too_small(instances, k, len(pool), "it has")
+    search = RETRIEVERS[strategy](config, pool)
+    ranked = search(list(instances["query"]))
+    for (_, row), ranking in zip(instances.iterrows(), ranked, strict=True):
+        found.ranks.append(ranking.index(row["target_id"]) + 1 if row["target_id"] in ranking else None)
+        chosen = ranking[:k]
+        if config.candidates.include_positive and row["target_id"] not in chosen:
+            chosen = [*chosen[: k - 1], row["target_id"]]
+        _add(found, config, row["group"], chosen, row.to_frame().T)
+    return found
+
+
+def _add(found: Found, config: Config, group: str, chosen: list[str], asked: pd.DataFrame) -> None:
+    """Append a set in shuffled order; instances whose target is not in it are dropped and counted."""
+    inside = asked[asked["target_id"].isin(chosen)]
+    found.without_positive += len(asked) - len(inside)
+    if inside.empty:
+        return
+    first = inside["instance_id"].iloc[0]
+    order = rng(config.candidates.seed, "shuffle", first).permutation(len(chosen))
+    passage_ids = [chosen[i] for i in order]
+    gold = [passage_ids.index(target) for target in inside["target_id"]]
+    found.rows.append(
+        (f"set-{first}", inside["source"].iloc[0], group, passage_ids, list(inside["instance_id"]), gold)
+    )
+
+
+def _too_small(instances: pd.DataFrame, k: int, pool: int, where: str) -> DreamError:
+    return DreamError(
+        f"source {instances['source'].iloc[0]}: candidates.count is {k}, but {where} {pool} passages",
+        f"Set candidates.count to {pool} or less, choose another candidates.source, or leave the source out",
+    )
+
+
+def _record(config: Config, source: str, strategy: str, found: Found, instances: int) -> dict[str, Any]:
+    k = config.candidates.count
+    hits = [rank for rank in found.ranks if rank is not None]
+    return {
+        "source": source,
+        "strategy": strategy,
+        "count": k,
+        "include_positive": config.candidates.include_positive,
+        "pool": found.pool,
+        "sets": len(found.rows),
+        "instances": sum(len(row[4]) for row in found.rows),
+        "instances_given": instances,
+        "dropped_in_small_groups": found.in_small_groups,
+        "dropped_without_positive": found.without_positive,
+        "positive_found": round(sum(rank <= k for rank in hits) / len(found.ranks), 4) if found.ranks else None,
+        "positive_found_at_100": round(len(hits) / len(found.ranks), 4) if found.ranks else None,
+        "positive_mean_rank": round(float(np.mean(hits)), 3) if hits else None,
+        "positive_median_rank": float(np.median(hits)) if hits else None,
+        "positive_first": round(sum(rank == 1 for rank in hits) / len(found.ranks), 4) if found.ranks else None,
+    }
+
+
+def _texts(passages: pd.DataFrame) -> list[str]:
+    return [passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True)]

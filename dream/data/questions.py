@@ -1,0 +1,161 @@
+"""Generated questions for sources that have passages but no questions: one chunk of an article, one question.
+
+The prompt, the model and the greedy decoding are fixed by the config. Every answer is appended to a journal outside
+the pipeline's outputs, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from dream import assets
+from dream.config import Config
+from dream.data import sources
+from dream.data.tables import rng
+from dream.files import value_hash
+
+COLUMNS = ["source", "target_id", "query"]
+
+
+def needed(config: Config) -> list[str]:
+    """Sources of the config that have no questions of their own."""
+    return [name for name in sources.of(config) if sources.get(name, config).needs_questions]
+
+
+def targets(config: Config) -> pd.DataFrame:
+    """The passages to ask about: ``questions.per_set`` of every group, drawn with ``data.seed``.
+
+    Returns:
+        Rows of passages (passage_id, source, group, title, text), the same on every run.
+    """
+    tables = []
+    for name in needed(config):
+        passages = sources.get(name, config).passages(config)
+        generator = rng(config.data.seed, "questions", name)
+        order = passages.iloc[generator.permutation(len(passages))]
+        chosen = order.groupby("group", sort=True).head(config.questions.per_set)
+        tables.append(chosen.sort_values(["group", "passage_id"]))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None) -> pd.DataFrame:
+    """Write one question for every passage.
+
+    Args:
+        config: ``questions`` names the instruct model, the prompt and the limits.
+        passages: rows with passage_id, source, title, text.
+        journal: JSON-lines file of answers already written; by default under ``.dream`` in the project's root.
+
+    Returns:
+        source, target_id, query: in the order of ``passages``; answers without a word are left out.
+    """
+    journal = journal or _journal(config)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    done = _read(journal)
+    # sorted by length: a batch is padded to its longest prompt
+    todo = passages[~passages["passage_id"].isin(list(done))]
+    todo = todo.iloc[todo["text"].str.len().argsort(kind="stable")]
+    if len(todo):
+        write = Writer(config)
+        with open(journal, "a", encoding="utf-8") as stream, tqdm(total=len(todo), desc="questions", unit="question") as bar:
+            for start in range(0, len(todo), config.questions.batch):
+                batch = todo.iloc[start : start + config.questions.batch]
+                for name, question in zip(batch["passage_id"], write(list(batch["text"])), strict=True):
+                    done[name] = question
+                    stream.write(json.dumps([name, question], ensure_ascii=False) + "\n")
+                stream.flush()
+                bar.update(len(batch))
+    rows = [
+        (source, name, done[name])
+        for source, name in zip(passages["source"], passages["passage_id"], strict=True)
+        if re.search(r"\w", done[name])
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+class Writer:
+    """An instruct model that turns passages into questions: left-padded batches, greedy decoding."""
+
+    def __init__(self, config: Config) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = assets.model_path(config.questions.generator)
+        remote = config.encoder.trust_remote_code
+        self.settings = config.questions
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=remote)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=remote
+        ).eval()
+        if torch.cuda.is_available():
+            self.model = self.model.cuda()
+
+    def __call__(self, texts: list[str]) -> list[str]:
+        """One question a text: the first line that the model writes."""
+        import torch
+
+        prompts = [self._prompt(text) for text in texts]
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
+        with torch.inference_mode():
+            out = self.model.generate(
+                **inputs,
+                max_new_tokens=self.settings.max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        answers = self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [clean(answer) for answer in answers]
+
+    def _prompt(self, text: str) -> str:
+        prompt = self.settings.prompt.replace("{passage}", text)
+        if not self.tokenizer.chat_template:
+            return (self.tokenizer.bos_token or "") + prompt
+        turn = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+
+
+def clean(answer: str) -> str:
+    """The question in a model's answer: thoughts, labels and quotes removed, first line, up to its question mark.
+
+    >>> clean('<think>hm</think> Question: "What is an atom?" It asks …')
+    'What is an atom?'
+    """
+    answer = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.S).strip()
+    line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
+    line = re.sub(r"^(question|q)\s*:\s*", "", line, flags=re.I).strip(" \"'“”*")
+    return line[: line.index("?") + 1] if "?" in line else line
+
+
+def _journal(config: Config) -> Path:
+    key = value_hash([config.questions.model_dump(), config.data.model_dump()])[:16]
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
+
+
+def _read(journal: Path) -> dict[str, str]:
+    """Answers written so far; a line that was cut by an interruption is dropped from the file."""
+    if not journal.exists():
+        return {}
+    whole, done = 0, {}
+    with open(journal, "rb") as stream:
+        for line in stream:
+            try:
+                name, question = json.loads(line) if line.endswith(b"\n") else (None, None)
+            except ValueError:
+                break
+            if name is None:
+                break
+            done[name] = question
+            whole += len(line)
+    os.truncate(journal, whole)
+    return done

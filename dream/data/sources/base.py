@@ -1,0 +1,44 @@
+"""What a training source is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from dream.config import Config
+
+Tables = tuple[pd.DataFrame, pd.DataFrame]
+
+
+def _nothing(config: Config) -> None:
+    """A source that needs nothing beyond its assets."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One training source.
+
+    Attributes:
+        name: as in ``data.sources``.
+        natural: candidate strategy that suits it (``candidates.source: auto``).
+        load: config → passages and instances; None where questions have to be generated.
+        passages: config → passages alone, of sources whose questions are generated.
+        assets: packaged data that it reads.
+        check: stops with one line if something else that it needs is not at hand.
+    """
+
+    name: str
+    natural: str
+    description: str
+    licence: str
+    load: Callable[[Config], Tables] | None = None
+    passages: Callable[[Config], pd.DataFrame] | None = None
+    assets: tuple[str, ...] = ()
+    check: Callable[[Config], None] = _nothing
+
+    @property
+    def needs_questions(self) -> bool:
+        """True if the source has passages but no questions of its own."""
+        return self.load is None

@@ -1,0 +1,65 @@
+"""What an evaluation task is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from dream.data.tables import CORPUS, QRELS, QUERIES
+
+
+@dataclass(frozen=True)
+class Task:
+    """One corpus with its queries and judgements. A score belongs to a task and its ``revision``.
+
+    Attributes:
+        name: as in params; unique.
+        suite: ``packaged``, ``own``, ``BEIR``, ``RTEB`` or ``mteb``.
+        corpus: id, title, text.
+        queries: id, text; every query has a relevant document.
+        qrels: query_id, doc_id, relevance (positive whole numbers).
+        revision: hash of all of the above tables: it changes when a text, an id or a judgement changes.
+        part: name of the part, for mteb tasks that are a mean over several corpora (empty otherwise).
+        drop_identical_ids: the task's own rule on hits with the query's id; None = as ``evaluate.drop_identical_ids``.
+        notes: what a reader must know: draws, what was left out.
+    """
+
+    name: str
+    suite: str
+    corpus: pd.DataFrame
+    queries: pd.DataFrame
+    qrels: pd.DataFrame
+    revision: str
+    description: str = ""
+    licence: str = ""
+    part: str = ""
+    drop_identical_ids: bool | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def judgements(self) -> dict[str, dict[str, int]]:
+        """qrels as query id → document id → relevance."""
+        found: dict[str, dict[str, int]] = {}
+        for query, doc, grade in zip(self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True):
+            found.setdefault(query, {})[doc] = int(grade)
+        return found
+
+
+def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more) -> Task:
+    """A :class:`Task` with its tables in the order of their ids and its revision."""
+    corpus = corpus[CORPUS].sort_values("id", ignore_index=True)
+    queries = queries[QUERIES].sort_values("id", ignore_index=True)
+    qrels = qrels[QRELS].sort_values(["query_id", "doc_id"], ignore_index=True)
+    return Task(name, suite, corpus, queries, qrels, revision(corpus, queries, qrels), **more)
+
+
+def revision(*tables: pd.DataFrame) -> str:
+    """Content hash of tables: rows in their order, fields separated."""
+    digest = hashlib.sha256()
+    for table in tables:
+        for row in table.itertuples(index=False):
+            digest.update("\x1f".join(map(str, row)).encode() + b"\x1e")
+        digest.update(b"\x1d")
+    return digest.hexdigest()[:32]

@@ -1,0 +1,104 @@
+"""Evaluation tasks of mteb by name: loaded by mteb itself, read out as tables, one part for every corpus.
+
+Most tasks are one part. CQADupstackRetrieval is the mean over 12 tasks, others have several subsets or splits: their
+score is the mean over parts, as in mteb. Importing mteb takes seconds, so it happens only where an mteb task is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from dream.assets import hub
+from dream.data.tables import CORPUS, QRELS, QUERIES
+from dream.data.tasks.base import Task, make
+from dream.data.tasks.lists import LISTS, suite
+from dream.data.tasks.packaged import PACKAGED
+from dream.errors import DreamError
+
+SUBSETS = {"CUREv1": ["en"]}  # what the paper evaluates
+
+
+def _get(name: str) -> list[Any]:
+    """mteb's task object(s) of one name.
+
+    Raises:
+        DreamError: mteb has no such task, or it is not a retrieval task.
+    """
+    import mteb
+
+    try:
+        task = mteb.get_task(name, hf_subsets=SUBSETS.get(name), **({"eval_splits": ["dev"]} if name == "MSMARCO" else {}))
+    except KeyError:
+        names = [task.metadata.name for task in mteb.get_tasks(task_types=["Retrieval"])]
+        near = difflib.get_close_matches(name, [*PACKAGED, *LISTS, *names], n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(PACKAGED)}, an mteb task or a list"
+        raise DreamError(f"tasks: {name!r} is unknown", hint) from None
+    members = list(getattr(task.metadata, "tasks", None) or [])
+    found = [member if not isinstance(member, str) else mteb.get_task(member) for member in members] or [task]
+    for member in found:
+        if member.metadata.type != "Retrieval":
+            raise DreamError(f"tasks: {name} is a task of type {member.metadata.type}", "Choose retrieval tasks")
+    return found
+
+
+def check(name: str) -> None:
+    """Stop with one line if a task's data is neither cached nor reachable."""
+    for task in _get(name):
+        place = task.metadata.dataset
+        hub.check_dataset(place["path"], place.get("revision"), wanted_by=f" (task {name})")
+
+
+def parts(name: str) -> Iterator[Task]:
+    """Load a task's parts, one at a time.
+
+    Raises:
+        DreamError: the data cannot be had (offline and not cached), or a part is empty.
+    """
+    check(name)
+    for task in _get(name):
+        try:
+            task.load_data()
+            if hasattr(task, "convert_v1_dataset_format_to_v2"):
+                task.convert_v1_dataset_format_to_v2(num_proc=None)
+        except (OSError, ConnectionError, ValueError) as error:
+            raise DreamError(
+                f"task {name}: its data cannot be loaded ({str(error).splitlines()[0][:150]})",
+                "Run where the hub can be reached, or choose other tasks",
+            ) from None
+        for subset in task.hf_subsets:
+            for split in task.eval_splits:
+                yield _part(name, task, subset, split)
+        task.unload_data()
+
+
+def _part(name: str, task: Any, subset: str, split: str) -> Task:
+    data = task.dataset[subset][split]
+    judged = {query: {d: g for d, g in docs.items() if g > 0} for query, docs in data["relevant_docs"].items()}
+    judged = {query: docs for query, docs in judged.items() if docs}
+    corpus = pd.DataFrame(
+        ((str(row["id"]), row.get("title") or "", row.get("text") or "") for row in data["corpus"]), columns=CORPUS
+    )
+    queries = pd.DataFrame(
+        ((str(row["id"]), row["text"]) for row in data["queries"] if row["id"] in judged), columns=QUERIES
+    )
+    qrels = pd.DataFrame(((q, d, int(g)) for q, docs in judged.items() for d, g in docs.items()), columns=QRELS)
+    if queries.empty or corpus.empty:
+        raise DreamError(f"task {name}: subset {subset}, split {split} is empty", "Choose other tasks")
+    own = task.metadata.name
+    label = "/".join(p for p in ("" if own == name else own, subset if subset != "default" else "", split) if p)
+    return make(
+        name,
+        suite(name),
+        corpus,
+        queries,
+        qrels,
+        description=" ".join(task.metadata.description.split()),
+        licence=str(task.metadata.license or "unknown"),
+        part=label,
+        drop_identical_ids=bool(getattr(task, "ignore_identical_ids", False)),
+        notes=[f"mteb data set {task.metadata.dataset['path']} @ {task.metadata.dataset.get('revision')}"],
+    )

@@ -1,0 +1,84 @@
+"""Everything that the report stage writes, from one :class:`~dream.report.cells.Results`.
+
+Byte-identical for the same cells: tables (but cost, which shows times), plots and metrics.json depend on nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dream.files import replacing, replacing_folder, write_json
+from dream.report import plots, render, tables
+from dream.report.cells import Results
+
+REPORTS = Path("reports")
+
+
+def write_tables(results: Results, folder: Path | str = REPORTS / "tables") -> list[render.Table]:
+    """Write every table as CSV and Markdown; the folder holds these tables and nothing else."""
+    built = tables.build(results)
+    with replacing_folder(folder) as temporary:
+        for table in built:
+            for name in ("csv", "md"):
+                ending, write = render.FORMATS[name]
+                (temporary / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
+    return built
+
+
+def write_plots(results: Results, folder: Path | str = REPORTS / "plots") -> list[str]:
+    """Draw every plot that has something to show as PNG and SVG; return their names."""
+    with replacing_folder(folder) as temporary:
+        return plots.draw(results, temporary)
+
+
+def manifest(results: Results) -> dict[str, Any]:
+    """Configuration, code, versions, inputs and hardware of every run behind the report."""
+    kept = ("code", "inputs", "versions", "hardware", "wall_s", "peak_gib", "flops", "notes")
+    runs = {name: {key: run[key] for key in kept if key in run} for name, run in results.runs.items()}
+    inputs: dict[str, str] = {}
+    for run in runs.values():
+        inputs |= run.get("inputs") or {}
+    one = [value for key in ("versions", "hardware") for value in [_common(runs, key)]]
+    return {
+        "config": results.config.model_dump(mode="json"),
+        "code": sorted({run["code"] for run in runs.values() if run.get("code")}),
+        "versions": one[0],
+        "hardware": one[1],
+        "inputs": inputs,
+        "models": _revisions(results),
+        "runs": runs,
+    }
+
+
+def _common(runs: dict[str, dict[str, Any]], key: str) -> Any:
+    """The value that all runs share, or the distinct ones."""
+    distinct: list[Any] = []
+    for run in runs.values():
+        if run.get(key) is not None and run[key] not in distinct:
+            distinct.append(run[key])
+    return distinct[0] if len(distinct) == 1 else distinct
+
+
+def _revisions(results: Results) -> dict[str, Any]:
+    """Content revision of every evaluated model and task set, as the evaluation recorded it."""
+    if "revision" not in results.records.columns:
+        return {}
+    rows = results.records.drop_duplicates("cell")
+    return {row.cell: row.revision for row in rows.itertuples(index=False)}
+
+
+def write_all(results: Results, folder: Path | str = REPORTS) -> list[str]:
+    """Write tables, plots, metrics.json and manifest.json; return what was written, for the log."""
+    folder = Path(folder)
+    built = write_tables(results, folder / "tables")
+    drawn = write_plots(results, folder / "plots")
+    write_json(folder / "metrics.json", tables.summary(results))
+    write_json(folder / "manifest.json", manifest(results))
+    return [*(f"tables/{table.name}" for table in built), *(f"plots/{name}" for name in drawn), "metrics.json", "manifest.json"]
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

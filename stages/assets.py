@@ -1,0 +1,35 @@
+"""Stage assets: models and data of the resolved config → shared cache; what they are → work/assets/assets.json."""
+
+import argparse
+
+from dream import config as configs
+from dream import manifest
+from dream.errors import exits_cleanly
+from dream.files import replacing_folder, write_json
+
+SECTIONS = ("data", "questions", "candidates", "own", "tasks", "task_lists", "references")
+
+
+@exits_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.assets", description=__doc__)
+    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
+    args = parser.parse_args()
+
+    config = configs.load_for_stage(args.size)
+    with manifest.recording(config, "assets") as record:
+        from dream import assets
+        from dream.data import code
+
+        assets.check_available(config)
+        records = assets.ensure(config)
+        with replacing_folder("work/assets") as folder:
+            write_json(folder / "assets.json", {"assets": records, "code": code.versions()})
+            manifest.stamp(folder, config, *SECTIONS)
+        record.notes = {"assets": len(records)}
+    for entry in records:
+        print(f"[assets] {entry['kind']:5} {entry['name']} ({entry['used_for']}), {entry.get('licence', 'see its card')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Stage report: the cells that params lists → tables, plots, metrics.json and manifest.json."""
+
+import argparse
+
+from dream import config as configs
+from dream.errors import exits_cleanly
+
+
+@exits_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
+    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
+    args = parser.parse_args()
+
+    config = configs.load_for_stage(args.size)
+    from dream.report import build, cells, render, tables
+
+    print(f"[report] size {config.model.size}, recipe {config.recipe}", flush=True)
+    results = cells.load(config)
+    written = build.write_all(results)
+    print(render.plain(tables.main(results)))
+    print(f"[report] reports/: {', '.join(written)}")
+
+
+if __name__ == "__main__":
+    main()

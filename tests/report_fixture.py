@@ -1,0 +1,119 @@
+"""A factory of synthetic results in the format of docs/design.md: small, deterministic, with known numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dream import config as configs
+from dream.files import write_json
+
+TASKS = {"general": [("open", "boolq", 40, 300), ("open", "drop", 30, 120)], "domain": [("code", "mbpp", 25, 50)]}
+QUALITY = {"bm25": 0.45, "untrained": 0.06, "dream": 0.5, "infonce": 0.44}
+OVERRIDES = {"tasks": ["general", "domain"], "report.resamples": 500, "references": ["bm25", "untrained"]}
+
+
+def make_config(**overrides):
+    """The repository's params.yaml with a small bootstrap."""
+    root = Path(__file__).resolve().parent.parent
+    return configs.load(root / "params.yaml", OVERRIDES | overrides)
+
+
+def make_cells(folder: Path, config=None) -> Path:
+    """Write reports/cells below ``folder`` for everything that params lists; return the cells' folder."""
+    config = config or make_config()
+    cells = folder / "reports" / "cells"
+    for system in config.references:
+        for tasks in config.tasks:
+            _evaluation(cells, config, system, None, tasks)
+    for system in config.objectives:
+        for seed in config.seeds:
+            for tasks in config.tasks:
+                _evaluation(cells, config, system, seed, tasks)
+            _training(cells, config, system, seed)
+    for stage, seconds in (("assets", 20.0), ("prepare", 31.5), ("candidates", 12.25), ("heads", 95.0)):
+        _run(cells, config, stage, seconds)
+    _heads(cells)
+    _diagnostic(cells)
+    return cells
+
+
+def values(system: str, seed: int | None, task: str, count: int) -> np.ndarray:
+    """nDCG@10 per query: one of the values that a single relevant document can give."""
+    rng = np.random.default_rng([sum(map(ord, task)), sum(map(ord, system)), seed or 0])
+    hits = rng.random(count) < QUALITY.get(system, 0.3) * 1.4
+    ranks = rng.integers(1, 11, count)
+    return np.round(np.where(hits, 1 / np.log2(ranks + 1), 0.0), 6)
+
+
+def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) -> None:
+    name = "-".join(str(part) for part in (system, seed, tasks) if part is not None)
+    frames, records = [], []
+    for suite, task, queries, documents in TASKS[tasks]:
+        score = values(system, seed, task, queries)
+        shared = {"suite": suite, "task": task, "system": system, "seed": "" if seed is None else seed}
+        ids = [f"{task}-{i}" for i in range(queries)]
+        frames.append(pd.DataFrame({**shared, "query_id": ids, "ndcg_at_10": score, "recall_at_100": (score > 0) * 1.0, "mrr_at_10": score}))
+        records.append(
+            shared
+            | {"queries": queries, "documents": documents, "ndcg_at_10": round(float(score.mean()), 6), "recall_at_100": 0.5,
+               "mrr_at_10": 0.4, "revision": f"{name}-revision", "settings": {"max_length": config.evaluate.max_length}}
+        )  # fmt: skip
+        if system != "bm25":
+            records[-1] |= {"alignment": 1.0 - QUALITY.get(system, 0.3), "uniformity": -1 - QUALITY.get(system, 0.3)}
+    path = cells / "evaluate" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.concat(frames).to_csv(path, index=False)
+    write_json(path.with_suffix(".json"), records)
+    _run(cells, config, f"evaluate-{name}", 33.0)
+
+
+def _training(cells: Path, config, system: str, seed: int) -> None:
+    rng, steps = np.random.default_rng([seed, len(system)]), np.arange(1, 49)
+    decay = np.exp(-steps / 15)
+    curve = pd.DataFrame({"step": steps, "loss": 1.2 + decay + rng.normal(0, 0.05, 48), "learning_rate": 5e-4 * (1 - steps / 48),
+                          "grad_norm": 0.1 + rng.random(48) / 20, "tau": 0.05 + steps / 4000})  # fmt: skip
+    if system == "dream":
+        curve["gate"], curve["gap"] = 0.5 + steps / 500, 0.6 * (1 - decay) + rng.normal(0, 0.03, 48)
+    curve["gold_rank"], curve["entropy"] = 1.6 + 3 * decay, 1.0 + decay
+    path = cells / "train" / f"{system}-{seed}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    curve.round(6).to_csv(path, index=False)
+    _run(cells, config, f"train-{system}-{seed}", 260.0 if system == "dream" else 90.0, {"pairs_trained": 384})
+
+
+def _run(cells: Path, config, name: str, wall: float, notes: dict | None = None) -> None:
+    stage, _, cell = name.partition("-")
+    record = {
+        "stage": stage, "cell": cell, "wall_s": wall, "peak_gib": 1.25, "flops": 1.5e13 if stage == "train" else 0.0, "code": "c" * 64,
+        "config": config.model_dump(mode="json"), "inputs": {"work/tasks": "a" * 64} if stage == "evaluate" else {},
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "mteb": "2.26.24", "bm25s": "0.3.16"},
+        "hardware": {"cpu": "test processor", "cores": 2, "memory_gib": 8.0, "accelerators": []}, "notes": notes or {},
+    }  # fmt: skip
+    write_json(cells / "runs" / f"{name}.json", [record])
+
+
+def _heads(cells: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [{"layer": i, "head": h, "score": round(float(rng.beta(6, 5)), 6), "selected": False} for i in range(30) for h in range(9)]
+    for row in sorted(rows, key=lambda r: -r["score"])[:16]:
+        row["selected"] = True
+    write_json(cells / "heads.json", rows)
+
+
+def _diagnostic(cells: Path) -> None:
+    rows = [("query", 0.476, 0.468, 0.463, 0.469), ("query+label", 0.476, 0.476, 0.452, 0.494), ("all", 0.476, 0.71, 0.308, 1.112)]
+    write_json(
+        cells / "diagnostic.json",
+        [{"rows": r, "gate": 0.5, "none": n, "uniform": u, "gold": g, "wrong": w, "gap": round(w - g, 6)} for r, n, u, g, w in rows],
+    )
+
+
+def edit_json(path: Path, change) -> None:
+    """Change a JSON file in place."""
+    value = json.loads(path.read_text())
+    change(value)
+    write_json(path, value)
