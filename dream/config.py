@@ -188,6 +188,7 @@ class Evaluate(Section):
     search_chunk: Positive
     depth: Annotated[int, Field(ge=10)]
     drop_identical_ids: bool
+    workers: Positive
 
 
 class Report(Section):

@@ -75,6 +75,21 @@ def order(n: int, batch: int, step: int, seed: int) -> list[int]:
     return chosen
 
 
+def used(sets: Sequence[CandidateSet], config: Config) -> Sequence[CandidateSet]:
+    """The sets that training takes: the first ``steps × batch``, the same for every objective and seed.
+
+    Raises:
+        DreamError: there are fewer sets than one batch.
+    """
+    knobs = config.training
+    if len(sets) < knobs.batch:
+        raise DreamError(
+            f"training.batch is {knobs.batch}, but only {len(sets)} candidate sets are prepared",
+            "Lower it or raise data.instances",
+        )
+    return sets[: knobs.steps * knobs.batch]
+
+
 def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     return torch.randperm(n, generator=generator).tolist()
@@ -101,8 +116,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
     from dream.encoder import Encoder
 
     knobs = config.training
-    if len(sets) < knobs.batch:
-        raise DreamError(f"training.batch is {knobs.batch}, but only {len(sets)} candidate sets are prepared", "Lower it or raise data.instances")
+    sets = used(sets, config)
     torch.set_num_threads(knobs.threads)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)

@@ -75,9 +75,8 @@ def check_dataset(name: str, revision: str | None = None, wanted_by: str = "") -
 
 def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = ""):
     """Metadata of a hub repository, asked once with a short time limit."""
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     thing = f"{'data set' if kind == 'dataset' else 'model'} {name}{f'@{revision}' if revision else ''}{wanted_by}"
     try:
@@ -89,7 +88,7 @@ def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: st
         raise DreamError(
             f"{thing} is not on the hub, or it is private", "Check the name and revision, or run `hf auth login`"
         ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the HTTP library and its errors differ between releases of huggingface_hub
         raise DreamError(
             f"{thing} is not in the local Hugging Face cache and the hub cannot be reached ({type(error).__name__})",
             f"Run on a machine with network access, download it first with `{command}`, {INSTEAD}",

@@ -111,10 +111,13 @@ def humaneval() -> list[Pair]:
             for node in ast.parse(doc["prompt"] + solution).body
             if isinstance(node, ast.FunctionDef) and node.name == doc["entry_point"]
         ]
-        description = ast.get_docstring(functions[0]) or "" if functions else ""
+        description = next(
+            node.value
+            for node in ast.walk(functions[0])  # HumanEval/115 has an import before its docstring
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
         query = " ".join(_EXAMPLES.split(description)[0].split()) or " ".join(description.split())
-        if query:
-            pairs.append(Pair(query, "", "", solution.strip()))
+        pairs.append(Pair(query, "", "", solution.strip()))
     return pairs
 
 

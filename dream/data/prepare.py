@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -111,9 +112,9 @@ def contamination(task: Task, training_texts: set[int]) -> dict[str, Any]:
         task: one part of a task.
         training_texts: fingerprints of the training passages' texts.
     """
-    inside = [text.strip() != "" and fingerprint(text) in training_texts for text in task.corpus["text"]]
+    inside = np.array([text.strip() != "" and fingerprint(text) in training_texts for text in task.corpus["text"]])
     relevant = task.corpus["id"].isin(set(task.qrels["doc_id"]))
-    both = int((relevant & inside).sum())
+    both = int((relevant.to_numpy() & inside).sum())
     return {
         "kind": "task",
         "name": task.name,
@@ -126,8 +127,8 @@ def contamination(task: Task, training_texts: set[int]) -> dict[str, Any]:
         "queries": len(task.queries),
         "documents": len(task.corpus),
         "relevance_judgements": len(task.qrels),
-        "documents_in_training": sum(inside),
-        "share_in_training": round(sum(inside) / len(task.corpus), 4),
+        "documents_in_training": int(inside.sum()),
+        "share_in_training": round(float(inside.mean()), 4),
         "relevant_documents": int(relevant.sum()),
         "relevant_in_training": both,
         "share_relevant_in_training": round(both / max(1, int(relevant.sum())), 4),

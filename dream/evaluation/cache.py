@@ -1,11 +1,12 @@
-"""Corpus embeddings as float16 files in ``$DREAM_CACHE/embeddings``: never stale, never half.
+"""Corpus embeddings as float16 files in ``$DREAM_CACHE/embeddings``: never stale, never half, shared by processes.
 
 A file's name is a hash of everything that can change its content: weights, tokenizer and pooling (the encoder's
 fingerprint), every text and its order, prompt, maximal length, batch budget, device kind and library versions. A changed
-weight or prompt is another file. Texts are encoded in chunks of ``CHUNK`` in the order of the corpus and appended to
-``<key>.partial``, whose length says how far it got: a killed run goes on at its last whole chunk and ends with the same
-bytes as a run that was not. The finished file is renamed to ``<key>.f16``; a ``<key>.json`` beside it says what it
-holds. The folder can be deleted at any time.
+weight or prompt is another file. Texts are encoded in chunks of ``CHUNK`` in the order of the corpus; each chunk is a
+file of its own in ``<key>.parts``, written whole or not at all. So a killed run goes on at its first missing chunk and
+ends with the same bytes as a run that was not, and several processes (one per GPU) can share the work: each takes
+chunks that no other has locked; the operating system drops the locks of a killed one. The last one joins the chunks to
+``<key>.f16``, with ``<key>.json`` beside it that says what it holds. The folder can be deleted at any time.
 
 Search always reads these rounded vectors, fresh or cached, so both give the same scores.
 """
@@ -16,19 +17,18 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from dream.encoder import Encoder
 from dream.errors import DreamError
-from dream.files import cache_folder, value_hash, write_json
+from dream.files import cache_folder, replacing, value_hash, write_json
 
-CHUNK = 4096  # texts per append: a killed run repeats at most so many
+CHUNK = 4096  # texts per part: what a killed process loses at most
 
 
 def embeddings(
@@ -70,53 +70,82 @@ def embeddings(
     path = folder / f"{value_hash(settings)}.f16"
     shape = (len(texts), encoder.dimension)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".partial")) as stream:
-            if not path.exists():  # another process may have finished it while this one waited
-                _encode(stream, encoder, texts, ids, settings, label)
+        parts = path.with_suffix(".parts")
+        parts.mkdir(parents=True, exist_ok=True)
+        _encode_parts(path, parts, encoder, texts, ids, settings, label)
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _join(parts, path, len(texts))
                 write_json(path.with_suffix(".json"), {**settings, "shape": shape, "model": encoder.reference})
-                os.replace(stream.name, path)
-            else:
-                Path(stream.name).unlink(missing_ok=True)
+        shutil.rmtree(parts, ignore_errors=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
     return open_map(path, shape)
 
 
-def _encode(
-    stream: IO[bytes], encoder: Encoder, texts: Sequence[str], ids: Sequence[str], how: dict[str, Any], label: str | None
+def _encode_parts(
+    path: Path, parts: Path, encoder: Encoder, texts: Sequence[str], ids: Sequence[str], how: dict, label: str | None
 ) -> None:
-    """Append the chunks that ``stream`` does not hold yet."""
-    row = encoder.dimension * 2
-    start = os.fstat(stream.fileno()).st_size // row // CHUNK * CHUNK
-    stream.truncate(start * row)
-    stream.seek(0, os.SEEK_END)
-    bar = tqdm(total=len(texts), initial=start, desc=label, unit="text", disable=label is None)
-    with bar:
-        for first in range(start, len(texts), CHUNK):
-            rows = slice(first, first + CHUNK)
-            vectors = encoder.encode(
-                texts[rows], how["prompt"], how["max_length"], how["token_budget"], ids=ids[rows]
-            )
-            if vectors.shape[1] * 2 != row:
-                raise DreamError(
-                    f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, its configuration says {row // 2}",
-                    "The model's folder mixes files of two models: get it again",
-                )
-            try:
-                stream.write(vectors.astype(np.float16).tobytes())
-                stream.flush()
-                os.fsync(stream.fileno())
-            except OSError as error:
-                error.filename = error.filename or stream.name
-                raise
-            bar.update(len(vectors))
+    """Write every chunk that is missing: first those that no other process works on, then those that one left behind."""
+    with tqdm(total=len(texts), desc=label, unit="text", disable=label is None) as bar:
+        for wait in (False, True):
+            bar.reset()
+            for first in range(0, len(texts), CHUNK):
+                rows, part = slice(first, first + CHUNK), part_file(parts, first)
+                # A part disappears only after the whole file has come into being: look in this order.
+                while not part.exists() and not path.exists():
+                    with contextlib.suppress(FileNotFoundError), locked(part.with_suffix(".lock"), wait) as mine:
+                        if mine and not part.exists() and not path.exists():
+                            vectors = encoder.encode(
+                                texts[rows], how["prompt"], how["max_length"], how["token_budget"], ids=ids[rows]
+                            )
+                            _write_part(part, vectors, encoder)
+                    if not wait:
+                        break
+                bar.update(len(texts[rows]))
+
+
+def _write_part(part: Path, vectors: np.ndarray, encoder: Encoder) -> None:
+    if vectors.shape[1] != encoder.dimension:
+        raise DreamError(
+            f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, its configuration says {encoder.dimension}",
+            "The model's folder mixes files of two models: get it again",
+        )
+    with replacing(part) as temporary, naming(part):
+        temporary.write_bytes(vectors.astype(np.float16).tobytes())
+
+
+def _join(parts: Path, path: Path, count: int) -> None:
+    """Put the chunks together in their order."""
+    with replacing(path) as temporary, naming(path), open(temporary, "wb") as stream:
+        for first in range(0, count, CHUNK):
+            stream.write(part_file(parts, first).read_bytes())
+
+
+def part_file(parts: Path, first: int) -> Path:
+    """File of the chunk that starts at text number ``first``."""
+    return parts / f"{first:010d}.f16"
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading and appending, alone: a second process waits until the first one is done."""
-    with open(path, "a+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield stream
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the disk the name of the file that was written: a full disk is reported with it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file alone; yields False if another process holds it and ``wait`` is off."""
+    with open(path, "ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
 
 
 def open_map(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -103,7 +103,7 @@ def _escape_markdown(text: str) -> str:
     >>> print(_escape_markdown("a|b * <b> query_focused, p < 0.05"))
     a\|b \* \<b> query_focused, p < 0.05
     """
-    text = re.sub(r"([\\|*`\[\]])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\|*`]|(?<=\])\()", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text))
 
 

@@ -1,0 +1,177 @@
+"""An evaluation cell: one system (one seed) on a task or a list of tasks → a few small files.
+
+Embeddings are cached by content, so a cell that was stopped starts again and spends its time on what is missing only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from dream import manifest
+from dream.config import Config
+from dream.data import tasks
+from dream.data.tasks.base import Task
+from dream.errors import DreamError
+from dream.evaluation import geometry, metrics, systems
+from dream.files import replacing, replacing_folder, write_json
+
+WORK, CELLS = Path("work/evaluate"), Path("reports/cells/evaluate")
+SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
+ROWS = ["suite", "task", "system", "seed", "query_id", *SCORES]
+SHOWN = 10  # hits kept per query
+RULES = "ties: −score, then id; grades of 0 and below are not relevant; unjudged hits are not relevant"
+
+
+def cell_name(system: str, seed: int | None, entry: str) -> str:
+    """``<system>-<tasks>``, or ``<objective>-<seed>-<tasks>`` for a trained system."""
+    return f"{system}-{entry}" if seed is None else f"{system}-{seed}-{entry}"
+
+
+def run(system: systems.System, seed: int | None, names: list[str], config: Config) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Evaluate a system on tasks.
+
+    Returns:
+        Per query: suite, task, system, seed, query_id, the metrics, the best hits and their scores. Per task: a record
+        with the means, counts, the task's revision and everything that the numbers depend on. A task of several parts
+        (mteb's CQADupstackRetrieval) has the mean over its parts; its query ids are ``part:id``.
+    """
+    tables, records = [], []
+    for name in tqdm(names, desc=system.name, unit="task"):
+        scored = [score(system, part, config) for part in tasks.parts(name, config)]
+        for table, record in scored:
+            tables.append(table.assign(suite=record["suite"], task=name, system=system.name, seed=seed))
+        records.append({"system": system.name, "seed": seed, **merge([record for _, record in scored])})
+    table = pd.concat(tables, ignore_index=True).sort_values(["suite", "task", "query_id"], ignore_index=True)
+    return table.astype({"seed": "Int64"})[[*ROWS, "hits", "scores"]], sorted(records, key=lambda r: (r["suite"], r["task"]))
+
+
+def score(system: systems.System, task: Task, config: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Scores of a system on one corpus: a row per query, and a record."""
+    check(task)
+    depth = config.evaluate.depth
+    drop = config.evaluate.drop_identical_ids if task.drop_identical_ids is None else task.drop_identical_ids
+    found = system.search(task, depth + drop)
+    ranked = {q: metrics.rank(hits, without=q if drop else None)[:depth] for q, hits in found.items()}
+    table = metrics.per_query(metrics.explicit(ranked), task.qrels)
+    left_out = table.attrs["left_out"]
+    table["hits"] = [ranked.get(q, [])[:SHOWN] for q in table["query_id"]]
+    table["scores"] = [[round(found[q][d], 6) for d in ranked.get(q, [])[:SHOWN]] for q in table["query_id"]]
+    record = {
+        "suite": task.suite,
+        "task": task.name,
+        "part": task.part,
+        "queries": len(table),
+        "queries_left_out": left_out,
+        "documents": len(task.corpus),
+        **{name: round(float(table[name].mean()), 6) for name in SCORES},
+        "revision": task.revision,
+        "notes": list(task.notes),
+        "settings": {
+            **system.settings,
+            "depth": depth,
+            "identical_ids": "dropped" if drop else "kept",
+            "rules": RULES,
+        },
+    }
+    if isinstance(system, systems.Dense):
+        record.update(_geometry(system, task))
+    if task.part:
+        table["query_id"] = [f"{task.part}:{q}" for q in table["query_id"]]
+    table[SCORES] = table[SCORES].round(6)
+    return table, record
+
+
+def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of a task: of its only part, or means and totals over its parts, with their scores kept."""
+    if len(parts) == 1:
+        return {key: value for key, value in parts[0].items() if key != "part"}
+    means = [*SCORES, *(name for name in ("alignment", "uniformity") if name in parts[0])]
+    totals = ("queries", "queries_left_out", "documents", *(("geometry_pairs",) if "geometry_pairs" in parts[0] else ()))
+    merged = {key: value for key, value in parts[0].items() if key not in ("part", "projection")}
+    return {
+        **merged,
+        **{name: round(float(np.mean([p[name] for p in parts])), 6) for name in means},
+        **{name: sum(p[name] for p in parts) for name in totals},
+        "revision": "+".join(p["revision"][:8] for p in parts),
+        "parts": {p["part"]: p["ndcg_at_10"] for p in parts},
+    }
+
+
+def check(task: Task) -> None:
+    """Stop at a task that cannot be scored.
+
+    Raises:
+        DreamError: no documents or none with text, no queries, ids that appear twice, judgements of unknown ids.
+    """
+    label = f"task {task.name}{f' ({task.part})' if task.part else ''}"
+    for kind, table in (("documents", task.corpus), ("queries", task.queries)):
+        if table.empty:
+            raise DreamError(f"{label} has no {kind}", "An empty task cannot be evaluated")
+        twice = table["id"][table["id"].duplicated()]
+        if len(twice):
+            raise DreamError(f"{label}: id {twice.iloc[0]!r} appears twice among its {kind}", "Ids must be unique")
+    if not any(text.strip() for text in systems.documents(task)):
+        raise DreamError(f"{label}: no document has a title or a text", "An empty corpus cannot be searched")
+    for column, table in (("query_id", task.queries), ("doc_id", task.corpus)):
+        unknown = task.qrels[column][~task.qrels[column].isin(table["id"])]
+        if len(unknown):
+            raise DreamError(f"{label}: its judgements name {unknown.iloc[0]!r}, which it does not hold", "Correct the qrels")
+
+
+def write(cell: str, system: systems.System, table: pd.DataFrame, records: list[dict[str, Any]], config: Config) -> None:
+    """Write a cell's files: work/evaluate/<cell>/, reports/cells/evaluate/<cell>.csv and .json. No dates, sorted, rounded."""
+    with replacing_folder(WORK / cell) as folder:
+        table.to_parquet(folder / "queries.parquet", index=False)
+        manifest.stamp(folder, config, *system.sections)
+    with replacing(CELLS / f"{cell}.csv") as temporary:
+        table[ROWS].to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+    write_json(CELLS / f"{cell}.json", records)
+
+
+def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Config, workers: int) -> None:
+    """Fill the embedding cache with several processes, one per GPU where there are GPUs; the caller then finds it full.
+
+    Raises:
+        DreamError: a process failed; what the others encoded stays in the cache.
+    """
+    import torch
+
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    context = torch.multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // workers) if devices == ["cpu"] else torch.get_num_threads()
+    helpers = [
+        context.Process(target=_encode, args=(name, seed, names, config, devices[i % len(devices)], threads))
+        for i in range(workers)
+    ]
+    for helper in helpers:
+        helper.start()
+    for helper in helpers:
+        helper.join()
+    if failed := [h.exitcode for h in helpers if h.exitcode]:
+        raise DreamError(
+            f"{len(failed)} of {workers} encoding processes failed (exit code {failed[0]})",
+            "Run again: finished parts are kept. The reason is printed above",
+        )
+
+
+def _encode(name: str, seed: int | None, names: list[str], config: Config, device: str, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    system = systems.load(name, config, seed, device)
+    for task in names:
+        for part in tasks.parts(task, config):
+            check(part)
+            if isinstance(system, systems.Dense):
+                system.corpus(part)
+
+
+def _geometry(system: systems.Dense, task: Task) -> dict[str, Any]:
+    left, right = geometry.pairs(task.queries, task.corpus, task.qrels)
+    queries, corpus = system.vectors(task)
+    return geometry.measure(queries[left], np.asarray(corpus[right], np.float32))

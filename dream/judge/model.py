@@ -1,0 +1,341 @@
+"""The frozen judge: documents read once per candidate set, then the loss of every question's target on top of that.
+
+What is shared, and why it is exact (each point is proved by a test against a slow reference):
+
+* The prompt is causal and the documents come first, so their keys and values depend on nothing else. :meth:`Judge.read`
+  computes them without a graph, stops once the last layer's keys and values are there, and all questions of the set,
+  and all conditions of a diagnostic, use them.
+* All suffixes of a set are *packed* into one sequence without padding: each starts at the position after the
+  documents, and the mask lets a row see all documents and the earlier rows of its own suffix only.
+* The last target token predicts nothing and is left out; logits are computed for rows that predict target tokens only.
+* The judge's weights need no gradient, and scores enter at the lowest selected layer: autograd itself records nothing
+  below it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from dream.errors import DreamError
+from dream.instances import CandidateSet
+from dream.judge.attention import NAME, Injection, Masses, Scores, Spans
+from dream.judge.loss import target_losses
+from dream.judge.prompt import EMPTY_QUERY, Documents, Limits, Prompt, Suffix
+
+if TYPE_CHECKING:
+    from dream.config import Config
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
+    """``auto`` is bfloat16 where the processor computes in it (CUDA, AVX-512 BF16, AMX), else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    gains = torch.device(device).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if gains else torch.float32
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge keeps of a set's documents: per layer keys and values ``[1, H_kv, P, d]``, without a graph."""
+
+    documents: Documents
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.documents.ids)
+
+
+class _Stop(Exception):
+    """Raised when the last layer has given its keys and values: what follows would be computed for nothing."""
+
+
+class _Recorder(DynamicCache):
+    """A cache that ends the forward call when it is complete."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.expected = layers
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs):
+        found = super().update(key, value, layer_idx, *args, **kwargs)
+        if layer_idx == self.expected - 1:
+            raise _Stop
+        return found
+
+
+class _Shared:
+    """A read-only cache: gives the documents' keys and values before the caller's own, and keeps nothing."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        before_k, before_v = self.reading.layers[layer_idx]
+        return torch.cat([before_k, key], dim=2), torch.cat([before_v, value], dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.reading.length
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Suffixes packed into one sequence of S tokens behind P document tokens."""
+
+    ids: Tensor  # [1, S]
+    positions: Tensor  # [1, S]
+    mask: Tensor  # additive [1, 1, S, P + S]
+    starts: tuple[int, ...]  # first row of every suffix
+    question: Tensor  # [S] which question a row belongs to
+
+
+class Judge:
+    """A frozen causal language model that tells how well the scores point at the target.
+
+    Attributes:
+        model: the transformers model; its parameters need no gradient.
+        prompt: builds token ids and spans.
+        reference: what was loaded, as params names it.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, limits: Limits = Limits(), reference: str = "") -> None:
+        refuse_unsupported(model.config)
+        self.model = own_attention(model)
+        self.prompt, self.reference = Prompt(tokenizer, limits), reference
+        self.layers, self.heads = model.config.num_hidden_layers, model.config.num_attention_heads
+
+    @classmethod
+    def load(
+        cls, reference: str, dtype: str = "auto", device: torch.device | str | None = None, limits: Limits = Limits()
+    ) -> Judge:
+        """Load a judge from a packaged name, a hub id or a local folder; safetensors weights only.
+
+        Args:
+            reference: see :func:`dream.assets.model_path`.
+            dtype: float32, bfloat16, or auto (see :func:`pick_dtype`).
+            device: by default CUDA if there is one, else CPU.
+            limits: longest passage, question and target in tokens.
+        """
+        from dream import assets
+
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        folder = assets.model_path(reference)
+        refuse_unsupported(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=pick_dtype(dtype, device), use_safetensors=True, attn_implementation="sdpa"
+        )
+        return cls(model.to(device), AutoTokenizer.from_pretrained(folder), limits, reference)
+
+    @classmethod
+    def from_config(cls, config: Config, device: torch.device | str | None = None) -> Judge:
+        """The judge that params names, with the lengths of its section ``judge``."""
+        knobs = config.judge
+        limits = Limits(knobs.passage_tokens, knobs.query_tokens, knobs.target_tokens)
+        return cls.load(config.size.judge, knobs.dtype, device, limits)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @torch.no_grad()
+    def read(self, candidates: CandidateSet | Documents) -> Reading:
+        """Keys and values of a set's documents in every layer, once, without a graph."""
+        documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
+        self._assert_ours()
+        recorder = _Recorder(self.layers)
+        try:
+            self.model.base_model(
+                input_ids=torch.tensor([documents.ids], device=self.device), past_key_values=recorder, use_cache=True
+            )
+        except _Stop:
+            pass
+        return Reading(documents, tuple((layer.keys, layer.values) for layer in recorder.layers))
+
+    def target_losses(
+        self,
+        candidates: CandidateSet,
+        p: Tensor | None = None,
+        gate: Tensor | None = None,
+        injection: Injection | None = None,
+        *,
+        reading: Reading | None = None,
+        per_token: bool = False,
+    ) -> Tensor | list[Tensor]:
+        """Mean cross-entropy of every question's target, with the retriever's scores injected (paper, equation 10).
+
+        Args:
+            candidates: K passages and Q questions.
+            p: ``[Q, K]`` the retriever's distribution over the candidates; rows sum to 1. None: the plain judge.
+            gate: scalar g. None: the plain judge.
+            injection: which heads and rows, and the budget.
+            reading: what :meth:`read` gave for these candidates; by default they are read here.
+            per_token: return the losses of the single target tokens instead, one tensor per question.
+
+        Returns:
+            ``[Q]``, float32 at least, with a graph to ``p`` and ``gate``.
+        """
+        reading = reading or self.read(candidates)
+        suffixes = self.prompt.suffixes(candidates)
+        packed = self._pack(reading, [s.ids[:-1] for s in suffixes])
+        hidden = self._forward(reading, packed, self._scores(reading, packed, suffixes, p, gate, injection))
+        rows = [start + r for start, s in zip(packed.starts, suffixes, strict=True) for r in range(s.target[0] - 1, s.target[1] - 1)]
+        labels = [token for s in suffixes for token in s.ids[slice(*s.target)]]
+        losses = target_losses(
+            hidden[0].index_select(0, torch.tensor(rows, device=self.device)),
+            self.model.get_output_embeddings().weight,
+            torch.tensor(labels, device=self.device),
+        ).split([s.target[1] - s.target[0] for s in suffixes])
+        return list(losses) if per_token else torch.stack([tokens.mean() for tokens in losses])
+
+    @torch.no_grad()
+    def passage_log_likelihood(self, candidates: CandidateSet) -> Tensor:
+        """REPLUG's teacher: mean log-likelihood of y given q and one passage at a time, ``[Q, K]``."""
+        documents = self.prompt.documents(candidates)
+        columns = []
+        for start, end in documents.spans:
+            head = documents.ids[: documents.spans[0][0]]
+            alone = Documents((*head, *documents.ids[start:end]), ((len(head), len(head) + end - start),))
+            columns.append(-self.target_losses(candidates, reading=self.read(alone)))
+        return torch.stack(columns, dim=1)
+
+    @torch.no_grad()
+    def document_masses(self, candidates: CandidateSet, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
+        """Attention on every document token, mean over the rows of the question, in every layer and head.
+
+        Returns:
+            The masses of the set's questions ``[Q, layers, H, P]`` and of the empty query ``N/A`` ``[layers, H, P]``,
+            both on the same keys and values; P counts all document tokens, in order.
+        """
+        reading = reading or self.read(candidates)
+        suffixes = [self.prompt.suffix(text) for text in (*(q.text for q in candidates.questions), EMPTY_QUERY)]
+        packed = self._pack(reading, [s.ids for s in suffixes])
+        groups = [
+            torch.tensor(s.rows("query"), device=self.device) + start
+            for start, s in zip(packed.starts, suffixes, strict=True)
+        ]
+        places = [b for span in reading.documents.spans for b in range(*span)]
+        masses = Masses(groups, torch.tensor(places, device=self.device))
+        self._forward(reading, packed, masses)
+        found = torch.stack(masses.found, dim=1)  # [Q + 1, layers, H, P]
+        return found[:-1], found[-1]
+
+    def _scores(
+        self, reading: Reading, packed: _Packed, suffixes: Sequence[Suffix], p, gate, injection: Injection | None
+    ) -> Scores | None:
+        """Tensors of one call's injection; None for the plain judge."""
+        if p is None or gate is None:
+            return None
+        if injection is None:
+            raise ValueError("p and gate are given without an injection")
+        injection.validate(self.layers, self.heads)
+        expected = (len(suffixes), len(reading.documents.spans))
+        if tuple(p.shape) != expected:
+            raise ValueError(f"p has shape {tuple(p.shape)}, the set has {expected} questions and candidates")
+        rows = torch.tensor(
+            [
+                start + r
+                for start, s in zip(packed.starts, suffixes, strict=True)
+                for r in s.rows(injection.rows)
+                if r < len(s.ids) - 1
+            ],
+            device=self.device,
+        )
+        return Scores(
+            heads=injection.by_layer(),
+            rows=rows,
+            spans=Spans.of(reading.documents.spans, self.device),
+            p=p.to(self.device)[packed.question[rows]],
+            gate=gate.to(self.device),
+            budget=injection.budget,
+        )
+
+    def _pack(self, reading: Reading, suffixes: Sequence[tuple[int, ...]]) -> _Packed:
+        """Pack suffixes behind the documents. See :class:`_Packed`."""
+        lengths = [len(ids) for ids in suffixes]
+        starts = tuple(accumulate(lengths[:-1], initial=0))
+        question = torch.repeat_interleave(torch.tensor(lengths))
+        offset = torch.arange(sum(lengths)) - torch.tensor(starts)[question]
+        own = (question[:, None] == question) & (offset[:, None] >= offset)
+        seen = torch.cat([torch.ones(len(own), reading.length, dtype=torch.bool), own], dim=1)
+        mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill(~seen, float("-inf"))
+        ids = torch.tensor([[token for ids in suffixes for token in ids]])
+        positions = (reading.length + offset)[None]
+        device = self.device
+        return _Packed(ids.to(device), positions.to(device), mask[None, None].to(device), starts, question.to(device))
+
+    def _forward(self, reading: Reading, packed: _Packed, dream: Scores | Masses | None) -> Tensor:
+        """Final hidden states ``[1, S, hidden]`` of packed suffixes."""
+        self._assert_ours()
+        return self.model.base_model(
+            input_ids=packed.ids,
+            position_ids=packed.positions,
+            attention_mask=packed.mask,
+            past_key_values=_Shared(reading),
+            use_cache=True,
+            dream=dream,
+        ).last_hidden_state
+
+    def _assert_ours(self) -> None:
+        """Another model that shares the config could have switched the implementation: scores would be ignored."""
+        if any(module.config._attn_implementation != NAME for module in attention_layers(self.model)):
+            raise RuntimeError(f"the judge's attention was switched from {NAME}: scores would be ignored")
+
+
+def attention_layers(model: Any) -> list[Any]:
+    """The attention modules of a model, in layer order."""
+    found = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj") and hasattr(m, "config")]
+    return sorted(found, key=lambda module: module.layer_idx)
+
+
+def own_attention(model: Any) -> Any:
+    """Freeze a model and give it the judge's attention, on a config of its own.
+
+    transformers reads the attention implementation from the config object, and models built from one config share it:
+    a later ``set_attn_implementation`` on the other model would silently switch the judge back. Every module of the
+    judge that holds the config therefore gets one private copy.
+    """
+    private = copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is not None:
+            module.config = private
+    model.set_attn_implementation(NAME)
+    assert all(m.config is private and m.config._attn_implementation == NAME for m in attention_layers(model))
+    assert len(attention_layers(model)) == private.num_hidden_layers
+    return model.eval().requires_grad_(False)
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Stop for a judge whose attention is not the one that the method describes.
+
+    Raises:
+        DreamError: local (sliding-window or chunked) attention, which cannot see all candidates, or an architecture
+            that has not been proved equal to the reference.
+    """
+    name = getattr(config, "_name_or_path", "") or config.model_type
+    local = {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}
+    if local or getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
+        what = ", ".join(sorted(local)) or "a sliding window"
+        raise DreamError(
+            f"judge {name} uses local attention ({what}): its heads cannot see all candidates",
+            "Choose a judge with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2)",
+        )
+    if config.model_type not in ARCHITECTURES:
+        raise DreamError(
+            f"judge {name} has the architecture {config.model_type!r}, which is not supported",
+            f"Choose one of {', '.join(ARCHITECTURES)}",
+        )

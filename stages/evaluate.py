@@ -1,0 +1,49 @@
+"""Evaluate one system on a task or a list of tasks: ``python -m stages.evaluate --size tiny --system bm25 --tasks general``.
+
+A trained system needs its seed: ``--system dream --seed 0``. Stages ``evaluate`` and ``reference`` of dvc.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from dream import manifest
+from dream.config import load_for_stage
+from dream.errors import exits_cleanly
+
+
+@exits_cleanly
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", required=True, help="model.size of params.yaml")
+    parser.add_argument("--system", required=True, help="bm25, untrained, a name under `published`, or an objective")
+    parser.add_argument("--seed", type=int, help="of a trained system")
+    parser.add_argument("--tasks", required=True, help="a task, or a list of task_lists")
+    asked = parser.parse_args(arguments)
+    config = load_for_stage(asked.size)
+
+    import torch
+
+    from dream.data import tasks
+    from dream.evaluation import cells, systems
+
+    torch.set_num_threads(config.training.threads)
+    names = tasks.resolve([asked.tasks], config)
+    cell = cells.cell_name(asked.system, asked.seed, asked.tasks)
+    inputs = [tasks.FOLDER / name for name in names if tasks.kind(name, config) != "mteb"]
+    if asked.seed is not None:
+        inputs.append(systems.MODELS / f"{asked.system}-{asked.seed}")
+    manifest.check(tasks.FOLDER, config)
+    with manifest.recording(config, f"evaluate-{cell}", inputs) as record:
+        system = systems.load(asked.system, config, asked.seed)
+        if config.evaluate.workers > 1 and isinstance(system, systems.Dense):
+            cells.encode_in_parallel(asked.system, asked.seed, names, config, config.evaluate.workers)
+        table, records = cells.run(system, asked.seed, names, config)
+        cells.write(cell, system, table, records, config)
+        record.flops = system.flops
+    for row in records:
+        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

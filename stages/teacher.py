@@ -1,0 +1,46 @@
+"""Stage teacher: RePlug's teacher scores, computed once for all seeds (empty where replug is not among the objectives)."""
+
+import argparse
+
+from dream import config as configs
+from dream import manifest
+from dream.errors import exits_cleanly
+from dream.files import replacing_folder
+
+
+@exits_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.teacher", description=__doc__)
+    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
+    args = parser.parse_args()
+
+    config = configs.load_for_stage(args.size)
+    inputs = ["work/data", "work/candidates"]
+    with manifest.recording(config, "teacher", inputs) as record:
+        import pandas as pd
+        import torch
+        from tqdm import tqdm
+
+        from dream import training
+        from dream.instances import load_sets
+        from dream.judge import Judge
+
+        for folder in inputs:
+            manifest.check(folder, config)
+        rows = []
+        if "replug" in config.objectives:
+            torch.set_num_threads(config.training.threads)
+            judge = Judge.for_config(config)
+            for candidates in tqdm(training.used(load_sets(), config), desc="teacher", unit="set"):
+                scores = judge.passage_log_likelihood(candidates).float().tolist()
+                rows += [{"instance_id": q.id, "log_likelihoods": s} for q, s in zip(candidates.questions, scores, strict=True)]
+            record.notes["questions"] = len(rows)
+        else:
+            print("replug is not among the objectives: nothing to compute")
+        with replacing_folder("work/teacher") as folder:
+            pd.DataFrame(rows, columns=["instance_id", "log_likelihoods"]).to_parquet(folder / "teacher.parquet")
+            manifest.stamp(folder, config, "judge")
+
+
+if __name__ == "__main__":
+    main()
