@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -242,8 +243,7 @@ class Encoder(nn.Module):
             digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         config = {k: v for k, v in self.backbone.config.to_dict().items() if k not in _INCIDENTAL}
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        words = tokenizer_content(self.tokenizer)
         rules = {"config": config, "words": words, "pooling": self.pooling, "append_eos": self.append_eos}
         digest.update(value_hash(rules).encode())
         return digest.hexdigest()
@@ -435,6 +435,13 @@ def split_revision(reference: str) -> tuple[str, str | None]:
         return reference, None
     name, _, revision = reference.rpartition("@")
     return name, revision
+
+
+def tokenizer_content(tokenizer: Any) -> Any:
+    """What a tokenizer does to a text, without the truncation and padding that its last call left in it."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        return sorted(tokenizer.get_vocab().items())
+    return {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
 
 
 @contextlib.contextmanager

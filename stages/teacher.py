@@ -30,7 +30,7 @@ def main() -> None:
         rows = []
         if "replug" in config.objectives:
             torch.set_num_threads(config.training.threads)
-            judge = Judge.for_config(config)
+            judge = Judge.from_config(config)
             for candidates in tqdm(training.used(load_sets(), config), desc="teacher", unit="set"):
                 scores = judge.passage_log_likelihood(candidates).float().tolist()
                 rows += [{"instance_id": q.id, "log_likelihoods": s} for q, s in zip(candidates.questions, scores, strict=True)]

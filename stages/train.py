@@ -23,7 +23,6 @@ def main() -> None:
     name = f"{args.objective}-{args.seed}"
     inputs = ["work/data", "work/candidates", "work/heads"]
     with manifest.recording(config, f"train-{name}", inputs) as record:
-        import torch
 
         from dream import objectives, training
         from dream.instances import load_sets
@@ -36,7 +35,7 @@ def main() -> None:
         if objective.needs_judge:
             heads = read_json("work/heads/heads.json")["selected"]
             diagnostics.require_signal(read_json("work/heads/diagnostic.json"), config.injection.force)
-            judge = Judge.load(config.size.judge, config.judge.dtype, "cuda" if torch.cuda.is_available() else "cpu", config)
+            judge = Judge.from_config(config)
         sections = (*SECTIONS, *objectives.own_section(args.objective))
         made_with = manifest.made_with(config, *sections, objective=args.objective, seed=args.seed)
         key = value_hash([made_with, manifest.code_hash(), *map(manifest.content_hash, inputs)])[:24]

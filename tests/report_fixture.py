@@ -60,7 +60,8 @@ def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) 
         records.append(
             shared
             | {"queries": queries, "documents": documents, "ndcg_at_10": round(float(score.mean()), 6), "recall_at_100": 0.5,
-               "mrr_at_10": 0.4, "revision": f"{name}-revision", "settings": {"max_length": config.evaluate.max_length}}
+               "mrr_at_10": 0.4, "revision": f"{name}-revision", "notes": [f"drawn: {queries} of 900 queries"],
+               "settings": {"depth": 100} | ({"analyser": "test analyser, k1 0.9"} if system == "bm25" else {})}
         )  # fmt: skip
         if system != "bm25":
             records[-1] |= {"alignment": 1.0 - QUALITY.get(system, 0.3), "uniformity": -1 - QUALITY.get(system, 0.3)}
@@ -88,7 +89,7 @@ def _training(cells: Path, config, system: str, seed: int) -> None:
 def _run(cells: Path, config, name: str, wall: float, notes: dict | None = None) -> None:
     stage, _, cell = name.partition("-")
     record = {
-        "stage": stage, "cell": cell, "wall_s": wall, "peak_gib": 1.25, "flops": 1.5e13 if stage == "train" else 0.0, "code": "c" * 64,
+        "stage": stage, "cell": cell, "wall_s": wall, "peak_gib": 1.25, "flops": (1.5e14 if "dream" in cell else 4e13) if stage == "train" else 0.0, "code": "c" * 64,
         "config": config.model_dump(mode="json"), "inputs": {"work/tasks": "a" * 64} if stage == "evaluate" else {},
         "versions": {"python": "3.11.9", "torch": "2.13.0", "mteb": "2.26.24", "bm25s": "0.3.16"},
         "hardware": {"cpu": "test processor", "cores": 2, "memory_gib": 8.0, "accelerators": []}, "notes": notes or {},
@@ -108,7 +109,7 @@ def _diagnostic(cells: Path) -> None:
     rows = [("query", 0.476, 0.468, 0.463, 0.469), ("query+label", 0.476, 0.476, 0.452, 0.494), ("all", 0.476, 0.71, 0.308, 1.112)]
     write_json(
         cells / "diagnostic.json",
-        [{"rows": r, "gate": 0.5, "none": n, "uniform": u, "gold": g, "wrong": w, "gap": round(w - g, 6)} for r, n, u, g, w in rows],
+        [{"rows": r, "gate": 0.5, "none": n, "uniform": u, "gold": g, "wrong": w, "gap": round(w - g, 6), "used": r == "all"} for r, n, u, g, w in rows],
     )
 
 

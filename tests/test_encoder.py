@@ -240,6 +240,8 @@ def test_fingerprint_follows_weights_and_rules(llama, tmp_path):
     base = Encoder.from_pretrained(llama)
     assert base.fingerprint() == Encoder.from_pretrained(llama).fingerprint()
     prints = {base.fingerprint()}
+    base.encode(TEXTS[:3], max_length=5)
+    assert base.fingerprint() in prints, "use leaves no trace"
     prints.add(Encoder.from_pretrained(llama, pooling="mean").fingerprint())
     prints.add(Encoder.from_pretrained(llama, dtype="bfloat16").fingerprint())
     prints.add(Encoder.from_pretrained(llama, append_eos=True).fingerprint())

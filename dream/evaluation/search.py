@@ -86,7 +86,7 @@ def _candidates(
     scores = [np.empty(0, np.float32) for _ in queries]
     longest = 0.0
     for first in range(0, len(documents), chunk):
-        part = torch.from_numpy(np.asarray(documents[first : first + chunk])).to(device).float()
+        part = torch.from_numpy(np.array(documents[first : first + chunk])).to(device).float()
         longest = max(longest, float(part.norm(dim=1).max()))
         # A float32 dot product of d terms is off by at most e = d · 2⁻²⁴ · |q| · |x|. The k-th best true score is at least
         # the k-th best product − e, so a true hit's product is at least that − 2 e; doubled for good measure.

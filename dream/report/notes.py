@@ -45,19 +45,19 @@ def _training(results: Results) -> str:
 def _bm25(results: Results) -> str:
     if "bm25" not in results.systems:
         return ""
-    bm25, settings = results.config.bm25, results.record("bm25", results.tasks[0][1]).get("settings") or {}
-    more = "".join(f", {key} {settings[key]}" for key in ("library", "tokenizer") if isinstance(settings, dict) and settings.get(key))
-    return f"BM25: k1 {bm25.k1:g}, b {bm25.b:g}, stemmer {bm25.stemmer}, stop words {bm25.stopwords}{more}."
+    bm25, settings = results.config.bm25, results.record("bm25", results.tasks[0][1])["settings"]
+    said = f"k1 {bm25.k1:g}, b {bm25.b:g}, stemmer {bm25.stemmer}, stop words {bm25.stopwords}"
+    return f"BM25: {settings.get('analyser', said)}."
 
 
 def _tasks(results: Results) -> str:
-    data, parts = results.config.data, []
-    for kind, limit in (("queries", data.task_queries), ("documents", data.task_documents)):
-        parts.append(f"at most {limit:,} {kind}" if limit else f"all {kind}")
-    told = [(task, results.record(results.systems[0], task).get("notes")) for _, task in results.tasks]
-    notes = " ".join(f"{task}: {str(note).rstrip('.')}." for task, note in told if note and note == note)
-    sampled = f"Packaged tasks: {' and '.join(parts)} per task, drawn with seed {data.seed}; relevant documents always stay."
-    return f"{sampled} {notes}".strip()
+    """What a task's record says about it (how it was drawn, say), one remark for the tasks that share it."""
+    said: dict[str, list[str]] = {}
+    for _, task in results.tasks:
+        notes = results.record(results.systems[0], task).get("notes")
+        for note in [notes] if isinstance(notes, str) else notes or [] if isinstance(notes, list) else []:
+            said.setdefault(str(note).rstrip("."), []).append(task)
+    return f"Tasks: {'; '.join(f'{_list(tasks)}: {note}' for note, tasks in said.items())}." if said else ""
 
 
 def _search(results: Results) -> str:
@@ -97,3 +97,7 @@ def _open(results: Results) -> str:
         else "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence",
     ]
     return f"What the paper leaves open, as read here: {'; '.join(readings)}."
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names)

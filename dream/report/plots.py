@@ -42,7 +42,6 @@ CURVES = {  # column of the training curves → axis label
     "entropy": "entropy of p (nats)",
     "tau": "tau",
     "gate": "gate g",
-    "grad_norm": "gradient norm",
 }
 
 
@@ -148,7 +147,7 @@ def _curve(axis, results: Results, system: str, column: str) -> None:
     if not series:
         return
     colour = look(results, system)["color"]
-    line = LINES[results.systems.index(system) % len(LINES)]
+    line = LINES[results.config.objectives.index(system) % len(LINES)]
     for one in series:
         axis.plot(one.index, one.to_numpy(), color=colour, linewidth=0.6, alpha=0.45)
     mean = pd.concat(series, axis=1).mean(axis=1)
@@ -210,7 +209,7 @@ def heads(results: Results) -> Figure | None:
     places = {"layer": list(grid.columns), "head": list(grid.index)}
     for row in found[found["selected"]].itertuples():
         x, y = places["layer"].index(row.layer), places["head"].index(row.head)
-        axis.add_patch(mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6))
+        axis.add_patch(mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False))
     for set_ticks, name in ((axis.set_xticks, "layer"), (axis.set_yticks, "head")):
         step = max(1, -(-len(places[name]) // 16))
         set_ticks(range(0, len(places[name]), step), places[name][::step])
@@ -247,27 +246,33 @@ def _condition(row: dict, index: int) -> str:
 
 @plot("cost")
 def cost(results: Results) -> Figure | None:
-    """Mean nDCG@10 over all tasks against the time that one training run took; untrained systems as lines."""
-    rows = {r["system"]: r for r in tables.cost_rows(results) if r["stage"] == "train"}
+    """Mean nDCG@10 over all tasks against what one training run computed; systems that are not trained as lines.
+
+    Floating-point operations (or pairs, where a stage counts none) rather than hours: they are the same on every machine and
+    in every run, so the picture is too. Hours stand in the cost table.
+    """
+    rows = {r["system"]: r["flops"] for r in tables.cost_rows(results) if r["stage"] == "train"}
     if not rows:
         return None
+    counted = all(rows.values())
+    spent = rows if counted else {system: results.pairs_trained(system) for system in rows}
     tasks = tables.overall(results)[2]
     figure, axis = plt.subplots(figsize=(5, 3.2))
-    unit, name = (3600, "hours") if max(r["wall_s"] for r in rows.values()) > 7200 else (60, "minutes")
     for system in results.systems:
         found = tables.measured(results, system, tasks)
         if system in rows:
             axis.errorbar(
-                rows[system]["wall_s"] / unit, found.value, yerr=[[found.value - found.low], [found.high - found.value]],
+                spent[system], found.value, yerr=[[found.value - found.low], [found.high - found.value]],
                 capsize=3, linestyle="none", label=system, **look(results, system),
             )  # fmt: skip
         else:
             line = LINES[results.systems.index(system) % len(LINES)]
             axis.axhline(found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)")
-    axis.set(xlabel=f"{name} of training, one run", ylabel="mean nDCG@10, all tasks")
-    axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
+    unit = "floating-point operations" if counted else "(query, target) pairs"
+    axis.set(xlabel=f"{unit} of one training run", ylabel="mean nDCG@10, all tasks")
     axis.margins(x=0.15, y=0.12)
+    axis.set_ylim(bottom=0)
+    axis.set_xlim(0, 1.15 * max(spent.values()))
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

@@ -85,7 +85,7 @@ def markdown(table: Table) -> str:
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     numeric = _numeric_columns(table)
     rule = [("-" * (w - 1) + ":") if numeric[i] else "-" * w for i, w in enumerate(widths)]
-    lines = [f"# {table.title}", ""]
+    lines = [f"# {_escape_markdown(table.title)}", ""]
     for row in [head, rule, *rows]:
         padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("| " + " | ".join(padded) + " |")
@@ -130,6 +130,7 @@ def _escape_latex(text: str) -> str:
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "†": r"$^\dagger$", "±": r"$\pm$",
         "×": r"$\times$", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$", "·": r"$\cdot$", "∞": r"$\infty$", "…": r"\dots{}",
+        "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$",
     }  # fmt: skip
     return "".join(pairs.get(character, character) for character in " ".join(text.split()))
 
@@ -220,8 +221,13 @@ FORMATS: dict[str, tuple[str, Callable[[Table], str]]] = {
 }
 
 
+def known(name: str) -> str:
+    """Return the name of a format, or stop with the list of known ones."""
+    if name not in FORMATS:
+        raise DreamError(f"format {name!r} is unknown", f"Choose one of text, {', '.join(FORMATS)}")
+    return name
+
+
 def render(table: Table, name: str) -> str:
     """Render in a format of :data:`FORMATS`."""
-    if name not in FORMATS:
-        raise DreamError(f"format {name!r} is unknown", f"Choose one of {', '.join(FORMATS)}")
-    return FORMATS[name][1](table)
+    return FORMATS[known(name)][1](table)

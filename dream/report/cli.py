@@ -1,0 +1,269 @@
+"""``dream-report``: one subcommand a question. Only the command line lives here; every import that takes time is inside.
+
+Each subcommand loads what it needs, calls one function of this package and shows what that returned: as JSON with ``--json``,
+with colours on a terminal, as plain text in a pipe. What a user can cause ends in one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dream.errors import exits_cleanly
+
+app = typer.Typer(
+    name="dream-report",
+    help="Tables, plots and answers from the results of a DREAM benchmark.\n\nEverything is read from small files that git "
+    "tracks (reports/cells): no model, no GPU and no network are needed.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]
+Params = Annotated[Path, typer.Option("--params", help="The params file that says what belongs to the report.")]
+Cells = Annotated[Path, typer.Option("--cells", help="The folder of results.")]
+PARAMS, CELLS = Path("params.yaml"), Path("reports/cells")
+
+
+def examples(*lines: str) -> str:
+    """The examples at the end of a help text, one a line."""
+    return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+def load(params: Path, cells: Path) -> Any:
+    """The results that params lists, checked to belong together."""
+    from dream import config
+    from dream.report import cells as reading
+
+    return reading.load(config.load(params), cells)
+
+
+def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], Any] | None = None) -> None:
+    """Print ``value`` as JSON, or its rich form on a terminal, or its plain text in a pipe."""
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(value() if callable(value) else value, indent=1, ensure_ascii=False, default=str))
+    elif rich is not None and sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(rich())
+    else:
+        typer.echo(text().rstrip("\n"))
+
+
+def show_tables(tables: list[Any], as_json: bool) -> None:
+    """Print tables one below the other."""
+    from rich.console import Group
+
+    from dream.report import render
+
+    show(
+        lambda: [render.as_json(table) for table in tables], as_json,
+        lambda: "\n".join(render.plain(table) for table in tables),
+        lambda: Group(*(render.rich_table(table) for table in tables)),
+    )  # fmt: skip
+
+
+@app.command(
+    epilog=examples(
+        "dream-report tables", "dream-report tables --table main --format latex > main.tex", "dream-report tables --table cost --json"
+    )
+)
+def tables(
+    table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Only this table; may be repeated.")] = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
+    out: Annotated[Path | None, typer.Option("--out", help="Rebuild all tables as CSV and Markdown in this folder instead.")] = None,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Print the tables: main, significance, seeds, cost, heads, diagnostic. The main one has intervals and tests."""
+    from dream.report import build, render
+    from dream.report import tables as registry
+
+    if format != "text":
+        render.known(format)
+    results = load(params, cells)
+    if out is not None:
+        built = build.write_tables(results, out)
+        names = [str(out / f"{t.name}.{ending}") for t in built for ending in ("csv", "md")]
+        return show(names, json, lambda: "\n".join(names))
+    built = registry.build(results, table or None)
+    if format == "text" or json:
+        return show_tables(built, json)
+    typer.echo("\n".join(render.render(t, format).rstrip("\n") + "\n" for t in built), nl=False)
+
+
+@app.command(epilog=examples("dream-report plots", "dream-report plots --plot systems --out figures"))
+def plots(
+    plot: Annotated[list[str] | None, typer.Option("--plot", "-p", help="Only this plot; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the PNG and SVG files.")] = Path("reports/plots"),
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Draw the plots as PNG and SVG: systems, training, queries, heads, diagnostic, cost, geometry."""
+    from dream.report import plots as registry
+
+    drawn = registry.draw(load(params, cells), out, plot or None)
+    names = [str(out / f"{name}.{ending}") for name in drawn for ending in ("png", "svg")]
+    show(names, json, lambda: "\n".join(names))
+
+
+@app.command(epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10"))
+def compare(
+    ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
+    theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
+    queries: Annotated[int, typer.Option("--queries", "-n", min=0, help="How many of the queries that changed most.")] = 6,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Compare two systems: paired tests on every task, and the queries that changed most with what each found."""
+    from dataclasses import asdict
+
+    from dream.report import compare as comparing
+    from dream.report import render
+
+    a, b = comparing.sides(ours, theirs, lambda: load(params, cells))
+    table, (changed, remark) = comparing.table(a, b), comparing.changes(a, b, queries)
+    if json:
+        return show({**render.as_json(table), "changed": [asdict(c) for c in changed], "remark": remark}, True, str)
+    show_tables([table], False)
+    if changed:
+        typer.echo("\n" + comparing.plain(changed, a, b, remark))
+
+
+@app.command(epilog=examples("dream-report paper", "dream-report paper --rows", "dream-report paper --json"))
+def paper(
+    rows: Annotated[bool, typer.Option("--rows", help="Every printed number, not only the means.")] = False,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Set the paper's printed numbers beside ours, and say which have not been run."""
+    from dream.errors import DreamError
+    from dream.report import paper as printed
+
+    remark = ""
+    try:
+        results = load(params, cells)
+    except DreamError as error:
+        results, remark = None, f"No results to compare with: {error}"
+    show_tables([printed.table(results, rows)], json)
+    if remark:
+        typer.echo(remark, err=True)
+
+
+@app.command(epilog=examples("dream-report runs", "dream-report runs --commits 5 --format csv > runs.csv"))
+def runs(
+    commits: Annotated[int, typer.Option("--commits", min=0, help="Commits that changed results, newest first.")] = 1,
+    format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Collect the workspace, commits and DVC experiments in one table with the knobs that differ."""
+    from dream.report import render
+    from dream.report import runs as experiments
+
+    if format != "text":
+        render.known(format)
+    table = experiments.collect(commits, params, cells)
+    if format == "text" or json:
+        return show_tables([table], json)
+    typer.echo(render.render(table, format), nl=False)
+
+
+@app.command(epilog=examples("dream-report plan --size 3b", "dream-report plan --size 8b --tflops 400 --device-gib 80"))
+def plan(
+    size: Annotated[str | None, typer.Option("--size", help="An entry of `sizes`; by default that of params.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="auto, packaged, smoke or paper.")] = "auto",
+    tflops: Annotated[float, typer.Option("--tflops", min=1e-6, help="Sustained throughput in TFLOP/s.")] = 100.0,
+    device_gib: Annotated[float | None, typer.Option("--device-gib", min=0, help="Device memory; by default what is here.")] = None,
+    json: Json = False,
+    params: Params = PARAMS,
+) -> None:
+    """Estimate parameters, FLOPs, hours, memory and disk of a size from configurations alone: no weights are read."""
+    from dream import config
+    from dream.report import plan as planning
+
+    overrides = {"recipe": recipe} | ({"model.size": size} if size else {})
+    found = planning.estimate(config.load(params, overrides), tflops)
+    if json:
+        return show(found, True, str)
+    memory, name = planning.device() if device_gib is None else (device_gib, "the given device")
+    show_tables(planning.tables(found, memory, name), False)
+
+
+@app.command(epilog=examples("dream-report doctor", "dream-report doctor --json"))
+def doctor(json: Json = False, params: Params = PARAMS) -> None:
+    """Check packages, devices, hub, disk, checksums, and which sizes can run here. Exit code 1 if there is a problem."""
+    from dream import config
+    from dream.errors import DreamError
+    from dream.report import doctor as examination
+
+    try:
+        settings, broken = config.load(params), []
+    except DreamError as error:
+        settings, broken = None, [examination.Check("params.yaml", examination.PROBLEM, error.what, error.remedy)]
+    found = [*broken, *examination.examine(settings)]
+    show(lambda: examination.as_json(found), json, lambda: examination.plain(found))
+    if any(finding.state == examination.PROBLEM for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command(epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html"))
+def explain(
+    query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
+    system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
+    seed: Annotated[int, typer.Option("--seed", help="Which of its training runs.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a small page here.")] = None,
+    json: Json = False,
+    params: Params = PARAMS,
+) -> None:
+    """Show one query: p over the candidates, the loss of every target token with and without the scores, the prompt.
+
+    Loads encoder and judge, and needs the folder work/.
+    """
+    from dataclasses import asdict
+
+    from dream import config
+    from dream.report import build
+    from dream.report import explain as explaining
+
+    found = explaining.explain(query_id, config.load(params), system, seed)
+    if html is not None:
+        build.write_text(html, explaining.page(found))
+    show(lambda: asdict(found), json, lambda: str(html) if html is not None else explaining.plain(found))
+
+
+@app.command(epilog=examples("dream-report page", "dream-report page --out results.html"))
+def page(
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("reports/page.html"),
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Write one self-contained HTML file with all tables, plots, settings and provenance; it needs no network to view."""
+    from dream.report import build
+    from dream.report import page as paging
+
+    build.write_text(out, paging.render(load(params, cells)))
+    show({"page": str(out), "bytes": out.stat().st_size}, json, lambda: str(out))
+
+
+def main() -> None:
+    """The entry point: user errors in one line, no traceback."""
+    exits_cleanly(app)()
+
+
+if __name__ == "__main__":
+    main()

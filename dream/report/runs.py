@@ -1,0 +1,152 @@
+"""Experiments: the workspace, commits and ``dvc exp`` experiments, each read from git without checking anything out.
+
+A DVC experiment is a commit under ``refs/exps`` that holds its params.yaml and its small results, so one experiment's
+whole report can be rebuilt from it. :func:`open_revision` unpacks those files into a temporary folder and reads them with
+the same code, and the same checks, as the workspace's.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dream import config as configs
+from dream.errors import DreamError
+from dream.report import cells as reading
+from dream.report import tables
+from dream.report.render import Cell, Table, cells, number
+
+WORKSPACE = "workspace"
+NEEDED = ("params.yaml", "reports/cells")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A place that may hold results: a name people use and the commit behind it (empty for the workspace)."""
+
+    name: str
+    commit: str
+
+
+def _git(*arguments: str, binary: bool = False) -> Any:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
+    except FileNotFoundError:
+        raise DreamError("git is not installed", "Install it: experiments are read from git") from None
+    except subprocess.CalledProcessError as error:
+        line = (error.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise DreamError(f"git {arguments[0]}: {line}", "Run from a clone of the project") from None
+    return done.stdout if binary else done.stdout.decode()
+
+
+def found(commits: int = 1) -> list[Revision]:
+    """The workspace, the last commits that changed results, and all DVC experiments by name."""
+    revisions = [Revision(WORKSPACE, "")]
+    log = _git("log", f"-{commits}", "--format=%H", "--", "reports/cells").split()
+    revisions += [Revision(commit[:7], commit) for commit in log]
+    for line in _git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)").splitlines():
+        name, commit = line.split()
+        parts = name.split("/")
+        if len(parts) == 5 and parts[2] not in ("exec", "celery"):  # refs/exps/<2 of base>/<38 of base>/<name>
+            revisions.append(Revision(parts[-1], commit))
+    return revisions
+
+
+def resolve(name: str) -> Revision:
+    """A revision by the name of an experiment, a branch, a tag or a commit; ``workspace`` is what lies in the folder."""
+    if name == WORKSPACE:
+        return Revision(WORKSPACE, "")
+    for revision in found():
+        if revision.name == name:
+            return revision
+    try:
+        commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+    except DreamError:
+        known = ", ".join(revision.name for revision in found())
+        raise DreamError(f"revision {name!r} is no experiment and no commit", f"Known: {known}, and any git revision") from None
+    return Revision(name, commit)
+
+
+def open_revision(revision: Revision, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> reading.Results:
+    """Read a revision's results.
+
+    Raises:
+        DreamError: the commit holds no results, or they do not belong together; the line starts with the revision's name.
+    """
+    if not revision.commit:
+        return reading.load(configs.load(params), folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            archive = _git("archive", "--format=tar", revision.commit, *NEEDED, binary=True)
+        except DreamError:
+            raise DreamError(f"{revision.name} holds no results", "It has no params.yaml and reports/cells in git") from None
+        with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+            opened.extractall(temporary, filter="data")
+        root = Path(temporary)
+        try:
+            return reading.load(configs.load(root / "params.yaml"), root / "reports" / "cells")
+        except DreamError as error:
+            what = error.what.replace(f"{root}/", "")
+            raise DreamError(f"{revision.name}: {what}", error.remedy) from None
+
+
+def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> Table:
+    """One row per experiment and system: its mean over all tasks, the knobs that differ, and its commit."""
+    opened, notes = [], []
+    for revision in found(commits):
+        try:
+            opened.append((revision, open_revision(revision, params, folder)))
+        except DreamError as error:
+            notes.append(f"Not shown: {error}")
+    if not opened:
+        raise DreamError("no experiment holds results", "Run `dvc repro` or `dvc exp run`")
+    knobs = differing([results.config.model_dump(mode="json") for _, results in opened])
+    rows, data = [], []
+    for index, (revision, results) in enumerate(opened):
+        flat = _flat_config(results.config.model_dump(mode="json"))
+        scope = tables.overall(results)[2]
+        best = max(round(tables.measured(results, system, scope).value, 3) for system in results.systems)
+        for system in results.systems:
+            value = tables.measured(results, system, scope)
+            record = {
+                "experiment": revision.name, "commit": revision.commit[:10], "system": system, "tasks": len(scope),
+                "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high, **{k: flat.get(k) for k in knobs},
+            }  # fmt: skip
+            data.append(record)
+            shown = Cell(f"{number(value.value)} [{number(value.low)}, {number(value.high)}]", round(value.value, 3) == best)
+            rows.append(
+                cells(revision.name, revision.commit[:7] or "–", *(_short(flat.get(k)) for k in knobs), system, len(scope), shown)
+            )
+        if index == 0 and len({tuple(sorted(t for _, t in r.tasks)) for _, r in opened}) > 1:
+            notes.append("These experiments were evaluated on different tasks: their means do not compare.")
+    notes.append("Mean nDCG@10 over all tasks of an experiment; only knobs that differ between the experiments are shown.")
+    head = ["Experiment", "Commit", *knobs, "System", "Tasks", "nDCG@10"]
+    return Table("runs", "Experiments", pd.DataFrame(data), head, rows, notes)
+
+
+def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted knobs of a resolved config, without the entries of sizes and lists that were not chosen."""
+    ignored = ("sizes", "task_lists", "report", "published")
+    return {k: v for name, part in config.items() if name not in ignored for k, v in reading._flat(part, name).items()}
+
+
+def differing(configs_found: list[dict[str, Any]]) -> list[str]:
+    """Knobs whose value is not the same everywhere.
+
+    >>> differing([{"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}])
+    ['a.b']
+    """
+    flats = [_flat_config(c) for c in configs_found]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

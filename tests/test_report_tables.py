@@ -1,0 +1,315 @@
+"""The report's tables: golden files, numbers recomputed from the CSV cells, determinism, and one-line answers to bad input."""
+
+import csv
+import filecmp
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_fixture import edit_json, make_cells, make_config
+
+from dream.errors import DreamError
+from dream.report import build, cells, plots, render, tables
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return make_config()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, config):
+    return make_cells(tmp_path_factory.mktemp("report"), config)
+
+
+@pytest.fixture(scope="module")
+def results(config, folder):
+    return cells.load(config, folder)
+
+
+@pytest.mark.parametrize("name", ["main", "significance", "seeds", "cost", "heads", "diagnostic"])
+def test_tables_equal_their_golden_files(results, name):
+    """``DREAM_GOLDEN=write pytest tests/test_report_tables.py`` rewrites them; read the difference before you keep it."""
+    (table,) = tables.build(results, [name])
+    for ending, text in (("csv", render.csv(table)), ("md", render.markdown(table))):
+        path = GOLDEN / f"{name}.{ending}"
+        if os.environ.get("DREAM_GOLDEN") == "write":
+            path.write_text(text)
+        assert text == path.read_text()
+
+
+def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, config):
+    (table,) = tables.build(results, ["main"])
+    rows = list(csv.DictReader(render.csv(table).splitlines()))
+    assert list(rows[0]) == (
+        "suite task system size recipe ndcg_at_10 ci_low ci_high seeds queries documents pairs_trained".split()
+    )
+    systems = {*config.references, *config.objectives}
+    assert {(r["task"], r["system"]) for r in rows if r["suite"] == "open"} == {
+        (task, system) for task in ("boolq", "drop", "mean") for system in systems
+    }
+    assert all(float(r["ci_low"]) <= float(r["ndcg_at_10"]) <= float(r["ci_high"]) for r in rows)
+    assert {r["pairs_trained"] for r in rows if r["system"] == "dream"} == {"384"}
+    assert {r["pairs_trained"] for r in rows if r["system"] == "bm25"} == {"0"}
+
+
+def test_numbers_are_those_of_the_cells(results, folder):
+    """Recomputed without the report's code: plain csv, mean over seeds per query, over queries, over tasks."""
+    (table,) = tables.build(results, ["main"])
+    for system, seeds in (("bm25", [""]), ("dream", ["-0", "-1"])):
+        per_task = {}
+        for task, suite_file in (("boolq", "general"), ("drop", "general"), ("mbpp", "domain")):
+            per_query = {}
+            for seed in seeds:
+                with open(folder / "evaluate" / f"{system}{seed}-{suite_file}.csv") as stream:
+                    for row in csv.DictReader(stream):
+                        if row["task"] == task:
+                            per_query.setdefault(row["query_id"], []).append(float(row["ndcg_at_10"]))
+            per_task[task] = sum(sum(v) / len(v) for v in per_query.values()) / len(per_query)
+        shown = {(r.suite, r.task): r.ndcg_at_10 for r in table.data.itertuples() if r.system == system}
+        for suite, task in (("open", "boolq"), ("open", "drop"), ("code", "mbpp")):
+            assert shown[suite, task] == pytest.approx(per_task[task])
+        assert shown["open", "mean"] == pytest.approx((per_task["boolq"] + per_task["drop"]) / 2)
+        assert tables.summary(results)["ndcg_at_10"][system] == pytest.approx(sum(per_task.values()) / 3, abs=1e-6)
+
+
+def test_significance_rows_pair_the_same_queries(results):
+    row = next(r for r in tables.significance_rows(results) if (r["task"], r["system"]) == ("boolq", "untrained"))
+    wide = results.queries.query("task == 'boolq'").pivot_table(index="query_id", columns="system", values="ndcg_at_10")
+    assert row["difference"] == pytest.approx((wide["untrained"] - wide["dream"]).mean())
+    assert row["p"] <= row["p_holm"] <= 1
+    assert row["difference"] < 0 and row["p_holm"] < 0.05
+
+
+def test_best_is_bold_and_a_significant_loss_is_marked(results):
+    table = tables.main(results)
+    for row in table.rows:
+        values = [float(cell.text.split()[0]) for cell in row[4:]]
+        assert [cell.bold for cell in row[4:]] == [value == max(values) for value in values]
+    assert all("↓" in row[table.head.index("untrained")].text for row in table.rows)
+    assert not any("↓" in row[table.head.index("dream")].text for row in table.rows)
+
+
+def test_the_gain_per_hour_counts_training_time(results):
+    table = tables.cost(results)
+    row = next(r for r in table.rows if (r[0].text, r[1].text) == ("dream", "train"))
+    scores = tables.summary(results)["ndcg_at_10"]
+    assert float(row[-1].text) == pytest.approx((scores["dream"] - scores["untrained"]) / (260 / 3600), abs=0.006)
+
+
+def test_two_builds_of_the_tables_are_the_same_bytes(config, folder):
+    first, second = (tables.build(cells.load(config, folder)) for _ in range(2))
+    for ours, theirs in zip(first, second, strict=True):
+        for _, write in render.FORMATS.values():
+            assert write(ours) == write(theirs)
+
+
+@pytest.mark.slow
+def test_two_builds_are_the_same_bytes(config, folder, tmp_path):
+    for name in ("a", "b"):
+        build.write_all(cells.load(config, folder), tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) > 20
+    _, different, missing = filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", [str(f) for f in files], shallow=False)
+    assert (different, missing) == ([], [])
+
+
+@pytest.mark.slow
+def test_times_stand_only_in_the_cost_table_and_the_manifest(config, tmp_path):
+    """Another run of the same configuration: other times, the same everything else."""
+    for name, factor in (("a", 1), ("b", 3)):
+        folder = make_cells(tmp_path / name, config)
+        for path in (folder / "runs").glob("*.json"):
+            edit_json(path, lambda v: v[0].update(wall_s=v[0]["wall_s"] * factor, peak_gib=v[0]["peak_gib"] * factor))
+        build.write_all(cells.load(config, folder), tmp_path / f"{name}-out")
+    files = [p.relative_to(tmp_path / "a-out") for p in (tmp_path / "a-out").rglob("*") if p.is_file()]
+    _, different, _ = filecmp.cmpfiles(tmp_path / "a-out", tmp_path / "b-out", [str(f) for f in files], shallow=False)
+    assert sorted(different) == ["manifest.json", "tables/cost.csv", "tables/cost.md"]
+
+
+def test_the_order_of_rows_in_a_cell_does_not_matter(config, folder, tmp_path):
+    shuffled = make_cells(tmp_path, config)
+    for path in (shuffled / "evaluate").glob("*.csv"):
+        pd.read_csv(path).sample(frac=1, random_state=1).to_csv(path, index=False)
+    first, second = (tables.main(cells.load(config, f)) for f in (folder, shuffled))
+    pd.testing.assert_frame_equal(
+        first.data.sort_values(["task", "system"], ignore_index=True),
+        second.data.sort_values(["task", "system"], ignore_index=True),
+    )
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    config = make_config(seeds=[0])
+    (table,) = tables.build(cells.load(config, make_cells(tmp_path, config)), ["seeds"])
+    assert table.data["sd"].isna().all()
+    assert {row[5].text for row in table.rows} == {"–"}
+    assert render.as_json(table)["rows"][0]["sd"] is None
+
+
+def test_references_alone_make_a_report(tmp_path):
+    config = make_config(objectives=[])
+    built = build.write_all(cells.load(config, make_cells(tmp_path, config)), tmp_path / "out")
+    assert "tables/main" in built and "tables/seeds" not in built
+
+
+def test_left_over_cells_are_not_picked_up(folder):
+    results = cells.load(make_config(objectives=["dream"], tasks=["domain"]), folder)
+    assert set(results.queries.system) == {"bm25", "untrained", "dream"}
+    assert [task for _, task in results.tasks] == ["mbpp"]
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_missing_cell_is_named_with_its_command(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    (folder / "evaluate" / "dream-1-domain.csv").unlink()
+    with pytest.raises(DreamError, match=r"dream-1-domain\.csv is missing\. Run `dvc repro evaluate@dream-1-domain`"):
+        cells.load(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "knob", "value", "other"),
+    [
+        ("train-dream-1", ("training", "steps"), 7, r"train-dream-0\.json"),
+        ("evaluate-bm25-general", ("bm25", "k1"), 1.2, r"evaluate-bm25-domain\.json"),
+        ("evaluate-infonce-0-domain", ("evaluate", "max_length"), 999, r"evaluate-bm25-general\.json"),
+        ("train-infonce-0", ("model", "size"), "tiny-4l", r"evaluate-bm25-general\.json"),
+        ("heads", ("recipe",), "smoke", r"evaluate-bm25-general\.json"),
+    ],
+)
+def test_cells_of_two_configurations_are_refused_and_both_named(config, tmp_path, name, knob, value, other):
+    folder = make_cells(tmp_path, config)
+
+    def change(record):
+        place = record[0]["config"]
+        for key in knob[:-1]:
+            place = place[key]
+        place[knob[-1]] = value
+
+    edit_json(folder / "runs" / f"{name}.json", change)
+    with pytest.raises(DreamError, match=rf"{name}\.json was made with {'.'.join(knob)} = .*{other} with"):
+        cells.load(config, folder)
+
+
+def test_params_that_no_cell_was_made_with_are_refused(config, folder):
+    with pytest.raises(DreamError, match=r"evaluate\.max_length = 192, params says 64"):
+        cells.load(make_config(**{"evaluate.max_length": 64}), folder)
+
+
+def test_knobs_that_change_no_number_are_no_mismatch(folder):
+    harmless = {"training.checkpoint_every": 3, "injection.force": True, "report.resamples": 100}
+    cells.load(make_config(**harmless), folder)
+
+
+def test_different_inputs_are_refused(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    path = folder / "runs" / "evaluate-dream-0-general.json"
+    edit_json(path, lambda value: value[0]["inputs"].update({"work/tasks": "b" * 64}))
+    with pytest.raises(DreamError, match="different work/tasks"):
+        cells.load(config, folder)
+
+
+def test_different_queries_are_refused(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    path = folder / "evaluate" / "bm25-general.csv"
+    pd.read_csv(path).iloc[1:].to_csv(path, index=False)
+    with pytest.raises(DreamError, match="boolq: bm25 and untrained were scored on different queries"):
+        cells.load(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("evaluate/bm25-general.csv", "a,b\n1,2\n", "another schema"),
+        ("evaluate/bm25-general.csv", "", "not a readable CSV"),
+        ("evaluate/bm25-general.json", "{}", "another schema"),
+        ("evaluate/bm25-general.json", "{", "not valid JSON"),
+        ("evaluate/bm25-general.json", '[{"task": "boolq"}]', "another schema .no suite"),
+        ("runs/train-dream-0.json", "[]", "another schema"),
+        ("train/dream-0.csv", "loss\n1\n", "another schema .no step"),
+    ],
+)
+def test_other_schemas_are_answered_in_one_line(config, tmp_path, file, content, message):
+    folder = make_cells(tmp_path, config)
+    (folder / file).write_text(content)
+    with pytest.raises(DreamError, match=message) as caught:
+        cells.load(config, folder)
+    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_renamed_cell_is_noticed(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    (folder / "evaluate" / "dream-0-domain.csv").replace(folder / "evaluate" / "infonce-0-domain.csv")
+    (folder / "evaluate" / "dream-0-domain.csv").write_bytes((folder / "evaluate" / "dream-1-domain.csv").read_bytes())
+    with pytest.raises(DreamError, match=r"holds results of dream"):
+        cells.load(config, folder)
+
+
+def test_an_empty_folder_is_answered_in_one_line(config, tmp_path):
+    with pytest.raises(DreamError, match="holds no results"):
+        cells.load(config, tmp_path)
+
+
+def test_unknown_tables_plots_and_formats_are_answered_with_the_known_ones(results, tmp_path):
+    for call in (
+        lambda: tables.build(results, ["mian"]), lambda: plots.draw(results, tmp_path, ["mian"]),
+        lambda: render.render(tables.main(results), "docx"), lambda: results.check_system("bm52"),
+    ):  # fmt: skip
+        with pytest.raises(DreamError, match="Choose one of"):
+            call()
+
+
+# ------------------------------------------------------------------------------------------------------ rendering
+
+HOSTILE = "<script>alert(1)</script> a|b & 50% _x_ $y$ \\end{table} [z](javascript:1)"
+
+
+@pytest.fixture
+def hostile():
+    return render.Table("t", HOSTILE, pd.DataFrame({"a": [HOSTILE]}), ["a"], [render.cells(HOSTILE)], [HOSTILE])
+
+
+def test_html_is_escaped(hostile):
+    assert "<script" not in render.html_table(hostile)
+
+
+def test_markdown_is_escaped(hostile):
+    text = render.markdown(hostile)
+    assert "<script" not in text.replace("\\<", "") and "](" not in text
+    assert text.splitlines()[4].replace("\\|", "").count("|") == 2
+
+
+def test_latex_is_escaped(hostile):
+    text = render.latex(hostile)
+    assert text.count(r"\end{table}") == 1 and r"50\%" in text and r"\$y\$" in text
+
+
+def test_csv_reads_back(results):
+    import io
+
+    for table in tables.build(results):
+        again = pd.read_csv(io.StringIO(render.csv(table)))
+        assert list(again.columns) == list(table.data.columns) and len(again) == len(table.data)
+
+
+@pytest.mark.slow
+def test_every_plot_is_drawn_from_the_fixture(results, tmp_path):
+    drawn = plots.draw(results, tmp_path)
+    assert set(drawn) == set(plots.PLOTS)
+    for name in drawn:
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+        assert "<dc:date>" not in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_manifest_holds_what_is_needed_to_repeat_a_run(results):
+    made = json.loads(json.dumps(build.manifest(results)))
+    assert made["config"]["model"]["size"] == "tiny"
+    assert made["versions"]["mteb"] == "2.26.24" and made["hardware"]["cores"] == 2
+    assert set(made["runs"]) >= {"train-dream-0", "evaluate-bm25-general", "heads"}
+    assert np.isfinite(made["runs"]["train-dream-0"]["wall_s"])
