@@ -56,7 +56,11 @@ def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) 
         score = values(system, seed, task, queries)
         shared = {"suite": suite, "task": task, "system": system, "seed": "" if seed is None else seed}
         ids = [f"{task}-{i}" for i in range(queries)]
-        frames.append(pd.DataFrame({**shared, "query_id": ids, "ndcg_at_10": score, "recall_at_100": (score > 0) * 1.0, "mrr_at_10": score}))
+        frames.append(
+            pd.DataFrame(
+                {**shared, "query_id": ids, "ndcg_at_10": score, "recall_at_100": (score > 0) * 1.0, "mrr_at_10": score}
+            )
+        )
         records.append(
             shared
             | {"queries": queries, "documents": documents, "ndcg_at_10": round(float(score.mean()), 6), "recall_at_100": 0.5,
@@ -99,17 +103,37 @@ def _run(cells: Path, config, name: str, wall: float, notes: dict | None = None)
 
 def _heads(cells: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [{"layer": i, "head": h, "score": round(float(rng.beta(6, 5)), 6), "selected": False} for i in range(30) for h in range(9)]
+    rows = [
+        {"layer": i, "head": h, "score": round(float(rng.beta(6, 5)), 6), "selected": False}
+        for i in range(30)
+        for h in range(9)
+    ]
     for row in sorted(rows, key=lambda r: -r["score"])[:16]:
         row["selected"] = True
     write_json(cells / "heads.json", rows)
 
 
 def _diagnostic(cells: Path) -> None:
-    rows = [("query", 0.476, 0.468, 0.463, 0.469), ("query+label", 0.476, 0.476, 0.452, 0.494), ("all", 0.476, 0.71, 0.308, 1.112)]
+    rows = [
+        ("query", 0.476, 0.468, 0.463, 0.469),
+        ("query+label", 0.476, 0.476, 0.452, 0.494),
+        ("all", 0.476, 0.71, 0.308, 1.112),
+    ]
     write_json(
         cells / "diagnostic.json",
-        [{"rows": r, "gate": 0.5, "none": n, "uniform": u, "gold": g, "wrong": w, "gap": round(w - g, 6), "used": r == "all"} for r, n, u, g, w in rows],
+        [
+            {
+                "rows": r,
+                "gate": 0.5,
+                "none": n,
+                "uniform": u,
+                "gold": g,
+                "wrong": w,
+                "gap": round(w - g, 6),
+                "used": r == "all",
+            }
+            for r, n, u, g, w in rows
+        ],
     )
 
 

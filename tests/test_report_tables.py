@@ -47,7 +47,7 @@ def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, con
     (table,) = tables.build(results, ["main"])
     rows = list(csv.DictReader(render.csv(table).splitlines()))
     assert list(rows[0]) == (
-        "suite task system size recipe ndcg_at_10 ci_low ci_high seeds queries documents pairs_trained".split()
+        ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries", "documents", "pairs_trained"]
     )
     systems = {*config.references, *config.objectives}
     assert {(r["task"], r["system"]) for r in rows if r["suite"] == "open"} == {

@@ -14,6 +14,7 @@ What is shared, and why it is exact (each point is proved by a test against a sl
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dream.config import Config
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
+CHUNK = 512  # document tokens read at a time on a CPU: what a layer makes of them stays in the cache
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -41,7 +43,8 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
     """``auto`` is bfloat16 where the processor computes in it (CUDA, AVX-512 BF16, AMX), else float32."""
     if name != "auto":
         return DTYPES[name]
-    gains = torch.device(device).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    gains = torch.device(device).type == "cuda" or able.get("avx512_bf16") or able.get("amx_bf16")
     return torch.bfloat16 if gains else torch.float32
 
 
@@ -113,6 +116,7 @@ class Judge:
         refuse_unsupported(model.config)
         self.model = own_attention(model)
         self.prompt, self.reference = Prompt(tokenizer, limits), reference
+        self.chunk = CHUNK if model.device.type == "cpu" else None
         self.layers, self.heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     @classmethod
@@ -158,12 +162,9 @@ class Judge:
         documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
         self._assert_ours()
         recorder = _Recorder(self.layers)
-        try:
-            self.model.base_model(
-                input_ids=torch.tensor([documents.ids], device=self.device), past_key_values=recorder, use_cache=True
-            )
-        except _Stop:
-            pass
+        for ids in torch.tensor([documents.ids], device=self.device).split(self.chunk or len(documents.ids), dim=1):
+            with contextlib.suppress(_Stop):
+                self.model.base_model(input_ids=ids, past_key_values=recorder, use_cache=True)
         return Reading(documents, tuple((layer.keys, layer.values) for layer in recorder.layers))
 
     def target_losses(

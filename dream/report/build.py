@@ -75,7 +75,12 @@ def write_all(results: Results, folder: Path | str = REPORTS) -> list[str]:
     drawn = write_plots(results, folder / "plots")
     write_json(folder / "metrics.json", tables.summary(results))
     write_json(folder / "manifest.json", manifest(results))
-    return [*(f"tables/{table.name}" for table in built), *(f"plots/{name}" for name in drawn), "metrics.json", "manifest.json"]
+    return [
+        *(f"tables/{table.name}" for table in built),
+        *(f"plots/{name}" for name in drawn),
+        "metrics.json",
+        "manifest.json",
+    ]
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -163,12 +163,16 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
     folder = Path(folder)
     cells = expected(config)
     if not cells:
-        raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
+        raise DreamError(
+            "params lists nothing to report", "Name systems in references or objectives, and tasks in tasks"
+        )
     if not folder.is_dir() or not any(folder.rglob("*")):
         raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
     runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in cells}
     trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
-    runs |= {f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained}
+    runs |= {
+        f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained
+    }
     for stage in ("assets", "questions", "prepare", "candidates", "heads"):
         path = folder / "runs" / f"{stage}.json"
         if path.exists():
@@ -217,7 +221,9 @@ def _read_csv(path: Path, command: str, columns: list[str] | None = None) -> pd.
     if not path.exists():
         raise _missing(path, command)
     try:
-        table = pd.read_csv(path, dtype={"query_id": str, "task": str, "suite": str, "system": str}, keep_default_na=True)
+        table = pd.read_csv(
+            path, dtype={"query_id": str, "task": str, "suite": str, "system": str}, keep_default_na=True
+        )
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DreamError(f"{path} is not a readable CSV ({error})", f"Run `{command}` to make it anew") from None
     if columns is not None and list(table.columns) != columns:
@@ -232,7 +238,9 @@ def _read_records(cell: Cell, folder: Path) -> pd.DataFrame:
         raise _missing(path, _command(cell))
     value = read_json(path)
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise DreamError(f"{path} has another schema (not a list of records)", f"Run `{_command(cell)}` to make it anew")
+        raise DreamError(
+            f"{path} has another schema (not a list of records)", f"Run `{_command(cell)}` to make it anew"
+        )
     for key in RECORD_KEYS:
         if any(key not in row for row in value):
             raise DreamError(f"{path} has another schema (no {key})", f"Run `{_command(cell)}` to make it anew")
@@ -332,7 +340,9 @@ def _disagreement(key: str, name: str, was: Any, now: Any, runs: dict[str, dict[
                 f"{path} was made with {key} = {was!r}, {folder / 'runs' / f'{other}.json'} with {now!r}",
                 "Run `dvc repro` so that all cells agree",
             )
-    return DreamError(f"{path} was made with {key} = {was!r}, params says {now!r}", "Run `dvc repro` so that both agree")
+    return DreamError(
+        f"{path} was made with {key} = {was!r}, params says {now!r}", "Run `dvc repro` so that both agree"
+    )
 
 
 def _check_inputs(runs: dict[str, dict[str, Any]], folder: Path) -> None:

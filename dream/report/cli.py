@@ -73,13 +73,17 @@ def show_tables(tables: list[Any], as_json: bool) -> None:
 
 @app.command(
     epilog=examples(
-        "dream-report tables", "dream-report tables --table main --format latex > main.tex", "dream-report tables --table cost --json"
+        "dream-report tables",
+        "dream-report tables --table main --format latex > main.tex",
+        "dream-report tables --table cost --json",
     )
 )
 def tables(
     table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Only this table; may be repeated.")] = None,
     format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
-    out: Annotated[Path | None, typer.Option("--out", help="Rebuild all tables as CSV and Markdown in this folder instead.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Rebuild all tables as CSV and Markdown in this folder instead.")
+    ] = None,
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,
@@ -117,11 +121,15 @@ def plots(
     show(names, json, lambda: "\n".join(names))
 
 
-@app.command(epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10"))
+@app.command(
+    epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10")
+)
 def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
-    queries: Annotated[int, typer.Option("--queries", "-n", min=0, help="How many of the queries that changed most.")] = 6,
+    queries: Annotated[
+        int, typer.Option("--queries", "-n", min=0, help="How many of the queries that changed most.")
+    ] = 6,
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,
@@ -187,7 +195,9 @@ def plan(
     size: Annotated[str | None, typer.Option("--size", help="An entry of `sizes`; by default that of params.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="auto, packaged, smoke or paper.")] = "auto",
     tflops: Annotated[float, typer.Option("--tflops", min=1e-6, help="Sustained throughput in TFLOP/s.")] = 100.0,
-    device_gib: Annotated[float | None, typer.Option("--device-gib", min=0, help="Device memory; by default what is here.")] = None,
+    device_gib: Annotated[
+        float | None, typer.Option("--device-gib", min=0, help="Device memory; by default what is here.")
+    ] = None,
     json: Json = False,
     params: Params = PARAMS,
 ) -> None:
@@ -220,7 +230,9 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html"))
+@app.command(
+    epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html")
+)
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
     system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
@@ -256,7 +268,7 @@ def page(
     from dream.report import build
     from dream.report import page as paging
 
-    build.write_text(out, paging.render(load(params, cells)))
+    build.write_text(out, paging.html(load(params, cells)))
     show({"page": str(out), "bytes": out.stat().st_size}, json, lambda: str(out))
 
 

@@ -59,7 +59,9 @@ def side(name: str, load: Callable[[], Results]) -> Side:
 def sides(ours: str, theirs: str, load: Callable[[], Results]) -> tuple[Side, Side]:
     """Open both sides, reading the workspace once."""
     if ours == theirs:
-        raise DreamError(f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream infonce`")
+        raise DreamError(
+            f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream infonce`"
+        )
     once = cache(load)
     return side(ours, once), side(theirs, once)
 
@@ -68,7 +70,9 @@ def table(ours: Side, theirs: Side) -> Table:
     """Paired differences on the tasks that both were evaluated on, and over all of them."""
     shared = [pair for pair in ours.results.tasks if pair in theirs.results.tasks]
     if not shared:
-        raise DreamError(f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks")
+        raise DreamError(
+            f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks"
+        )
     columns = {task: _aligned(ours, theirs, task) for _, task in shared}
     scopes = [(suite, task, [task]) for suite, task in shared] + [("all", "mean", [task for _, task in shared])]
     report, rows, data = ours.results.config.report, [], []
@@ -84,8 +88,20 @@ def table(ours: Side, theirs: Side) -> Table:
         won = sum(int((columns[t][0] > columns[t][1] + 1e-9).sum()) for t in tasks)
         lost = sum(int((columns[t][1] > columns[t][0] + 1e-9).sum()) for t in tasks)
         queries = sum(len(columns[t][0]) for t in tasks)
-        keys = "suite task ours theirs difference ci_low ci_high p p_holm won lost queries".split()
-        record = (suite, label, *means, difference.value, difference.low, difference.high, difference.p, p, won, lost, queries)
+        keys = ["suite", "task", "ours", "theirs", "difference", "ci_low", "ci_high", "p", "p_holm", "won", "lost", "queries"]
+        record = (
+            suite,
+            label,
+            *means,
+            difference.value,
+            difference.low,
+            difference.high,
+            difference.p,
+            p,
+            won,
+            lost,
+            queries,
+        )
         data.append(dict(zip(keys, record, strict=True)))
         rows.append(
             cells(
@@ -117,7 +133,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
     """The queries that changed most, half of them wins and half losses, and a remark on what could not be shown."""
     frames = []
     for _, task in ours.results.tasks:
-        if (task in dict(map(reversed, theirs.results.tasks))):
+        if task in dict(map(reversed, theirs.results.tasks)):
             a, b = _aligned(ours, theirs, task)
             ids = ours.results.scores(ours.system, task).index
             frames.append(pd.DataFrame({"task": task, "query_id": ids, "ours": a, "theirs": b}))
@@ -142,7 +158,11 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
                 else:
                     hits[one.label] = [_document(d, corpus, row.query_id) for d in found[:SHOWN]]
         shown.append(Change(row.task, row.query_id, row.ours, row.theirs, text, hits))
-    remark = f"Not at hand, so not shown: {', '.join(sorted(missing))} (`dvc repro` or `dvc pull` brings them)." if missing else ""
+    remark = (
+        f"Not at hand, so not shown: {', '.join(sorted(missing))} (`dvc repro` or `dvc pull` brings them)."
+        if missing
+        else ""
+    )
     return shown, remark
 
 
@@ -161,7 +181,8 @@ def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     return {
         "queries": dict(zip(queries["id"].astype(str), queries["text"], strict=True)),
         "documents": {
-            str(i): f"{title} {text}".strip() for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+            str(i): f"{title} {text}".strip()
+            for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
         },
         "relevant": relevant,
     }

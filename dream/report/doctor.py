@@ -74,7 +74,12 @@ def packages(_: Config | None) -> Iterator[Check]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        yield Check("packages", PROBLEM, f"missing: {', '.join(missing)}", "Run `make install`, or `pip install -c constraints.txt -e .`")
+        yield Check(
+            "packages",
+            PROBLEM,
+            f"missing: {', '.join(missing)}",
+            "Run `make install`, or `pip install -c constraints.txt -e .`",
+        )
     yield Check("packages", OK, ", ".join(found))
 
 
@@ -83,7 +88,12 @@ def programs(_: Config | None) -> Iterator[Check]:
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for name in ("git", "dvc"):
         path = shutil.which(name, path=beside)
-        yield Check(name, OK if path else PROBLEM, path or "not found", "" if path else f"Install {name}, or activate the environment")
+        yield Check(
+            name,
+            OK if path else PROBLEM,
+            path or "not found",
+            "" if path else f"Install {name}, or activate the environment",
+        )
 
 
 @check
@@ -92,10 +102,19 @@ def devices(_: Config | None) -> Iterator[Check]:
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     threads = torch.get_num_threads()
-    fast = "bfloat16 in hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bfloat16 in hardware: float32 is used"
+    fast = (
+        "bfloat16 in hardware"
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        else "no bfloat16 in hardware: float32 is used"
+    )
     yield Check("processor", OK, f"{os.cpu_count()} cores, {threads} threads, {fast}")
     enough = memory >= 7.5
-    yield Check("memory", OK if enough else NOTE, f"{memory:.1f} GiB", "" if enough else "The packaged recipe needs up to 8 GiB: lower training.micro_batch")
+    yield Check(
+        "memory",
+        OK if enough else NOTE,
+        f"{memory:.1f} GiB",
+        "" if enough else "The packaged recipe needs up to 8 GiB: lower training.micro_batch",
+    )
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(i)
@@ -113,7 +132,12 @@ def disk(_: Config | None) -> Iterator[Check]:
         free, writable = shutil.disk_usage(place).free / 2**30, os.access(place, os.W_OK)
         good = free >= 5 and writable
         remedy = "" if good else "Free some space, or set DREAM_CACHE to a folder with room that you may write to"
-        yield Check(name, OK if good else PROBLEM, f"{folder}: {free:.0f} GiB free{'' if writable else ', not writable'}", remedy)
+        yield Check(
+            name,
+            OK if good else PROBLEM,
+            f"{folder}: {free:.0f} GiB free{'' if writable else ', not writable'}",
+            remedy,
+        )
 
 
 @check
@@ -131,7 +155,12 @@ def hub(_: Config | None) -> Iterator[Check]:
         yield Check("model hub", OK, f"{ENDPOINT} answers")
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        yield Check("model hub", NOTE, f"{ENDPOINT} does not answer ({reason})", "Sizes with hub models need it, or a filled cache; size tiny does not")
+        yield Check(
+            "model hub",
+            NOTE,
+            f"{ENDPOINT} does not answer ({reason})",
+            "Sizes with hub models need it, or a filled cache; size tiny does not",
+        )
 
 
 @check
@@ -176,7 +205,12 @@ def _checksum(name: str, kind: str | None, wanted: str | None) -> Check:
     except (DreamError, OSError) as error:
         return Check(f"asset {name}", PROBLEM, str(error), "Run `dvc repro assets`")
     if found != wanted:
-        return Check(f"asset {name}", PROBLEM, f"checksum {found[:12]}, recorded {str(wanted)[:12]}", "Delete it from the cache and run `dvc repro assets`")
+        return Check(
+            f"asset {name}",
+            PROBLEM,
+            f"checksum {found[:12]}, recorded {str(wanted)[:12]}",
+            "Delete it from the cache and run `dvc repro assets`",
+        )
     return Check(f"asset {name}", OK, f"checksum {found[:12]}")
 
 
@@ -195,9 +229,9 @@ def recipes(config: Config | None) -> Iterator[Check]:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})
             room.check_available(resolved)
-            yield Check(f"size {size}", OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched")
+            yield Check(
+                f"size {size}", OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched"
+            )
         except DreamError as error:
             state = PROBLEM if size == config.model.size else NOTE
             yield Check(f"size {size}", state, error.what, error.remedy)
-
-

@@ -62,7 +62,9 @@ def find(query_id: str, config: Config, system: str, work: Path = WORK):
         if len(ids) < 2:
             raise DreamError(f"no hits of {system} for query {query_id} are at hand", "Run `dvc repro` or `dvc pull`")
         passages = tuple(texts["documents"][i] for i in ids)
-        return CandidateSet(query_id, path.name, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),))
+        return CandidateSet(
+            query_id, path.name, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),)
+        )
     raise DreamError(
         f"query {query_id!r} is in no training set and no task under {work}",
         "`dream-report compare A B` prints ids of evaluation queries; run `dvc repro` first if work/ is empty",
@@ -103,7 +105,10 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
         encoder = Encoder.load(config, folder / "adapter")
         vectors = encoder.embed([question.text, *candidates.passages]).float()
         similarities = vectors[1:] @ vectors[0]
-        tau, gate = float(state.get("tau", config.temperature.init)), float(state.get("gate", config.injection.gate_init))
+        tau, gate = (
+            float(state.get("tau", config.temperature.init)),
+            float(state.get("gate", config.injection.gate_init)),
+        )
         p = (similarities / tau).softmax(0)
         judge = Judge.from_config(config)
         heads = [tuple(head) for head in selected]
@@ -136,17 +141,27 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
 
 def plain(found: Explanation, width: int = 100, shown_tokens: int = 32) -> str:
     """The explanation as text for a terminal or a pipe."""
-    lines = [f"{found.query_id}: {clip(found.query, width)}", f"{found.system}: tau {found.tau:.4f}, gate {found.gate:.3f}, {len(found.heads)} heads", ""]
+    lines = [
+        f"{found.query_id}: {clip(found.query, width)}",
+        f"{found.system}: tau {found.tau:.4f}, gate {found.gate:.3f}, {len(found.heads)} heads",
+        "",
+    ]
     lines += ["     p   similarity   candidate (→ gold)"]
     for row in sorted(found.candidates, key=lambda r: -r["p"]):
-        lines.append(f"  {row['p']:.3f}   {row['similarity']:+.3f}    {'→' if row['gold'] else ' '} {clip(row['text'], width - 24)}")
+        lines.append(
+            f"  {row['p']:.3f}   {row['similarity']:+.3f}    {'→' if row['gold'] else ' '} {clip(row['text'], width - 24)}"
+        )
     losses = ", ".join(f"{name} {value:.3f}" for name, value in found.losses.items())
     lines += ["", f"Loss of the target, nats per token: {losses}", "", "  plain  injected  change  token"]
     for row in found.tokens[:shown_tokens]:
-        lines.append(f"  {row['plain']:5.2f}     {row['injected']:5.2f}  {row['injected'] - row['plain']:+6.2f}  {row['token']!r}")
+        lines.append(
+            f"  {row['plain']:5.2f}     {row['injected']:5.2f}  {row['injected'] - row['plain']:+6.2f}  {row['token']!r}"
+        )
     if len(found.tokens) > shown_tokens:
         lines.append(f"  … {len(found.tokens) - shown_tokens} more tokens (--json has all)")
-    return "\n".join([*lines, "", "What the judge was shown:", "", *(f"  {line}" for line in found.prompt.splitlines())])
+    return "\n".join(
+        [*lines, "", "What the judge was shown:", "", *(f"  {line}" for line in found.prompt.splitlines())]
+    )
 
 
 def page(found: Explanation) -> str:

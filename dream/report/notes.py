@@ -8,7 +8,14 @@ from dream.report.cells import Results
 def footnotes(results: Results) -> list[str]:
     """The footnotes of the main table, most important first."""
     config = results.config
-    made = [_encoder(results), _training(results), _bm25(results), _tasks(results), _search(results), _versions(results)]
+    made = [
+        _encoder(results),
+        _training(results),
+        _bm25(results),
+        _tasks(results),
+        _search(results),
+        _versions(results),
+    ]
     trained = [_judge(results), _open(results)] if config.objectives else []
     return [note for note in made + trained if note]
 

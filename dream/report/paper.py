@@ -17,7 +17,7 @@ from dream.report.cells import Results
 from dream.report.render import Table, cells, number
 from dream.report.tables import _signed
 
-KEYS = "suite task size method printed reproduced ci_low ci_high difference inside state".split()
+KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "difference", "inside", "state"]
 SIZELESS = ("bm25",)
 
 
@@ -78,9 +78,22 @@ def table(results: Results | None, every_row: bool = False) -> Table:
         *_cautions(),
     ]
     if ran == 0:
-        notes.insert(0, "Nothing here can be compared with the paper yet: `dvc exp run -S model.size=0.5b` runs its smallest row.")
+        notes.insert(
+            0,
+            "Nothing here can be compared with the paper yet: `dvc exp run -S model.size=0.5b` runs its smallest row.",
+        )
     body = _every(found) if every_row else _means(frame, results)
-    head = ["Suite", "Task" if every_row else "Tasks", "Size", "Method", "Printed", "Reproduced", "Difference", "Inside", "State"]
+    head = [
+        "Suite",
+        "Task" if every_row else "Tasks",
+        "Size",
+        "Method",
+        "Printed",
+        "Reproduced",
+        "Difference",
+        "Inside",
+        "State",
+    ]
     return Table("paper", "The paper's nDCG@10 against ours", frame, head, body, notes)
 
 
@@ -121,7 +134,9 @@ def _cautions() -> list[str]:
     """What a reader must know about the printed numbers themselves, computed from the reference files."""
     reference, revela = printed(), printed("revela_paper")
     beir = reference[reference["suite"] == "BEIR"]
-    shared = revela[(revela["task_set"] == "BEIR-8 shared") & (revela["method"] == "Revela")].set_index("size")["mean_ndcg_at_10"]
+    shared = revela[(revela["task_set"] == "BEIR-8 shared") & (revela["method"] == "Revela")].set_index("size")[
+        "mean_ndcg_at_10"
+    ]
     without = beir[beir["task"] != "CQADupstackRetrieval"]
     means = without.groupby(["size", "method"])["ndcg_at_10"].mean()
     gains = "; ".join(

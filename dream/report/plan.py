@@ -60,7 +60,9 @@ class Model:
                 bool(config.get("qk_norm", False)) or config.get("model_type") == "qwen3",
             )  # fmt: skip
         except KeyError as error:
-            raise DreamError(f"the configuration of {name} has no {error.args[0]}", "plan knows decoder-only models only") from None
+            raise DreamError(
+                f"the configuration of {name} has no {error.args[0]}", "plan knows decoder-only models only"
+            ) from None
 
     @cached_property
     def per_layer(self) -> int:
@@ -162,7 +164,9 @@ def _flops(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     k, knobs, limits = config.candidates.count, config.training, config.judge
     questions, sets = config.candidates.questions_per_set, config.training.steps * config.training.batch
     length = config.encoder.max_length
-    encode = 2 * encoder.forward_flops((k + questions) * length, length // 2) * (1.5 if knobs.gradient_checkpointing else 1)
+    encode = (
+        2 * encoder.forward_flops((k + questions) * length, length // 2) * (1.5 if knobs.gradient_checkpointing else 1)
+    )
     documents = k * limits.passage_tokens
     read = judge.forward_flops(documents, documents // 2)
     suffix = questions * (limits.query_tokens + limits.target_tokens + LABELS)
@@ -185,7 +189,11 @@ def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     lora = encoder.lora(knobs.lora.r, knobs.lora.targets)
     tokens = knobs.micro_batch * (k + config.candidates.questions_per_set) * config.encoder.max_length
     per_layer = encoder.activations(width)
-    kept = tokens * (encoder.layers * encoder.hidden * width + per_layer if knobs.gradient_checkpointing else encoder.layers * per_layer)
+    kept = tokens * (
+        encoder.layers * encoder.hidden * width + per_layer
+        if knobs.gradient_checkpointing
+        else encoder.layers * per_layer
+    )
     documents = k * limits.passage_tokens
     suffix = config.candidates.questions_per_set * (limits.query_tokens + limits.target_tokens + LABELS)
     cache = documents * judge.layers * 2 * judge.kv_heads * judge.head_dim * judge_width
@@ -239,7 +247,8 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
     notes = [
         f"Upper bounds: every text at its longest. Hours at {found['tflops']:g} TFLOP/s sustained (--tflops); training is per run, "
         f"params asks for {runs}.",
-        f"Evaluation counts {grouped(known)} documents" + (f"; {unknown} tasks of unknown size are not counted." if unknown else "."),
+        f"Evaluation counts {grouped(known)} documents"
+        + (f"; {unknown} tasks of unknown size are not counted." if unknown else "."),
     ]
 
     def table(name: str, title: str, head: list[str], rows: list[tuple], notes: list[str]) -> Table:
@@ -251,7 +260,13 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
     return [
         table("parameters", f"Parameters, {title}", ["Part", "Parameters"], sizes, []),
         table("work", "Work", ["Stage", "FLOPs", "Hours"], work, notes),
-        table("memory", "Memory of training with the judge", ["Part", "GiB"], memory, [f"Verdict: {verdict} (10 % kept free)."]),
+        table(
+            "memory",
+            "Memory of training with the judge",
+            ["Part", "GiB"],
+            memory,
+            [f"Verdict: {verdict} (10 % kept free)."],
+        ),
         table("disk", "Disk", ["Part", "GiB"], list(found["disk_gib"].items()), []),
     ]
 

@@ -17,12 +17,12 @@ import pandas as pd
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402 (after the choice of backend)
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-from dream.errors import DreamError  # noqa: E402
-from dream.report import tables  # noqa: E402
-from dream.report.cells import Results  # noqa: E402
+from dream.errors import DreamError
+from dream.report import tables
+from dream.report.cells import Results
 
 PLOTS: dict[str, Callable[[Results], Figure | None]] = {}
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00"]
@@ -91,19 +91,33 @@ def look(results: Results, system: str) -> dict:
 def systems(results: Results) -> Figure:
     """Every system on every task with its interval; the means below a line of their own."""
     scopes = [(label, tasks) for _, label, tasks in tables.scopes(results) if label != "mean"]
-    scopes += [(f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()]
+    scopes += [
+        (f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()
+    ]
     count = len(results.systems)
     figure, axis = plt.subplots(figsize=(7, 0.9 + len(scopes) * (0.2 + 0.13 * count)))
     for index, system in enumerate(results.systems):
         found = [tables.measured(results, system, tasks) for _, tasks in scopes]
         values, y = np.array([f.value for f in found]), np.arange(len(scopes)) + _offset(index, count)
         errors = np.abs(np.array([[f.low for f in found], [f.high for f in found]]) - values)
-        axis.errorbar(values, y, xerr=errors, linestyle="none", capsize=2, markersize=4.5, elinewidth=1, label=system, **look(results, system))
+        axis.errorbar(
+            values,
+            y,
+            xerr=errors,
+            linestyle="none",
+            capsize=2,
+            markersize=4.5,
+            elinewidth=1,
+            label=system,
+            **look(results, system),
+        )
     for boundary in np.arange(len(scopes) - 1) + 0.5:
         is_last_task = boundary == len(results.tasks) - 0.5
         axis.axhline(boundary, color="#444444" if is_last_task else "#DDDDDD", linewidth=0.9 if is_last_task else 0.5)
     axis.set_yticks(range(len(scopes)), [label for label, _ in scopes])
-    axis.set(ylim=(len(scopes) - 0.5, -0.5), xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over queries")
+    axis.set(
+        ylim=(len(scopes) - 0.5, -0.5), xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over queries"
+    )
     axis.grid(axis="y", visible=False)
     axis.set_xlim(left=0)
     figure.legend(loc="outside upper center", ncols=min(count, 6))
@@ -117,7 +131,9 @@ def _offset(index: int, count: int) -> float:
 @plot("training")
 def training(results: Results) -> Figure | None:
     """Training curves: one thin line a seed, a thick one for their mean."""
-    columns = [c for c in CURVES if any(c in curve.columns and curve[c].notna().any() for curve in results.curves.values())]
+    columns = [
+        c for c in CURVES if any(c in curve.columns and curve[c].notna().any() for curve in results.curves.values())
+    ]
     if not columns:
         return None
     width = min(3, len(columns))
@@ -135,7 +151,9 @@ def training(results: Results) -> Figure | None:
         axis.set_visible(index < len(columns))
         if index >= len(columns) - width:
             axis.set_xlabel("step")
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6)
     return figure
 
@@ -186,10 +204,18 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
         noise = jitter.normal(0, 0.012, (2, len(x)))
         for chosen, colour, marker in ((won, COLOURS[0], "^"), (lost, COLOURS[1], "v"), (~won & ~lost, "#888888", "o")):
             axis.scatter(
-                (x + noise[0])[chosen], (y + noise[1])[chosen], s=9, marker=marker, color=colour, alpha=0.45, linewidths=0
+                (x + noise[0])[chosen],
+                (y + noise[1])[chosen],
+                s=9,
+                marker=marker,
+                color=colour,
+                alpha=0.45,
+                linewidths=0,
             )
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.8)
-        axis.set_title(f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5)
+        axis.set_title(
+            f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5
+        )
         axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), aspect="equal")
     figure.supxlabel(f"nDCG@10 of {theirs}", fontsize=9)
     figure.supylabel(f"nDCG@10 of {ours}", fontsize=9)
@@ -209,7 +235,11 @@ def heads(results: Results) -> Figure | None:
     places = {"layer": list(grid.columns), "head": list(grid.index)}
     for row in found[found["selected"]].itertuples():
         x, y = places["layer"].index(row.layer), places["head"].index(row.head)
-        axis.add_patch(mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False))
+        axis.add_patch(
+            mpl.patches.Rectangle(
+                (x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False
+            )
+        )
     for set_ticks, name in ((axis.set_xticks, "layer"), (axis.set_yticks, "head")):
         step = max(1, -(-len(places[name]) // 16))
         set_ticks(range(0, len(places[name]), step), places[name][::step])
@@ -223,14 +253,26 @@ def heads(results: Results) -> Figure | None:
 def diagnostic(results: Results) -> Figure | None:
     """The judge's loss with nothing, uniform, right and wrong scores injected, for every row setting that was measured."""
     found = tables.diagnostic_rows(results)
-    kinds = [k for k in ("none", "uniform", "gold", "wrong") if found and all(isinstance(r.get(k), float | int) for r in found)]
+    kinds = [
+        k
+        for k in ("none", "uniform", "gold", "wrong")
+        if found and all(isinstance(r.get(k), float | int) for r in found)
+    ]
     if not kinds:
         return None
     figure, axis = plt.subplots(figsize=(1.8 + 1.5 * len(found), 3))
     hatches = ["", "//", "", "xx"]
     for index, kind in enumerate(kinds):
         x = np.arange(len(found)) + (index - (len(kinds) - 1) / 2) * 0.2
-        bars = axis.bar(x, [row[kind] for row in found], 0.18, color=COLOURS[index], hatch=hatches[index], edgecolor="white", label=kind)
+        bars = axis.bar(
+            x,
+            [row[kind] for row in found],
+            0.18,
+            color=COLOURS[index],
+            hatch=hatches[index],
+            edgecolor="white",
+            label=kind,
+        )
         axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
     axis.set_xticks(range(len(found)), [_condition(row, index) for index, row in enumerate(found)])
     axis.set_ylabel("loss on the target (nats per token)")
@@ -267,7 +309,9 @@ def cost(results: Results) -> Figure | None:
             )  # fmt: skip
         else:
             line = LINES[results.systems.index(system) % len(LINES)]
-            axis.axhline(found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)")
+            axis.axhline(
+                found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)"
+            )
     unit = "floating-point operations" if counted else "(query, target) pairs"
     axis.set(xlabel=f"{unit} of one training run", ylabel="mean nDCG@10, all tasks")
     axis.margins(x=0.15, y=0.12)
@@ -286,7 +330,9 @@ def geometry(results: Results) -> Figure | None:
     figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for row in found.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=36, **look(results, row.system))
-        axis.annotate(row.system, (row.uniformity, row.alignment), xytext=(6, 4), textcoords="offset points", fontsize=8.5)
+        axis.annotate(
+            row.system, (row.uniformity, row.alignment), xytext=(6, 4), textcoords="offset points", fontsize=8.5
+        )
     axis.margins(0.2)
     axis.set(xlabel="uniformity (lower spreads wider)", ylabel="alignment (lower is closer)")
     return figure

@@ -87,7 +87,9 @@ def markdown(table: Table) -> str:
     rule = [("-" * (w - 1) + ":") if numeric[i] else "-" * w for i, w in enumerate(widths)]
     lines = [f"# {_escape_markdown(table.title)}", ""]
     for row in [head, rule, *rows]:
-        padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+        padded = [
+            text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("| " + " | ".join(padded) + " |")
     return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
 
@@ -138,7 +140,9 @@ def _escape_latex(text: str) -> str:
 def html_table(table: Table) -> str:
     """An HTML table with escaped text; the page makes it sortable by its class."""
     numeric = _numeric_columns(table)
-    head = "".join(f'<th{" class=num" if numeric[i] else ""}>{html.escape(text)}</th>' for i, text in enumerate(table.head))
+    head = "".join(
+        f"<th{' class=num' if numeric[i] else ''}>{html.escape(text)}</th>" for i, text in enumerate(table.head)
+    )
     body = "\n".join(
         "<tr>" + "".join(_html_cell(cell, numeric[i]) for i, cell in enumerate(row)) + "</tr>" for row in table.rows
     )
@@ -155,7 +159,7 @@ def _html_cell(cell: Cell, is_number: bool) -> str:
     if cell.source:
         text = f'<a href="#{html.escape(cell.source)}">{text}</a>'
     text = f"<strong>{text}</strong>" if cell.bold else text
-    return f'<td{" class=num" if is_number else ""}>{text}</td>'
+    return f"<td{' class=num' if is_number else ''}>{text}</td>"
 
 
 def plain(table: Table) -> str:
@@ -165,7 +169,9 @@ def plain(table: Table) -> str:
     numeric = _numeric_columns(table)
     lines = [table.title, ""]
     for row in [table.head, ["-" * w for w in widths], *rows]:
-        padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+        padded = [
+            text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(padded).rstrip())
     if any(cell.bold for row in table.rows for cell in row):
         lines += ["", "* best"]

@@ -70,11 +70,15 @@ def resolve(name: str) -> Revision:
         commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     except DreamError:
         known = ", ".join(revision.name for revision in found())
-        raise DreamError(f"revision {name!r} is no experiment and no commit", f"Known: {known}, and any git revision") from None
+        raise DreamError(
+            f"revision {name!r} is no experiment and no commit", f"Known: {known}, and any git revision"
+        ) from None
     return Revision(name, commit)
 
 
-def open_revision(revision: Revision, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> reading.Results:
+def open_revision(
+    revision: Revision, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS
+) -> reading.Results:
     """Read a revision's results.
 
     Raises:
@@ -86,7 +90,9 @@ def open_revision(revision: Revision, params: Path | str = "params.yaml", folder
         try:
             archive = _git("archive", "--format=tar", revision.commit, *NEEDED, binary=True)
         except DreamError:
-            raise DreamError(f"{revision.name} holds no results", "It has no params.yaml and reports/cells in git") from None
+            raise DreamError(
+                f"{revision.name} holds no results", "It has no params.yaml and reports/cells in git"
+            ) from None
         with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
             opened.extractall(temporary, filter="data")
         root = Path(temporary)
@@ -120,13 +126,24 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
                 "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high, **{k: flat.get(k) for k in knobs},
             }  # fmt: skip
             data.append(record)
-            shown = Cell(f"{number(value.value)} [{number(value.low)}, {number(value.high)}]", round(value.value, 3) == best)
+            shown = Cell(
+                f"{number(value.value)} [{number(value.low)}, {number(value.high)}]", round(value.value, 3) == best
+            )
             rows.append(
-                cells(revision.name, revision.commit[:7] or "–", *(_short(flat.get(k)) for k in knobs), system, len(scope), shown)
+                cells(
+                    revision.name,
+                    revision.commit[:7] or "–",
+                    *(_short(flat.get(k)) for k in knobs),
+                    system,
+                    len(scope),
+                    shown,
+                )
             )
         if index == 0 and len({tuple(sorted(t for _, t in r.tasks)) for _, r in opened}) > 1:
             notes.append("These experiments were evaluated on different tasks: their means do not compare.")
-    notes.append("Mean nDCG@10 over all tasks of an experiment; only knobs that differ between the experiments are shown.")
+    notes.append(
+        "Mean nDCG@10 over all tasks of an experiment; only knobs that differ between the experiments are shown."
+    )
     head = ["Experiment", "Commit", *knobs, "System", "Tasks", "nDCG@10"]
     return Table("runs", "Experiments", pd.DataFrame(data), head, rows, notes)
 

@@ -19,13 +19,11 @@ from dream.report.notes import footnotes
 from dream.report.render import Cell, Table, cells, grouped, number
 
 TABLES: dict[str, Callable[[Results], Table | None]] = {}
-MAIN_COLUMNS = (
-    "suite task system size recipe ndcg_at_10 ci_low ci_high seeds queries documents pairs_trained".split()
-)
-COST_COLUMNS = "system size stage wall_s peak_gib flops".split()
-SIGNIFICANCE_COLUMNS = "suite task system reference difference ci_low ci_high p p_holm queries".split()
-SEED_COLUMNS = "suite task system seeds mean sd lowest highest".split()
-DIAGNOSTIC_ORDER = "rows gate none uniform gold wrong gap".split()
+MAIN_COLUMNS = ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries", "documents", "pairs_trained"]
+COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
+SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm", "queries"]
+SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
+DIAGNOSTIC_ORDER = ["rows", "gate", "none", "uniform", "gold", "wrong", "gap"]
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
 LEVEL = 0.05
 UNTRAINED = "untrained"
@@ -165,7 +163,9 @@ def main(results: Results) -> Table:
     ]
     title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
     head = ["Suite", "Task", "Queries", "Documents", *systems]
-    return Table("main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results))
+    return Table(
+        "main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results)
+    )
 
 
 def _mark(row: dict[str, Any]) -> str:
@@ -217,7 +217,16 @@ def seeds(results: Results) -> Table | None:
             per_task = [results.per_seed(system, task) for task in tasks]
             values = np.array([np.mean([task[seed] for task in per_task]) for seed in results.seeds(system)])
             sd = float(values.std(ddof=1)) if len(values) > 1 else None
-            row = (suite, label, system, len(values), float(values.mean()), sd, float(values.min()), float(values.max()))
+            row = (
+                suite,
+                label,
+                system,
+                len(values),
+                float(values.mean()),
+                sd,
+                float(values.min()),
+                float(values.max()),
+            )
             found.append(dict(zip(SEED_COLUMNS, row, strict=True)))
             rows.append(cells(suite, label, system, len(values), *(number(v) for v in row[4:])))
     if not found:
@@ -272,7 +281,9 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
         groups.append((system, "evaluate", evaluations))
     rows = []
     for system, stage, repeats in groups:
-        wall, flops = (np.mean([sum(float(r.get(key) or 0) for r in repeat) for repeat in repeats]) for key in ("wall_s", "flops"))
+        wall, flops = (
+            np.mean([sum(float(r.get(key) or 0) for r in repeat) for repeat in repeats]) for key in ("wall_s", "flops")
+        )
         peak = max(float(r.get("peak_gib") or 0) for repeat in repeats for r in repeat)
         rows.append(dict(zip(COST_COLUMNS, (system, size, stage, float(wall), peak, float(flops)), strict=True)))
     return rows
@@ -345,7 +356,9 @@ def diagnostic(results: Results) -> Table | None:
     if not found:
         return None
     present = list(dict.fromkeys(key for row in found for key in row))
-    columns = [key for key in DIAGNOSTIC_ORDER if key in present] + [key for key in present if key not in DIAGNOSTIC_ORDER]
+    columns = [key for key in DIAGNOSTIC_ORDER if key in present] + [
+        key for key in present if key not in DIAGNOSTIC_ORDER
+    ]
     rows = [cells(*(_plain_value(row.get(key)) for key in columns)) for row in found]
     notes = [
         "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on the gold "

@@ -1,0 +1,116 @@
+"""The whole report as one HTML file that needs no network: tables that sort, plots, cells, settings, provenance.
+
+Everything that comes from data goes through the template's autoescape (or :func:`dream.report.render.html_table`, which
+escapes): text of queries and passages is shown, never interpreted.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dream.report import build, compare, plots, render, tables
+from dream.report.cells import Results, expected
+from dream.report.render import number
+
+CLIP = 300  # characters of a passage shown
+
+
+def html(results: Results, work: Path = compare.WORK) -> str:
+    """The page as text."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    source = resources.files("dream.report").joinpath("templates/page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(**content(results, work))
+
+
+def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
+    """What the template shows."""
+    from markupsafe import Markup
+
+    config = results.config
+    tasks = tables.overall(results)[2]
+    ours, theirs = plots.pair(results)
+    changed, remark = _changed(results, ours, theirs, work)
+    cards = [(system, tables.measured(results, system, tasks)) for system in results.systems]
+    return {
+        "title": f"DREAM benchmark: size {config.model.size}, recipe {config.recipe}",
+        "lead": f"Encoder {config.size.encoder}"
+        + (f" (first {config.size.encoder_layers} layers)" if config.size.encoder_layers else "")
+        + f", judge {config.size.judge}, seeds {', '.join(map(str, config.seeds))}.",
+        "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v in cards],
+        "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
+        "tables": [
+            {"name": t.name, "title": t.title, "notes": t.notes, "html": Markup(render.html_table(replace(t, title="", notes=[])))}
+            for t in tables.build(results)
+        ],
+        "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
+        "cells": _cells(results), "settings": _settings(results),
+    }  # fmt: skip
+
+
+def _plots(results: Results) -> list[dict[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        names = plots.draw(results, Path(folder))
+        return [
+            {
+                "data": base64.b64encode((Path(folder) / f"{name}.png").read_bytes()).decode(),
+                "caption": (plots.PLOTS[name].__doc__ or name).split("\n")[0],
+            }
+            for name in names
+        ]
+
+
+def _changed(results: Results, ours: str, theirs: str | None, work: Path) -> tuple[list[dict[str, Any]], str]:
+    if theirs is None:
+        return [], ""
+    sides = compare.Side(ours, ours, results), compare.Side(theirs, theirs, results)
+    found, remark = compare.changes(*sides, 8, work)
+    return [
+        {
+            "task": c.task, "query_id": c.query_id, "ours": number(c.ours), "theirs": number(c.theirs),
+            "text": compare.clip(c.text, CLIP),
+            "hits": {k: [{**hit, "text": compare.clip(hit["text"], CLIP)} for hit in v] for k, v in c.hits.items()},
+        }
+        for c in found
+    ], remark  # fmt: skip
+
+
+def _cells(results: Results) -> list[dict[str, str]]:
+    shown = []
+    for cell in expected(results.config):
+        rows = results.records[results.records["cell"] == cell.name]
+        if rows.empty:  # all its tasks also stand in another list
+            continue
+        records = [
+            {k: v for k, v in row.items() if k not in ("projection", "cell") and not _missing(v)}
+            for row in rows.to_dict("records")
+        ]
+        run = {k: v for k, v in results.runs[f"evaluate-{cell.name}"].items() if k != "config"}
+        summary = ", ".join(f"{r['task']} {number(float(r['ndcg_at_10']))}" for r in records)
+        shown.append({"name": cell.name, "summary": summary, "json": _json({"records": records, "run": run})})
+    return shown
+
+
+def _missing(value: Any) -> bool:
+    import pandas as pd
+
+    return not isinstance(value, list | dict) and bool(pd.isna(value))
+
+
+def _settings(results: Results) -> list[dict[str, str]]:
+    made = build.manifest(results)
+    return [
+        {"name": name, "json": _json(made[name])}
+        for name in ("config", "versions", "hardware", "code", "inputs", "models", "runs")
+    ]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
