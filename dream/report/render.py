@@ -207,7 +207,7 @@ def _numeric_columns(table: Table) -> list[bool]:
     return [bool(table.rows) and all(_looks_numeric(row[i].text) for row in table.rows) for i in range(len(table.head))]
 
 
-NUMERIC = re.compile(r"([.\d+−–<][^A-Za-z]*((s|min|h|e\+)\b[^A-Za-z]*|e\+\d+)*)?")
+NUMERIC = re.compile(r"([.\d+−–<\[][^A-Za-z]*((s|min|h|e\+)\b[^A-Za-z]*|e\+\d+)*)?")
 
 
 def _looks_numeric(text: str) -> bool:

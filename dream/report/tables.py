@@ -149,12 +149,12 @@ def main(results: Results) -> Table:
             Cell(
                 f"{number(f.value)} [{number(f.low)}, {number(f.high)}]{marks.get((suite, label, system), '')}",
                 bold=round(f.value, 3) == best,
-                source=f"cell-{results.record(system, tasks[0])['cell']}" if len(tasks) == 1 else "",
+                source=_source(results, system, tasks),
             )
             for system, f in found.items()
         ]
         counts = [grouped(sum(int(r[key]) for r in first)) for key in ("queries", "documents")]
-        rows.append(cells(suite, label, *counts, *scores))
+        rows.append(cells(suite, label, *scores, *counts))
     percent = f"{config.report.confidence:.0%}"
     legend = [
         f"nDCG@10 [{percent} bootstrap interval over queries]; best of a row in bold. Seeds are averaged per query first.",
@@ -162,10 +162,16 @@ def main(results: Results) -> Table:
         f"p < {LEVEL} after Holm's correction over the tasks (and over the means). A mean weighs every task the same.",
     ]
     title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
-    head = ["Suite", "Task", "Queries", "Documents", *systems]
+    head = ["Suite", "Task", *systems, "Queries", "Documents"]
     return Table(
         "main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results)
     )
+
+
+def _source(results: Results, system: str, tasks: list[str]) -> str:
+    """Anchor on the page of the cell that a number came from; of the list of cells for a mean over several."""
+    named = {results.record(system, task)["cell"] for task in tasks}
+    return f"cell-{named.pop()}" if len(named) == 1 else "cells"
 
 
 def _mark(row: dict[str, Any]) -> str:
@@ -191,7 +197,7 @@ def significance(results: Results) -> Table | None:
     notes = [
         f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's correction.",
         f"Interval: percentile bootstrap over queries, {results.config.report.resamples} resamples. p: two-sided sign-flip "
-        f"randomisation test, as many draws; its smallest possible value is {_p(1 / (1 + results.config.report.resamples))}.",
+        f"randomisation test, as many draws; its smallest possible value is 1/{1 + results.config.report.resamples}.",
         "p (Holm) is corrected per pair of systems over the tasks, and apart from them over the means.",
     ]
     head = ["Suite", "Task", "System", "Difference", "Interval", "p", "p (Holm)", "Queries"]
