@@ -7,7 +7,7 @@ from dream import manifest
 from dream.errors import exits_cleanly
 from dream.files import replacing_folder, write_json
 
-SECTIONS = ("data", "questions", "candidates", "own", "tasks", "task_lists", "references")
+SECTIONS = ("references", "published")  # beside size and recipe: what later stages need is fetched on demand too
 
 
 @exits_cleanly

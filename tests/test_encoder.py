@@ -15,7 +15,6 @@ from dream import encoder as module
 from dream.encoder import Encoder, batches, pool, split_revision, unique
 from dream.errors import DreamError
 
-torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 WORDS = "the a cat dog sat on mat city river large small runs in of is was blue red green".split()
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(1 + (i * 5) % 23)) for i in range(64)]
 TOLERANCE = 1e-5  # of a component, float32

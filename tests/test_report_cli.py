@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from report_fixture import make_cells, make_config
+from report_fixture import make_cells, make_config, write_params
 from typer.testing import CliRunner
 
 from dream.errors import DreamError
@@ -21,11 +21,11 @@ SUBCOMMANDS = sorted(typer.main.get_command(cli.app).commands)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with params.yaml (few resamples) and synthetic cells."""
+    """A folder with params.yaml and synthetic cells."""
     folder = tmp_path_factory.mktemp("project")
-    text = (ROOT / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("resamples: 10000", "resamples: 300"))
-    make_cells(folder, make_config())
+    config = make_config()
+    write_params(folder, config)
+    make_cells(folder, config)
     return folder
 
 
@@ -136,7 +136,8 @@ def test_compare_shows_tests_and_changed_queries(run):
 
 
 def test_plots_are_written_where_asked(run, project):
-    assert run("plots", "--plot", "systems", "--out", "figures").split() == ["figures/systems.png", "figures/systems.svg"]
+    assert run("plots", "--plot", "systems", "--out", "figures").split() == ["figures/systems.png",
+    "figures/systems.svg"]
     assert (project / "figures" / "systems.png").read_bytes().startswith(b"\x89PNG")
 
 

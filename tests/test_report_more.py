@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_fixture import make_cells, make_config
+from report_fixture import make_cells, make_config, write_params
 
 from dream.errors import DreamError
 from dream.report import cells, compare, explain, page, paper, plan, runs, tables
@@ -36,8 +36,10 @@ def work(tmp_path_factory, results):
         place.mkdir(parents=True)
         ids = [f"{task}-{i}" for i in range(count)]
         documents = [f"{task}-d{i}" for i in range(count)]
-        pd.DataFrame({"id": ids, "text": [f"{HOSTILE} question {i}" for i in range(count)]}).to_parquet(place / "queries.parquet")
-        pd.DataFrame({"id": documents, "title": "T", "text": [f"{HOSTILE} passage {i}" for i in range(count)]}).to_parquet(
+        pd.DataFrame({"id": ids, "text": [f"{HOSTILE} question {i}" for i in range(count)]}).to_parquet(place /
+        "queries.parquet")
+        pd.DataFrame({"id": documents, "title": "T", "text": [f"{HOSTILE} passage {i}" for i in
+        range(count)]}).to_parquet(
             place / "corpus.parquet"
         )
         pd.DataFrame({"query_id": ids, "doc_id": documents, "relevance": 1}).to_parquet(place / "qrels.parquet")
@@ -81,7 +83,8 @@ def test_parameters_equal_those_of_a_real_model():
 def test_lora_equals_peft():
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=100
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        vocab_size=100
     )
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     wrapped = peft.get_peft_model(transformers.LlamaModel(config), peft.LoraConfig(r=4, target_modules=targets))
@@ -149,10 +152,10 @@ def repository(tmp_path, monkeypatch):
     """A git repository with two commits of results and one experiment ref."""
     monkeypatch.chdir(tmp_path)
     _git(tmp_path, "init", "-q")
-    text = (ROOT / "params.yaml").read_text().replace("resamples: 10000", "resamples: 200")
-    for number, lines in ((1, text), (2, text.replace("k1: 0.9", "k1: 1.2"))):
-        (tmp_path / "params.yaml").write_text(lines)
-        make_cells(tmp_path, make_config(**({"bm25.k1": 1.2} if number == 2 else {})))
+    for number, k1 in ((1, 0.9), (2, 1.2)):
+        config = make_config(**{"bm25.k1": k1})
+        write_params(tmp_path, config)
+        make_cells(tmp_path, config)
         _git(tmp_path, "add", "-A")
         _git(tmp_path, "commit", "-qm", f"results {number}")
     _git(tmp_path, "update-ref", f"refs/exps/ab/{'c' * 38}/my-exp", "HEAD~1")
@@ -161,7 +164,7 @@ def repository(tmp_path, monkeypatch):
 
 def test_runs_collects_the_workspace_commits_and_experiments(repository):
     table = runs.collect(commits=2)
-    assert list(dict.fromkeys(table.data["experiment"]))[0] == "workspace"
+    assert table.data["experiment"].iloc[0] == "workspace"
     assert "my-exp" in set(table.data["experiment"])
     assert dict(zip(table.data["experiment"], table.data["bm25.k1"], strict=True))["my-exp"] == 0.9
     assert len(table.data) == 4 * 4
@@ -187,7 +190,8 @@ def test_changed_queries_come_with_their_texts_and_hits(results, work):
     found, remark = compare.changes(*sides, 6, work)
     assert 0 < len(found) <= 6
     gains = [c.ours - c.theirs for c in found]
-    assert max(gains) == max((results.scores("dream", t) - results.scores("untrained", t)).max() for _, t in results.tasks)
+    assert max(gains) == max((results.scores("dream", t) - results.scores("untrained", t)).max() for _, t in
+    results.tasks)
     shown = [c for c in found if c.hits]
     assert shown and any(hit["relevant"] for c in shown for hit in c.hits["dream"])
     assert "question" in shown[0].text and isinstance(remark, str)
@@ -236,17 +240,22 @@ def test_the_page_works_in_a_browser(results, work, tmp_path):
     """No error, images load, a click sorts numbers as numbers, hostile text stays text."""
     probe = """<script>
     const head = [...document.querySelectorAll("#table-significance th")].find(h => h.textContent === "Difference");
-    const column = () => [...document.querySelectorAll("#table-significance tbody tr")].map(r => parseFloat(r.cells[3].textContent.replace("−", "-")));
+    const column = () => [...document.querySelectorAll("#table-significance tbody tr")].map(
+      r => parseFloat(r.cells[3].textContent.replace("−", "-")));
     head.click(); const up = column(); head.click(); const down = column();
-    addEventListener("load", () => { const out = document.createElement("pre"); out.id = "probe"; out.textContent = JSON.stringify({
-      errors, up, down, title: document.title, broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length,
+    addEventListener("load", () => { const out = document.createElement("pre"); out.id = "probe";
+      out.textContent = JSON.stringify({
+      errors, up, down, title: document.title, broken: [...document.images].filter(i => !i.naturalWidth).length,
+      images: document.images.length,
       wide: document.documentElement.scrollWidth > innerWidth }); document.body.append(out); });
     </script></body>"""
-    catch = '<head><script>const errors = []; addEventListener("error", e => errors.push(String(e.message)), true);</script>'
+    catch = '<head><script>const errors = []; '
+    catch += 'addEventListener("error", e => errors.push(String(e.message)), true);</script>'
     path = tmp_path / "page.html"
     path.write_text(page.html(results, work).replace("<head>", catch, 1).replace("</body>", probe))
     for width in (1280, 400):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},900"]
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}",
+        f"--window-size={width},900"]
         done = subprocess.run(
             [BROWSER, *flags, "--virtual-time-budget=5000", "--dump-dom", path.as_uri()],
             capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)},

@@ -1,4 +1,5 @@
-"""The report's tables: golden files, numbers recomputed from the CSV cells, determinism, and one-line answers to bad input."""
+"""The report's tables: golden files, numbers recomputed from the CSV cells, determinism, and one-line answers to bad
+input."""
 
 import csv
 import filecmp
@@ -35,7 +36,8 @@ def results(config, folder):
 
 @pytest.mark.parametrize("name", ["main", "significance", "seeds", "cost", "heads", "diagnostic"])
 def test_tables_equal_their_golden_files(results, name):
-    """``DREAM_GOLDEN=write pytest tests/test_report_tables.py`` rewrites them; read the difference before you keep it."""
+    """``DREAM_GOLDEN=write pytest tests/test_report_tables.py`` rewrites them; read the difference before you keep
+    it."""
     (table,) = tables.build(results, [name])
     for ending, text in (("csv", render.csv(table)), ("md", render.markdown(table))):
         path = GOLDEN / f"{name}.{ending}"
@@ -48,7 +50,8 @@ def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, con
     (table,) = tables.build(results, ["main"])
     rows = list(csv.DictReader(render.csv(table).splitlines()))
     assert list(rows[0]) == (
-        ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries", "documents", "pairs_trained"]
+        ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries",
+        "documents", "pairs_trained"]
     )
     systems = {*config.references, *config.objectives}
     assert {(r["task"], r["system"]) for r in rows if r["suite"] == "open"} == {

@@ -82,10 +82,11 @@ def model_references(config: Config) -> dict[str, str]:
     if any(sources.get(name, config).needs_questions for name in sources.of(config)):
         needed.setdefault(config.questions.generator, "questions.generator")
     for system in config.references:
-        if "/" in system:
-            needed.setdefault(system, "references")
-        elif system in MODELS:
-            needed.setdefault(PACKAGED + system, "references")
+        if system in config.published:
+            published = config.published[system]
+            for reference in (published.model, published.adapter):
+                if reference:
+                    needed.setdefault(reference, f"published: {system}")
     return needed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dream.errors import DreamError
@@ -22,9 +23,7 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 
 def cached(reference: str) -> Path | None:
-    """Snapshot folder of a hub model that is complete in the local Hugging Face cache, or None."""
-    import json
-
+    """Snapshot folder of a hub model or adapter that is complete in the local Hugging Face cache, or None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -33,6 +32,8 @@ def cached(reference: str) -> Path | None:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
+    if (folder / "adapter_config.json").exists():
+        return folder if (folder / "adapter_model.safetensors").exists() else None
     index = folder / "model.safetensors.index.json"
     wanted = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     complete = (folder / "config.json").exists() and all((folder / file).exists() for file in wanted)

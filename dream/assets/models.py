@@ -89,9 +89,9 @@ def require_safetensors(folder: Path) -> Path:
     """Return ``folder`` if it is a model folder with safetensors weights; pickled weights are never read.
 
     Raises:
-        DreamError: not a folder, no ``config.json``, or no safetensors file.
+        DreamError: not a folder, no ``config.json`` (or ``adapter_config.json``), or no safetensors file.
     """
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise DreamError(f"{folder} is not a model folder (no config.json)", "Name a folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
         raise DreamError(

@@ -20,7 +20,7 @@ def text_id(prefix: str, *parts: str) -> str:
     """An id that depends on nothing but the text: the same passage keeps its id in every draw.
 
     >>> text_id("squad", "Oslo", "A city.")
-    'squad-c04a1a5b2a5d2bb1'
+    'squad-42a87a177b7c2ccf'
     """
     return f"{prefix}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 

@@ -24,15 +24,15 @@ METRIC = "ndcg_at_10"
 QUERY_COLUMNS = ["suite", "task", "system", "seed", "query_id", "ndcg_at_10", "recall_at_100", "mrr_at_10"]
 RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", "ndcg_at_10", "settings"]
 
-# Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation, say)
-# is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
+# Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation,
+# say) is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
 EVALUATE_SECTIONS = ("evaluate",)
 TRAIN_SECTIONS = ("training", "encoder", "temperature")
 JUDGE_SECTIONS = ("judge", "injection")
 # Knobs that cannot change a number.
 HARMLESS = {
     "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "injection.force",
-    "evaluate.token_budget", "evaluate.search_chunk",
+    "evaluate.token_budget", "evaluate.search_chunk", "evaluate.workers",
 }  # fmt: skip
 
 
@@ -117,7 +117,8 @@ class Results:
 
     @cached_property
     def reference(self) -> str:
-        """The system that all others are tested against: params' choice, or the first trained one if it is not shown."""
+        """The system that all others are tested against: params' choice, or the first trained one if it is not
+        shown."""
         wanted = self.config.report.reference_system
         return wanted if wanted in self.systems else [*self.config.objectives, *self.systems][0]
 
@@ -173,7 +174,7 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
     runs |= {
         f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained
     }
-    for stage in ("assets", "questions", "prepare", "candidates", "heads"):
+    for stage in ("assets", "questions", "prepare", "candidates", "heads", "teacher"):
         path = folder / "runs" / f"{stage}.json"
         if path.exists():
             runs[stage] = _read_run(path, f"dvc repro {stage}")

@@ -1,7 +1,8 @@
-"""``dream-report``: one subcommand a question. Only the command line lives here; every import that takes time is inside.
+"""``dream-report``: one subcommand a question. Only the command line lives here; every import that takes time is
+inside.
 
-Each subcommand loads what it needs, calls one function of this package and shows what that returned: as JSON with ``--json``,
-with colours on a terminal, as plain text in a pipe. What a user can cause ends in one line and exit code 1.
+Each subcommand loads what it needs, calls one function of this package and shows what that returned: as JSON with
+``--json``, with colours on a terminal, as plain text in a pipe. What a user can cause ends in one line and exit code 1.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dream.errors import exits_cleanly
 
 app = typer.Typer(
     name="dream-report",
-    help="Tables, plots and answers from the results of a DREAM benchmark.\n\nEverything is read from small files that git "
-    "tracks (reports/cells): no model, no GPU and no network are needed.",
+    help="Tables, plots and answers from the results of a DREAM benchmark.\n\n"
+    "Everything is read from small files that git tracks (reports/cells): no model, no GPU and no network are needed.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -215,7 +216,8 @@ def plan(
 
 @app.command(epilog=examples("dream-report doctor", "dream-report doctor --json"))
 def doctor(json: Json = False, params: Params = PARAMS) -> None:
-    """Check packages, devices, hub, disk, checksums, and which sizes can run here. Exit code 1 if there is a problem."""
+    """Check packages, devices, hub, disk, checksums, and which sizes can run here. Exit code 1 if there is a
+    problem."""
     from dream import config
     from dream.errors import DreamError
     from dream.report import doctor as examination
@@ -264,7 +266,8 @@ def page(
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Write one self-contained HTML file with all tables, plots, settings and provenance; it needs no network to view."""
+    """Write one self-contained HTML file with all tables, plots, settings and provenance; it needs no network to
+    view."""
     from dream.report import build
     from dream.report import page as paging
 

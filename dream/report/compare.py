@@ -1,4 +1,5 @@
-"""Two systems side by side: paired tests, and the queries that changed most with what each of them found, so that one sees why.
+"""Two systems side by side: paired tests, and the queries that changed most with what each of them found, so that one
+sees why.
 
 A system is ``NAME`` (of the workspace) or ``REVISION:NAME``, where the revision is an experiment, a branch or a commit.
 Numbers come from git-tracked cells; texts and hits come from ``work/`` and are shown only where that is present.
@@ -88,7 +89,8 @@ def table(ours: Side, theirs: Side) -> Table:
         won = sum(int((columns[t][0] > columns[t][1] + 1e-9).sum()) for t in tasks)
         lost = sum(int((columns[t][1] > columns[t][0] + 1e-9).sum()) for t in tasks)
         queries = sum(len(columns[t][0]) for t in tasks)
-        keys = ["suite", "task", "ours", "theirs", "difference", "ci_low", "ci_high", "p", "p_holm", "won", "lost", "queries"]
+        keys = ["suite", "task", "ours", "theirs", "difference", "ci_low", "ci_high", "p", "p_holm", "won", "lost",
+        "queries"]
         record = (
             suite,
             label,
@@ -112,7 +114,8 @@ def table(ours: Side, theirs: Side) -> Table:
         )  # fmt: skip
     head = ["Suite", "Task", ours.label, theirs.label, "Difference", "Interval", "p", "Won", "Lost", "Queries"]
     notes = [
-        f"nDCG@10. Difference: {ours.label} minus {theirs.label}, {report.confidence:.0%} bootstrap interval over queries; "
+        f"nDCG@10. Difference: {ours.label} minus {theirs.label}, {report.confidence:.0%} bootstrap interval over "
+        f"queries; "
         "p: sign-flip randomisation test, Holm-corrected over the tasks (the mean is one test of its own).",
         "Won, lost: queries on which the first is better or worse.",
     ]

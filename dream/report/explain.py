@@ -1,8 +1,8 @@
 """One query under the lens: what the judge was shown, p over the candidates, and the loss of every target token.
 
-The query is a training instance (``work/candidates``) or one of an evaluation task; for the latter the candidates are its
-relevant document and the system's best other hits, so that the judge is asked about exactly what the retriever confused.
-This is the one subcommand that loads models; everything else of the package reads small files.
+The query is a training instance (``work/candidates``) or one of an evaluation task; for the latter the candidates are
+its relevant document and the system's best other hits, so that the judge is asked about exactly what the retriever
+confused. This is the one subcommand that loads models; everything else of the package reads small files.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
         ],
         tau=tau, gate=gate, heads=heads, prompt=decode(list(layout.ids)),
         tokens=[
-            {"token": decode([token]), "plain": float(plain[n]), "injected": float(injected[0][n]), "gold": float(injected[1][n])}
-            for n, token in enumerate(target)
+            {"token": decode([token]), "plain": float(plain[n]), "injected": float(injected[0][n]), "gold":
+            float(injected[1][n])} for n, token in enumerate(target)
         ],
         losses={
             "plain": float(plain.mean()),
@@ -149,13 +149,15 @@ def plain(found: Explanation, width: int = 100, shown_tokens: int = 32) -> str:
     lines += ["     p   similarity   candidate (→ gold)"]
     for row in sorted(found.candidates, key=lambda r: -r["p"]):
         lines.append(
-            f"  {row['p']:.3f}   {row['similarity']:+.3f}    {'→' if row['gold'] else ' '} {clip(row['text'], width - 24)}"
+            f"  {row['p']:.3f}   {row['similarity']:+.3f}    {'→' if row['gold'] else ' '} "
+            f"{clip(row['text'], width - 24)}"
         )
     losses = ", ".join(f"{name} {value:.3f}" for name, value in found.losses.items())
     lines += ["", f"Loss of the target, nats per token: {losses}", "", "  plain  injected  change  token"]
     for row in found.tokens[:shown_tokens]:
         lines.append(
-            f"  {row['plain']:5.2f}     {row['injected']:5.2f}  {row['injected'] - row['plain']:+6.2f}  {row['token']!r}"
+            f"  {row['plain']:5.2f}     {row['injected']:5.2f}  {row['injected'] - row['plain']:+6.2f}  "
+            f"{row['token']!r}"
         )
     if len(found.tokens) > shown_tokens:
         lines.append(f"  … {len(found.tokens) - shown_tokens} more tokens (--json has all)")
@@ -168,23 +170,30 @@ def page(found: Explanation) -> str:
     """A small self-contained page: tokens coloured by what injection changed."""
     e = html.escape
     rows = "".join(
-        f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td><td>{e(r['text'])}</td></tr>"
+        f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td>"
+        f"<td>{e(r['text'])}</td></tr>"
         for r in sorted(found.candidates, key=lambda r: -r["p"])
     )
     tokens = "".join(
-        f'<span style="background:{_shade(r["injected"] - r["plain"])}" title="plain {r["plain"]:.2f}, injected {r["injected"]:.2f}">'
+        f'<span style="background:{_shade(r["injected"] - r["plain"])}" title="plain {r["plain"]:.2f}, injected '
+        f'{r["injected"]:.2f}">'
         f"{e(r['token'])}</span>"
         for r in found.tokens
     )
     losses = ", ".join(f"{name} {value:.3f}" for name, value in found.losses.items())
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{e(found.query_id)}</title><style>body{{font:15px/1.5 sans-serif;max-width:60em;margin:1em auto;padding:0 1em}}"
-        "td{vertical-align:top;padding:.3em .6em;border-top:1px solid #ddd;overflow-wrap:anywhere}.gold{background:#e8f3ec}"
+        f"<title>{e(found.query_id)}</title><style>body{{font:15px/1.5 sans-serif;max-width:60em;margin:1em "
+        f"auto;padding:0 1em}}"
+        "td{vertical-align:top;padding:.3em .6em;border-top:1px solid "
+        "#ddd;overflow-wrap:anywhere}.gold{background:#e8f3ec}"
         "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f5f5;padding:1em}</style>"
-        f"<h1>{e(found.query)}</h1><p>{e(found.query_id)}, {e(found.system)}: tau {found.tau:.4f}, gate {found.gate:.3f}, "
-        f"{len(found.heads)} heads</p><h2>p over the candidates</h2><table><tr><th>p<th>similarity<th>candidate (gold shaded)"
-        f"{rows}</table><h2>The target, token by token</h2><p>{tokens}</p><p>Blue: easier with the scores injected; orange: harder. "
+        f"<h1>{e(found.query)}</h1><p>{e(found.query_id)}, {e(found.system)}: tau {found.tau:.4f}, gate "
+        f"{found.gate:.3f}, "
+        f"{len(found.heads)} heads</p><h2>p over the candidates</h2><table><tr><th>p<th>similarity<th>candidate "
+        f"(gold shaded)"
+        f"{rows}</table><h2>The target, token by token</h2><p>{tokens}</p><p>Blue: easier with the scores injected; "
+        f"orange: harder. "
         f"Nats per token: {e(losses)}.</p><h2>What the judge was shown</h2><pre>{e(found.prompt)}</pre></html>"
     )
 

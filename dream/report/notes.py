@@ -26,7 +26,8 @@ def _encoder(results: Results) -> str:
     prompts = [f"{kind} {text!r}" for kind, text in _prompts(config) if text]
     return (
         f"Encoder {size.encoder}{layers}: {config.encoder.pooling}-token pooling"
-        f"{', end-of-text token appended' if config.encoder.append_eos else ''}, at most {config.evaluate.max_length} tokens per "
+        f"{', end-of-text token appended' if config.encoder.append_eos else ''}, at most "
+        f"{config.evaluate.max_length} tokens per "
         f"query or document, weights {config.evaluate.dtype}, scores float32; prompts: {', '.join(prompts) or 'none'}."
     ).replace("mean-token pooling", "mean pooling")
 
@@ -42,7 +43,8 @@ def _training(results: Results) -> str:
     pairs = ", ".join(f"{name} {results.pairs_trained(name):,}" for name in config.objectives)
     training = config.training
     return (
-        f"Trained {len(config.seeds)} times each (seeds {', '.join(map(str, config.seeds))}) on (query, target) pairs per run: "
+        f"Trained {len(config.seeds)} times each (seeds {', '.join(map(str, config.seeds))}) on (query, target) "
+        f"pairs per run: "
         f"{pairs}; {training.steps} steps of {training.batch} candidate sets, K = {config.candidates.count} "
         f"({config.candidates.source}), LoRA r {training.lora.r}, learning rate {training.learning_rate:g}, "
         f"{config.encoder.max_length} tokens."
@@ -85,7 +87,8 @@ def _judge(results: Results) -> str:
     if not set(results.config.objectives) - {"infonce"}:
         return ""
     return (
-        f"Judge {results.config.size.judge} in {judge.dtype}: passages, questions and targets of at most {judge.passage_tokens}, "
+        f"Judge {results.config.size.judge} in {judge.dtype}: passages, questions and targets of at most "
+        f"{judge.passage_tokens}, "
         f"{judge.query_tokens} and {judge.target_tokens} tokens; heads {heads.strategy}, {heads.count} of them."
     )
 
@@ -96,10 +99,12 @@ def _open(results: Results) -> str:
     readings = [
         f"initial tau {config.temperature.init:g} ({'learned as log tau' if config.temperature.learned else 'fixed'})",
         f"gate {config.injection.gate}, g starts at {config.injection.gate_init:g}",
-        f"judge rows injected: {config.injection.rows} (budget {config.injection.budget}, scores {config.injection.scores})",
+        f"judge rows injected: {config.injection.rows} (budget {config.injection.budget}, scores "
+        f"{config.injection.scores})",
         f"schedule {config.training.schedule}, warm-up {config.training.warmup:g}",
         f"end-of-text token {'' if config.encoder.append_eos else 'not '}appended",
-        "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence, no evaluation instruction"
+        "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence, no evaluation "
+        "instruction"
         if not (config.evaluate.query_prompt or config.evaluate.document_prompt)
         else "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence",
     ]

@@ -44,11 +44,11 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
         "lead": f"Encoder {config.size.encoder}"
         + (f" (first {config.size.encoder_layers} layers)" if config.size.encoder_layers else "")
         + f", judge {config.size.judge}, seeds {', '.join(map(str, config.seeds))}.",
-        "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v in cards],
-        "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
+        "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
+        in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
         "tables": [
-            {"name": t.name, "title": t.title, "notes": t.notes, "html": Markup(render.html_table(replace(t, title="", notes=[])))}
-            for t in tables.build(results)
+            {"name": t.name, "title": t.title, "notes": t.notes, "html": Markup(render.html_table(replace(t, title="",
+            notes=[])))} for t in tables.build(results)
         ],
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
         "cells": _cells(results), "settings": _settings(results),

@@ -1,8 +1,9 @@
 """The paper's printed numbers beside ours, row by row, with an honest word for every row that has not been run.
 
-``reference/paper_ndcg10.csv`` holds what was printed. A row is reproduced only where the task has the same name, the system
-the same method and the size the same name, and the recipe is ``paper``: a tiny model on packaged tasks reproduces nothing, and
-then this table says so instead of comparing what does not compare.
+``reference/paper_ndcg10.csv`` holds what was printed. A row is reproduced only where the task has the same name, the
+system
+the same method and the size the same name, and the recipe is ``paper``: a tiny model on packaged tasks reproduces
+nothing, and then this table says so instead of comparing what does not compare.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dream.report.cells import Results
 from dream.report.render import Table, cells, number
 from dream.report.tables import _signed
 
-KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "difference", "inside", "state"]
+KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "difference", "inside",
+"state"]
 SIZELESS = ("bm25",)
 
 
@@ -43,8 +45,8 @@ def _row(results: Results | None, row: dict[str, Any]) -> dict[str, Any]:
         return found
     ours = tables.measured(results, row["method"], [row["task"]])
     found |= {
-        "reproduced": ours.value, "ci_low": ours.low, "ci_high": ours.high, "difference": ours.value - row["ndcg_at_10"],
-        "inside": bool(ours.low <= row["ndcg_at_10"] <= ours.high), "state": "run",
+        "reproduced": ours.value, "ci_low": ours.low, "ci_high": ours.high, "difference": ours.value -
+        row["ndcg_at_10"], "inside": bool(ours.low <= row["ndcg_at_10"] <= ours.high), "state": "run",
     }  # fmt: skip
     return found
 
@@ -73,7 +75,8 @@ def table(results: Results | None, every_row: bool = False) -> Table:
     ran = int((frame["state"] == "run").sum())
     notes = [
         f"{ran} of {len(frame)} printed numbers have been run here. A mean is compared only where all its tasks were.",
-        "Inside: the printed number lies in our interval over queries. It is one run of the paper's against ours: seeds, which "
+        "Inside: the printed number lies in our interval over queries. It is one run of the paper's against ours: "
+        "seeds, which "
         "the paper does not report, are not in that interval.",
         *_cautions(),
     ]
@@ -120,7 +123,8 @@ def _means(frame: pd.DataFrame, results: Results | None) -> list[list]:
         body.append(
             cells(
                 suite, len(part), size or "–", method, number(mean), number(value),
-                "–" if value is None else _signed(value - mean), _yes(None if value is None else low <= mean <= high), state,
+                "–" if value is None else _signed(value - mean), _yes(None if value is None else low <= mean <= high),
+                state,
             )
         )  # fmt: skip
     return body
@@ -140,7 +144,8 @@ def _cautions() -> list[str]:
     without = beir[beir["task"] != "CQADupstackRetrieval"]
     means = without.groupby(["size", "method"])["ndcg_at_10"].mean()
     gains = "; ".join(
-        f"{size}: {_signed(means[size, 'dream'] - means[size, 'revela'])} as printed, {_signed(means[size, 'dream'] - value)} "
+        f"{size}: {_signed(means[size, 'dream'] - means[size, 'revela'])} as printed, "
+        f"{_signed(means[size, 'dream'] - value)} "
         "against Revela's own paper"
         for size, value in shared.items()
     )
@@ -149,7 +154,9 @@ def _cautions() -> list[str]:
     behind = sum(small[task, "dream"] < value for task, value in lexical.items())
     collapsed = small["NFCorpus", "replug"]
     return [
-        f"The paper's baselines are lower than their own papers report. DREAM's gain over Revela on the eight shared BEIR tasks, {gains}.",
-        f"The paper's RePlug looks collapsed (NFCorpus {number(collapsed)} at 0.5b). At 0.5b DREAM trails BM25 on {behind} of {len(lexical)} tasks.",
+        f"The paper's baselines are lower than their own papers report. DREAM's gain over Revela on the eight shared "
+        f"BEIR tasks, {gains}.",
+        f"The paper's RePlug looks collapsed (NFCorpus {number(collapsed)} at 0.5b). At 0.5b DREAM trails BM25 on "
+        f"{behind} of {len(lexical)} tasks.",
         "The paper reports no seeds, no intervals, no control without injection, and one judge.",
     ]

@@ -8,8 +8,8 @@ through frozen weights, which gives gradients of activations only, costs as much
     judge     2·N_j · K · passage_tokens               (documents, read once and without a graph)
             + 4·N_j · (query + target + labels)        (what the scores act on)
 
-and the first and largest term of memory is bytes per weight times parameters. Attention's quadratic term is added to both.
-These are upper bounds: every text is counted at its longest.
+and the first and largest term of memory is bytes per weight times parameters. Attention's quadratic term is added to
+both. These are upper bounds: every text is counted at its longest.
 """
 
 from __future__ import annotations
@@ -94,21 +94,23 @@ class Model:
         """Parameters of LoRA matrices of rank ``r`` on these modules of all layers."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes = {
-            "q_proj": self.hidden + q, "k_proj": self.hidden + kv, "v_proj": self.hidden + kv, "o_proj": q + self.hidden,
-            "gate_proj": self.hidden + self.intermediate, "up_proj": self.hidden + self.intermediate,
+            "q_proj": self.hidden + q, "k_proj": self.hidden + kv, "v_proj": self.hidden + kv, "o_proj": q +
+            self.hidden, "gate_proj": self.hidden + self.intermediate, "up_proj": self.hidden + self.intermediate,
             "down_proj": self.intermediate + self.hidden,
         }  # fmt: skip
         return self.layers * r * sum(shapes.get(target, 0) for target in targets)
 
     def forward_flops(self, tokens: int, context: int, layers: int | None = None) -> float:
-        """Layers only: 2 per weight and token, and 4 per head dimension, head and (token, key) pair of causal attention."""
+        """Layers only: 2 per weight and token, and 4 per head dimension, head and (token, key) pair of causal
+        attention."""
         weights = 2.0 * (layers or self.layers) * self.per_layer * tokens
         return weights + 4.0 * (layers or self.layers) * self.heads * self.head_dim * tokens * context
 
     def activations(self, width: int) -> int:
         """Bytes that autograd keeps per token and layer when weights are frozen and LoRA sits on the attention.
 
-        Norm inputs and their float32 copies, q, k, v and the attention's output, the two halves of the gated MLP and its act.
+        Norm inputs and their float32 copies, q, k, v and the attention's output, the two halves of the gated MLP and
+        its act.
         """
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return width * (4 * self.hidden + 3 * q + 3 * kv + 3 * self.intermediate) + 8 * self.hidden
@@ -236,24 +238,27 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
     import pandas as pd
 
     total = sum(found["memory_gib"].values())
-    sizes = [("encoder (no output layer)", found["parameters"]["encoder"]), ("LoRA, trained", found["parameters"]["lora"]),
+    sizes = [("encoder (no output layer)", found["parameters"]["encoder"]), ("LoRA, trained",
+    found["parameters"]["lora"]),
              ("judge, frozen", found["parameters"]["judge"])]  # fmt: skip
     memory = [*found["memory_gib"].items(), ("total at the peak", total)]
     verdict = "unknown device: give --device-gib" if device_gib is None else (
-        f"fits {device} ({device_gib:.0f} GiB)" if total < 0.9 * device_gib else f"does NOT fit {device} ({device_gib:.0f} GiB)"
+        f"fits {device} ({device_gib:.0f} GiB)" if total < 0.9 * device_gib else f"does NOT fit {device} "
+        f"({device_gib:.0f} GiB)"
     )  # fmt: skip
     known, unknown = found["documents"]
     runs = f"{len(found['objectives'])} objectives × {len(found['seeds'])} seeds"
     notes = [
-        f"Upper bounds: every text at its longest. Hours at {found['tflops']:g} TFLOP/s sustained (--tflops); training is per run, "
-        f"params asks for {runs}.",
+        f"Upper bounds: every text at its longest. Hours at {found['tflops']:g} TFLOP/s sustained (--tflops); "
+        f"training is per run, params asks for {runs}.",
         f"Evaluation counts {grouped(known)} documents"
         + (f"; {unknown} tasks of unknown size are not counted." if unknown else "."),
     ]
 
     def table(name: str, title: str, head: list[str], rows: list[tuple], notes: list[str]) -> Table:
-        return Table(name, title, pd.DataFrame(rows, columns=[h.lower() for h in head]), head,
-                     [cells(r[0], *(_amount(head[i + 1], v) for i, v in enumerate(r[1:]))) for r in rows], notes)  # fmt: skip
+        data = pd.DataFrame(rows, columns=[h.lower() for h in head])
+        shown = [cells(r[0], *(_amount(kind, v) for kind, v in zip(head[1:], r[1:], strict=True))) for r in rows]
+        return Table(name, title, data, head, shown, notes)
 
     title = f"size {found['size']}, recipe {found['recipe']}"
     work = [(stage, value, found["hours"][stage]) for stage, value in found["flops"].items()]

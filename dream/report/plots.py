@@ -1,9 +1,10 @@
 """The plots of a report, one function each in a registry.
 
-What stays the same when a plot is added: a function of :class:`~dream.report.cells.Results` returns a figure, or None when
-its cells are not there; files, the command line and the page find it through :data:`PLOTS`. Colours are those of Okabe and
-Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and white
-print still reads. The same results give the same bytes: no dates, a fixed salt for SVG ids, a fixed jitter.
+What stays the same when a plot is added: a function of :class:`~dream.report.cells.Results` returns a figure, or None
+when
+its cells are not there; files, the command line and the page find it through :data:`PLOTS`. Colours are those of Okabe
+and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
+white print still reads. The same results give the same bytes: no dates, a fixed salt for SVG ids, a fixed jitter.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3))]
 STYLE = {
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth":
+    0.6,
     "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "dream", "lines.linewidth": 1.4, "figure.dpi": 100,
     "font.family": "DejaVu Sans",
 }  # fmt: skip
@@ -251,7 +253,8 @@ def heads(results: Results) -> Figure | None:
 
 @plot("diagnostic")
 def diagnostic(results: Results) -> Figure | None:
-    """The judge's loss with nothing, uniform, right and wrong scores injected, for every row setting that was measured."""
+    """The judge's loss with nothing, uniform, right and wrong scores injected, for every row setting that was
+    measured."""
     found = tables.diagnostic_rows(results)
     kinds = [
         k
@@ -290,8 +293,8 @@ def _condition(row: dict, index: int) -> str:
 def cost(results: Results) -> Figure | None:
     """Mean nDCG@10 over all tasks against what one training run computed; systems that are not trained as lines.
 
-    Floating-point operations (or pairs, where a stage counts none) rather than hours: they are the same on every machine and
-    in every run, so the picture is too. Hours stand in the cost table.
+    Floating-point operations (or pairs, where a stage counts none) rather than hours: they are the same on every
+    machine and in every run, so the picture is too. Hours stand in the cost table.
     """
     rows = {r["system"]: r["flops"] for r in tables.cost_rows(results) if r["stage"] == "train"}
     if not rows:

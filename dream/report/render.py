@@ -1,7 +1,7 @@
 """One table, five faces: CSV, Markdown, LaTeX, HTML and plain text (rich on a terminal).
 
-A :class:`Table` carries exact values for machines (``data``) and laid-out cells for people (``head``, ``rows``, ``notes``).
-Escaping is done here, once per format, so no builder of tables ever thinks about it.
+A :class:`Table` carries exact values for machines (``data``) and laid-out cells for people (``head``, ``rows``,
+``notes``). Escaping is done here, once per format, so no builder of tables ever thinks about it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def latex(table: Table) -> str:
     head = " & ".join(_escape_latex(text) for text in table.head) + r" \\"
     notes = [rf"\par\footnotesize {_escape_latex(note)}" for note in table.notes]
     lines = [
-        r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}",
+        r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape_latex(table.title)}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -148,7 +149,8 @@ def html_table(table: Table) -> str:
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
-        f'<table class="sortable" id="table-{html.escape(table.name)}">\n<caption>{html.escape(table.title)}</caption>\n'
+        f'<table class="sortable" id="table-{html.escape(table.name)}">\n'
+        f"<caption>{html.escape(table.title)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
     )

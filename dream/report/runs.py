@@ -1,8 +1,8 @@
 """Experiments: the workspace, commits and ``dvc exp`` experiments, each read from git without checking anything out.
 
 A DVC experiment is a commit under ``refs/exps`` that holds its params.yaml and its small results, so one experiment's
-whole report can be rebuilt from it. :func:`open_revision` unpacks those files into a temporary folder and reads them with
-the same code, and the same checks, as the workspace's.
+whole report can be rebuilt from it. :func:`open_revision` unpacks those files into a temporary folder and reads them
+with the same code, and the same checks, as the workspace's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def found(commits: int = 1) -> list[Revision]:
 
 
 def resolve(name: str) -> Revision:
-    """A revision by the name of an experiment, a branch, a tag or a commit; ``workspace`` is what lies in the folder."""
+    """A revision by the name of an experiment, a branch, a tag or a commit; ``workspace`` is what lies in the
+    folder."""
     if name == WORKSPACE:
         return Revision(WORKSPACE, "")
     for revision in found():
@@ -82,7 +83,8 @@ def open_revision(
     """Read a revision's results.
 
     Raises:
-        DreamError: the commit holds no results, or they do not belong together; the line starts with the revision's name.
+        DreamError: the commit holds no results, or they do not belong together; the line starts with the revision's
+        name.
     """
     if not revision.commit:
         return reading.load(configs.load(params), folder)
@@ -123,7 +125,8 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
             value = tables.measured(results, system, scope)
             record = {
                 "experiment": revision.name, "commit": revision.commit[:10], "system": system, "tasks": len(scope),
-                "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high, **{k: flat.get(k) for k in knobs},
+                "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high, **{k: flat.get(k) for k in
+                knobs},
             }  # fmt: skip
             data.append(record)
             shown = Cell(

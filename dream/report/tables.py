@@ -19,12 +19,14 @@ from dream.report.notes import footnotes
 from dream.report.render import Cell, Table, cells, grouped, number
 
 TABLES: dict[str, Callable[[Results], Table | None]] = {}
-MAIN_COLUMNS = ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries", "documents", "pairs_trained"]
+MAIN_COLUMNS = ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries",
+"documents", "pairs_trained"]
 COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
-SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm", "queries"]
+SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm",
+"queries"]
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
 DIAGNOSTIC_ORDER = ["rows", "gate", "none", "uniform", "gold", "wrong", "gap"]
-SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
+SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "teacher")
 LEVEL = 0.05
 UNTRAINED = "untrained"
 
@@ -157,7 +159,8 @@ def main(results: Results) -> Table:
         rows.append(cells(suite, label, *scores, *counts))
     percent = f"{config.report.confidence:.0%}"
     legend = [
-        f"nDCG@10 [{percent} bootstrap interval over queries]; best of a row in bold. Seeds are averaged per query first.",
+        f"nDCG@10 [{percent} bootstrap interval over queries]; best of a row in bold. Seeds are averaged per query "
+        f"first.",
         f"↑ ↓ above or below {reference}: paired sign-flip randomisation test over queries, "
         f"p < {LEVEL} after Holm's correction over the tasks (and over the means). A mean weighs every task the same.",
     ]
@@ -189,14 +192,17 @@ def significance(results: Results) -> Table | None:
     reference = results.reference
     rows = [
         cells(
-            r["suite"], r["task"], r["system"], _signed(r["difference"]), f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]",
-            _p(r["p"]), Cell(_p(r["p_holm"]), bold=r["p_holm"] < LEVEL), grouped(r["queries"]),
+            r["suite"], r["task"], r["system"], _signed(r["difference"]),
+            f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]", _p(r["p"]),
+            Cell(_p(r["p_holm"]), bold=r["p_holm"] < LEVEL), grouped(r["queries"]),
         )
         for r in found
     ]  # fmt: skip
     notes = [
-        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's correction.",
-        f"Interval: percentile bootstrap over queries, {results.config.report.resamples} resamples. p: two-sided sign-flip "
+        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's "
+        f"correction.",
+        f"Interval: percentile bootstrap over queries, {results.config.report.resamples} resamples. p: two-sided "
+        f"sign-flip "
         f"randomisation test, as many draws; its smallest possible value is 1/{1 + results.config.report.resamples}.",
         "p (Holm) is corrected per pair of systems over the tasks, and apart from them over the means.",
     ]
@@ -261,12 +267,14 @@ def cost(results: Results) -> Table:
     hardware = next((run["hardware"] for run in results.runs.values() if run.get("hardware")), {})
     devices = ", ".join(hardware.get("accelerators") or ["no accelerator"])
     notes = [
-        "Per training run: mean over seeds; evaluation: all tasks of one run. Peak: the process's, device memory if larger.",
+        "Per training run: mean over seeds; evaluation: all tasks of one run. Peak: the process's, device memory if "
+        "larger.",
         f"Gain per hour: mean nDCG@10 over all tasks minus that of {UNTRAINED}, by hours of training "
         "(detection of heads and making of data not counted; they stand in rows of their own).",
         f"Machine: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores, "
         f"{hardware.get('memory_gib', '?')} GiB, {devices}.",
-        "FLOPs are counted from shapes; – where a stage counts none. Times vary between runs; every other table does not.",
+        "FLOPs are counted from shapes; – where a stage counts none. Times vary between runs; every other table does "
+        "not.",
     ]
     head = ["System", "Stage", "Wall time", "Peak GiB", "FLOPs", "Pairs", "Gain per hour"]
     title = f"Cost, size {results.config.model.size}, recipe {results.config.recipe}"
@@ -367,8 +375,10 @@ def diagnostic(results: Results) -> Table | None:
     ]
     rows = [cells(*(_plain_value(row.get(key)) for key in columns)) for row in found]
     notes = [
-        "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on the gold "
-        "candidate and all on a wrong one. The gap wrong − gold is the whole signal that training can use: about zero means "
+        "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on "
+        "the gold "
+        "candidate and all on a wrong one. The gap wrong − gold is the whole signal that training can use: about "
+        "zero means "
         "that training cannot work.",
     ]
     head = [key.replace("_", " ") for key in columns]

@@ -1,0 +1,72 @@
+"""Our encoder as an mteb model: ``mteb.evaluate(MtebEncoder(encoder), tasks=…)`` runs every task mteb has.
+
+The pipeline itself evaluates through :mod:`dream.evaluation.cells`, which keeps scores per query; this is for users of
+mteb, and for the test that both give the same nDCG@10. The model's revision is its content hash: mteb skips a model
+whose name and revision it has seen, so a stale result cannot be taken for a new one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mteb.models import ModelMeta
+from mteb.types import PromptType
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dream.encoder import Encoder
+
+
+class MtebEncoder:
+    """mteb's encoder protocol.
+
+    Args:
+        encoder: the model.
+        name: ``owner/name`` in mteb's results.
+        query_prompt, document_prompt: put before every text of that kind.
+        max_length: tokens per text.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        name: str = "dream-bench/encoder",
+        query_prompt: str = "",
+        document_prompt: str = "",
+        max_length: int = 512,
+    ) -> None:
+        self.encoder, self.max_length = encoder, max_length
+        self.prompts = {PromptType.query: query_prompt, PromptType.document: document_prompt}
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": name,
+                "revision": encoder.fingerprint(),
+                "embed_dim": encoder.dimension,
+                "max_tokens": max_length,
+                "framework": ["PyTorch"],
+                "similarity_fn_name": "cosine",
+                "use_instructions": bool(query_prompt or document_prompt),
+            }
+        )
+
+    def encode(
+        self, inputs: DataLoader, *, prompt_type: PromptType | None = None, show_progress_bar: bool = False, **_: Any
+    ) -> np.ndarray:
+        """Embed all texts of a loader, sorted by length, in the loader's order; [n, d] float32."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        prompt = self.prompts.get(prompt_type, "")
+        return self.encoder.encode(texts, prompt, self.max_length, progress="encode" if show_progress_bar else None)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines of every pair [n, m]; embeddings have unit length."""
+        return _tensor(embeddings1) @ _tensor(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines of rows with the same number [n]."""
+        return (_tensor(embeddings1) * _tensor(embeddings2)).sum(dim=-1)
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)

@@ -1,0 +1,78 @@
+"""What the judge's part of a step costs, counted: 2 operations per multiply-add of every matrix product.
+
+Norms, softmaxes and rotations are left out (below 1 % of the sum). A frozen model's backward pass computes gradients of
+activations only, one product per forward product with a weight and two per attention product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one candidate set's step, by part."""
+
+    documents: float
+    suffix_forward: float
+    suffix_backward: float
+    vocabulary: float
+
+    @property
+    def total(self) -> float:
+        return sum(asdict(self).values())
+
+
+def weights_per_layer(config: Any) -> int:
+    """Weights of one decoder layer that take part in matrix products."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.hidden_size * width * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+    return attention + 3 * config.hidden_size * config.intermediate_size
+
+
+def pairs(rows: int, before: int = 0) -> float:
+    """(row, key) pairs that ``rows`` causal rows see behind ``before`` keys.
+
+    >>> pairs(3), pairs(2, before=10)
+    (6.0, 23.0)
+    """
+    return rows * before + rows * (rows + 1) / 2
+
+
+def attention_flops(config: Any, seen: float) -> float:
+    """Scores and mixtures of one layer for so many (row, key) pairs: two products."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 4 * config.num_attention_heads * width * seen
+
+
+def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lowest: int) -> Flops:
+    """Operations of :meth:`dream.judge.Judge.target_losses` and its backward pass.
+
+    Args:
+        config: the judge's config.
+        documents: tokens of the shared prefix.
+        suffixes: tokens of every question's suffix.
+        targets: target tokens of all questions together (rows with logits).
+        lowest: the lowest selected layer; below it there is no graph.
+    """
+    layers, rows = config.num_hidden_layers, sum(suffixes)
+    dense, seen = 2 * weights_per_layer(config), sum(pairs(n, documents) for n in suffixes)
+    one = dense * rows + attention_flops(config, seen)
+    return Flops(
+        documents=layers * (dense * documents + attention_flops(config, pairs(documents))),
+        suffix_forward=layers * one,
+        suffix_backward=(layers - lowest) * (dense * rows + 2 * attention_flops(config, seen)),
+        vocabulary=2 * 2 * config.hidden_size * config.vocab_size * targets,
+    )
+
+
+def plain_step(config: Any, tokens: int, lowest: int) -> Flops:
+    """Operations of one full-sequence forward with all logits and autograd's own backward pass, for one question."""
+    layers, dense, seen = config.num_hidden_layers, 2 * weights_per_layer(config), pairs(tokens)
+    return Flops(
+        documents=0.0,
+        suffix_forward=layers * (dense * tokens + attention_flops(config, seen)),
+        suffix_backward=(layers - lowest) * (dense * tokens + 2 * attention_flops(config, seen)),
+        vocabulary=2 * 2 * config.hidden_size * config.vocab_size * tokens,
+    )
