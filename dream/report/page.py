@@ -61,7 +61,7 @@ def _plots(results: Results) -> list[dict[str, str]]:
         return [
             {
                 "data": base64.b64encode((Path(folder) / f"{name}.png").read_bytes()).decode(),
-                "caption": (plots.PLOTS[name].__doc__ or name).split("\n")[0],
+                "caption": " ".join((plots.PLOTS[name].__doc__ or name).split("\n\n")[0].split()),
             }
             for name in names
         ]

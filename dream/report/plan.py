@@ -26,7 +26,7 @@ from dream.errors import DreamError
 from dream.report.render import Table, cells, grouped
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
-PROCESS_GIB = 0.55  # Python with torch and transformers loaded, before any weight
+PROCESS_GIB = 0.5  # Python with torch and transformers loaded, before any weight
 LABELS = 16  # tokens of PASSAGES:, QUESTION:, TARGET PASSAGE: and blank lines
 GIB = 2**30
 
@@ -199,7 +199,8 @@ def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     documents = k * limits.passage_tokens
     suffix = config.candidates.questions_per_set * (limits.query_tokens + limits.target_tokens + LABELS)
     cache = documents * judge.layers * 2 * judge.kv_heads * judge.head_dim * judge_width
-    graph = suffix * judge.layers * (judge.activations(judge_width) + 2 * judge.heads * documents * judge_width)
+    injected = 3 * config.heads.count * documents * judge_width  # logits and weights of the selected heads only
+    graph = suffix * (judge.layers * judge.activations(judge_width) + injected)
     return {
         "process": PROCESS_GIB * GIB, "encoder weights": encoder.backbone * width, "LoRA, gradients, Adam": lora * 16.0,
         "encoder activations": float(kept), "judge weights": float(judge.parameters * judge_width),
@@ -233,6 +234,12 @@ def _disk(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     }
 
 
+def peaks(memory: dict[str, float]) -> dict[str, float]:
+    """Peak of a training process with the judge (DREAM) and without it (InfoNCE), in the unit given."""
+    without = sum(value for part, value in memory.items() if not part.startswith("judge"))
+    return {"total without judge (InfoNCE)": without, "total with judge (DREAM)": sum(memory.values())}
+
+
 def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list[Table]:
     """The estimate as tables."""
     import pandas as pd
@@ -241,7 +248,7 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
     sizes = [("encoder (no output layer)", found["parameters"]["encoder"]), ("LoRA, trained",
     found["parameters"]["lora"]),
              ("judge, frozen", found["parameters"]["judge"])]  # fmt: skip
-    memory = [*found["memory_gib"].items(), ("total at the peak", total)]
+    memory = [*found["memory_gib"].items(), *peaks(found["memory_gib"]).items()]
     verdict = "unknown device: give --device-gib" if device_gib is None else (
         f"fits {device} ({device_gib:.0f} GiB)" if total < 0.9 * device_gib else f"does NOT fit {device} "
         f"({device_gib:.0f} GiB)"
@@ -267,7 +274,7 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
         table("work", "Work", ["Stage", "FLOPs", "Hours"], work, notes),
         table(
             "memory",
-            "Memory of training with the judge",
+            "Memory at the peak of training",
             ["Part", "GiB"],
             memory,
             [f"Verdict: {verdict} (10 % kept free)."],

@@ -25,7 +25,7 @@ COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
 SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm",
 "queries"]
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
-DIAGNOSTIC_ORDER = ["rows", "gate", "none", "uniform", "gold", "wrong", "gap"]
+DIAGNOSTIC_ORDER = ["rows", "used", "gate", "none", "uniform", "gold", "wrong", "gap", "gap_low", "gap_high", "instances"]
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "teacher")
 LEVEL = 0.05
 UNTRAINED = "untrained"
@@ -393,6 +393,8 @@ def diagnostic_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _plain_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return number(value, 4) if abs(value) >= 5e-5 or value == 0 else f"{value:.1e}"
     return "–" if value is None else str(value)
