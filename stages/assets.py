@@ -28,7 +28,9 @@ def main() -> None:
             manifest.stamp(folder, config, *SECTIONS)
         record.notes = {"assets": len(records)}
     for entry in records:
-        print(f"[assets] {entry['kind']:5} {entry['name']} ({entry['used_for']}), {entry.get('licence', 'see its card')}")
+        print(
+            f"[assets] {entry['kind']:5} {entry['name']} ({entry['used_for']}), {entry.get('licence', 'see its card')}"
+        )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main() -> None:
     for r in prepared.records:
         if r["kind"] == "source":
             print(f"[prepare] source {r['name']}: {r['instances']} of {r['instances_available']} instances, "
-                  f"{r['passages']} passages, {r['dropped_evaluation_queries']} evaluation queries dropped")  # fmt: skip
+                  f"{r['passages']} passages, {r['dropped_evaluation_queries']} evaluation queries out")  # fmt: skip
         else:
             print(f"[prepare] task {r['name']}{' ' + r['part'] if r['part'] else ''}: {r['queries']} queries, "
                   f"{r['documents']} documents, {r['share_relevant_in_training']:.1%} of the relevant and "

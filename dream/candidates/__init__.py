@@ -8,7 +8,7 @@
 ``auto`` takes what suits each source. A new strategy is one file with a function and one entry in ``RETRIEVERS``.
 """
 
-from dream.candidates.build import STRATEGIES, build
 from dream.candidates.bm25 import BM25Index
+from dream.candidates.sets import STRATEGIES, build
 
 __all__ = ["STRATEGIES", "BM25Index", "build"]

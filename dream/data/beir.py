@@ -4,7 +4,7 @@ Rules, where the format leaves room (counted in the set's notes):
 
 * ids are read as text; a tab or line break in one is an error, a slash is allowed (ids never become file names);
 * a document without title and text is left out, and so are judgements of it; a judged query without text is an error;
-* grades are kept, judgements of zero or below are not relevant and left out, of two judgements of a pair the last counts;
+* grades are kept, judgements of zero or below are left out (not relevant), of two on one pair the last counts;
 * a query without a relevant document is left out.
 """
 
@@ -73,7 +73,7 @@ def read(path: str, split: str = "test") -> BeirSet:
     """Read one split of a set: the whole corpus, and the queries that have a relevant document in this split.
 
     Raises:
-        DreamError: a file is missing, a line is malformed (file:line), an id is unknown or appears twice, nothing is left.
+        DreamError: a file is missing, a line is malformed (file:line), an id is unknown or repeated, nothing is left.
     """
     folder, notes = folder_of(path), []
     label = Path(path).name
@@ -97,9 +97,13 @@ def read(path: str, split: str = "test") -> BeirSet:
     queries = queries[queries["id"].isin(relevant)].reset_index(drop=True)
     blank = queries["id"][queries["text"].str.strip() == ""]
     if len(blank):
-        raise DreamError(f"{label}/queries.jsonl: query {blank.iloc[0]!r} has no text", "Give it a text or remove its judgements")
+        raise DreamError(
+            f"{label}/queries.jsonl: query {blank.iloc[0]!r} has no text", "Give it a text or remove its judgements"
+        )
     if queries.empty:
-        raise DreamError(f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used")
+        raise DreamError(
+            f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used"
+        )
     return BeirSet(corpus.reset_index(drop=True), queries, qrels, notes)
 
 
@@ -116,7 +120,9 @@ def _table(path: Path, label: str, columns: list[str]) -> pd.DataFrame:
             raise DreamError(f"{place}: no _id", 'A line is {"_id": …, "text": …}')
         name = str(record["_id"])
         if any(character in name for character in "\t\r\n"):
-            raise DreamError(f"{place}: id {name!r} holds a tab or a line break", "qrels are tab-separated: choose other ids")
+            raise DreamError(
+                f"{place}: id {name!r} holds a tab or a line break", "qrels are tab-separated: choose other ids"
+            )
         if name in seen:
             raise DreamError(f"{place}: id {name!r} appears twice", "Ids must be unique: remove or rename one")
         seen.add(name)
@@ -145,7 +151,9 @@ def _qrels(path: Path, label: str, queries: set[str], corpus: set[str]) -> pd.Da
             raise DreamError(f"{place}: score {fields[2]!r} is not a whole number", "Correct this line") from None
         for name, known, what in ((fields[0], queries, "queries"), (fields[1], corpus, "corpus")):
             if name not in known:
-                raise DreamError(f"{place}: id {name!r} is not in {what}.jsonl", "Correct the id or remove this judgement")
+                raise DreamError(
+                    f"{place}: id {name!r} is not in {what}.jsonl", "Correct the id or remove this judgement"
+                )
         rows[fields[0], fields[1]] = grade
     return pd.DataFrame([(q, d, grade) for (q, d), grade in rows.items()], columns=QRELS)
 

@@ -26,8 +26,10 @@ from dream.files import cache_folder, replacing, sha256, value_hash
 TRAINING = ("stdlib", "numpy", "scipy", "pandas", "sklearn")
 HELD_OUT = ("networkx", "statsmodels")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-SKIPPED = re.compile(r"(^|/)(_?tests?|testing|conftest|_vendor\w*|vendored|externals?|extern|site-packages|idlelib|lib2to3|"
-                     r"ensurepip|turtledemo|_pyrepl|compat|array_api_\w+|sandbox|test_\w+)(/|\.py|$)")  # fmt: skip
+SKIPPED = re.compile(
+    r"(^|/)(_?tests?|testing|conftest|test_\w+|_vendor\w*|vendored|externals?|extern|array_api_\w+|site-packages|"
+    r"idlelib|lib2to3|ensurepip|turtledemo|_pyrepl|compat|sandbox)(/|\.py|$)"
+)
 WORDS = range(4, 41)
 MIN_BODY_LINES = 3
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(\[])")
@@ -36,7 +38,9 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(\[])")
 def versions(packages: tuple[str, ...] = TRAINING + HELD_OUT) -> dict[str, str]:
     """Version of every package: the standard library's is Python's."""
     return {
-        name: platform.python_version() if name == "stdlib" else importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+        name: platform.python_version()
+        if name == "stdlib"
+        else importlib.metadata.version(DISTRIBUTIONS.get(name, name))
         for name in packages
     }
 
@@ -104,7 +108,7 @@ def functions(source: str) -> Iterator[tuple[str, str]]:
 def first_sentence(docstring: str) -> str:
     """The first sentence of a docstring if it can serve as a query (4 to 40 words), else an empty string.
 
-    >>> first_sentence("Return the mean of all values. Slow.\\n\\nMore."), first_sentence("See also the other function.")
+    >>> first_sentence("Return the mean of all values. Slow.\\n\\nMore."), first_sentence("See the other function.")
     ('Return the mean of all values.', '')
     """
     paragraph = " ".join(docstring.strip().split("\n\n")[0].split())

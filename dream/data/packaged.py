@@ -98,7 +98,9 @@ def qasper() -> tuple[list[Pair], list[tuple[str, str, str]]]:
     return pairs, paragraphs
 
 
-_EXAMPLES = re.compile(r">>>|\bexamples?\b\s*\d*:?|\bfor example\b|\be\.g\.|\n\s*\w+\(.*\)\s*(?:==|=>|->|➞|=|returns?)", re.I)
+_EXAMPLES = re.compile(
+    r">>>|\bexamples?\b\s*\d*:?|\bfor example\b|\be\.g\.|\n\s*\w+\(.*\)\s*(?:==|=>|->|➞|=|returns?)", re.I
+)
 
 
 def humaneval() -> list[Pair]:

@@ -63,7 +63,10 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
     todo = todo.iloc[todo["text"].str.len().argsort(kind="stable")]
     if len(todo):
         write = Writer(config)
-        with open(journal, "a", encoding="utf-8") as stream, tqdm(total=len(todo), desc="questions", unit="question") as bar:
+        with (
+            open(journal, "a", encoding="utf-8") as stream,
+            tqdm(total=len(todo), desc="questions", unit="question") as bar,
+        ):
             for start in range(0, len(todo), config.questions.batch):
                 batch = todo.iloc[start : start + config.questions.batch]
                 for name, question in zip(batch["passage_id"], write(list(batch["text"])), strict=True):
@@ -103,7 +106,9 @@ class Writer:
         import torch
 
         prompts = [self._prompt(text) for text in texts]
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(
+            self.model.device
+        )
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs,
@@ -122,7 +127,9 @@ class Writer:
         if not self.tokenizer.chat_template:
             return (self.tokenizer.bos_token or "") + prompt
         turn = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
 
 
 def clean(answer: str) -> str:

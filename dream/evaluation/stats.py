@@ -81,7 +81,7 @@ def randomisation(gaps: Tasks, resamples: int = 10_000, seed: int = 0) -> float:
     for gap in gaps:
         gap = np.asarray(gap, np.float64)
         for rows in _blocks(resamples, len(gap)):
-            signs = rng.integers(0, 2, (rows.stop - rows.start, len(gap)), dtype=np.int8) * 2.0 - 1.0
+            signs = rng.integers(0, 2, (rows.stop - rows.start, len(gap)), dtype=np.int32) * 2.0 - 1.0
             flipped[rows] += signs @ gap / len(gap)
     # Means that are equal on paper differ in their last bits: count them as reached.
     reached = np.abs(flipped / len(gaps)) >= abs(mean(gaps)) - 1e-12

@@ -42,9 +42,7 @@ def get(name: str, config: Config) -> Source:
     return SOURCES[name]
 
 
-def load(
-    name: str, config: Config, questions: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load(name: str, config: Config, questions: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Passages (passage_id, source, group, title, text) and instances (instance_id, source, group, query, target_id).
 
     Args:

@@ -1,4 +1,4 @@
-"""Qasper: yes/no questions about papers; the target is the evidence paragraph, the candidates the paper's paragraphs."""
+"""Qasper: yes/no questions about papers; the target is the evidence, the candidates the paper's paragraphs."""
 
 from __future__ import annotations
 

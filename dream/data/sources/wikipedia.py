@@ -51,7 +51,8 @@ def _stream() -> Iterable[dict]:
         return load_dataset(DATASET, split="train", streaming=True)
     except Exception as error:  # the hub's clients raise many kinds; each means that it cannot be had
         raise DreamError(
-            f"data set {DATASET} cannot be read ({str(error).splitlines()[0][:150]})", "Check the network, then run again"
+            f"data set {DATASET} cannot be read ({str(error).splitlines()[0][:150]})",
+            "Check the network, then run again",
         ) from None
 
 

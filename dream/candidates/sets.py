@@ -71,9 +71,7 @@ class Found:
     ranks: list[int | None] = field(default_factory=list)
 
 
-def build(
-    config: Config, passages: pd.DataFrame, instances: pd.DataFrame
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def build(config: Config, passages: pd.DataFrame, instances: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Build the candidate sets of all instances.
 
     Args:
@@ -99,7 +97,8 @@ def build(
         if not found.rows:
             raise DreamError(
                 f"source {source}: strategy {strategy} leaves no candidate set of {config.candidates.count} passages "
-                f"({found.in_small_groups} instances in groups that are too small, {found.without_positive} without positive)",
+                f"({found.in_small_groups} instances in groups that are too small, "
+                f"{found.without_positive} without positive)",
                 "Lower candidates.count or set candidates.include_positive",
             )
         generator = rng(config.candidates.seed, "order", source)
@@ -123,7 +122,7 @@ def _strategy(config: Config, source: str) -> str:
 
 
 def _same_document(config: Config, pool: pd.DataFrame, instances: pd.DataFrame) -> Found:
-    """K passages of the group, drawn with the seed; questions of one group share a set, ``questions_per_set`` at most."""
+    """K passages of the group, drawn with the seed; ``questions_per_set`` questions of a group share a set."""
     k, found = config.candidates.count, Found()
     groups = {group: list(ids) for group, ids in pool.groupby("group", sort=False)["passage_id"]}
     found.pool = max(map(len, groups.values()))
@@ -152,7 +151,7 @@ def _shares(asked: pd.DataFrame, per_set: int, k: int) -> Iterator[pd.DataFrame]
 
 
 def _retrieved(config: Config, strategy: str, pool: pd.DataFrame, instances: pd.DataFrame) -> Found:
-    """The K best passages of the source; the positive takes the last place if it was not found (``include_positive``)."""
+    """The K best passages of the source; ``include_positive`` gives the last place to a positive not found."""
     k, found = config.candidates.count, Found(pool=len(pool))
     if len(pool) < k:
         raise _too_small(instances, k, len(pool), "it has")
@@ -177,9 +176,7 @@ def _add(found: Found, config: Config, group: str, chosen: list[str], asked: pd.
     order = rng(config.candidates.seed, "shuffle", first).permutation(len(chosen))
     passage_ids = [chosen[i] for i in order]
     gold = [passage_ids.index(target) for target in inside["target_id"]]
-    found.rows.append(
-        (f"set-{first}", inside["source"].iloc[0], group, passage_ids, list(inside["instance_id"]), gold)
-    )
+    found.rows.append((f"set-{first}", inside["source"].iloc[0], group, passage_ids, list(inside["instance_id"]), gold))
 
 
 def _too_small(instances: pd.DataFrame, k: int, pool: int, where: str) -> DreamError:

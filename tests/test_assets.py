@@ -1,0 +1,230 @@
+"""Packaged assets: fetched from a wheel that pip finds, verified, whole or not at all; hub and local references."""
+
+import json
+import shutil
+import threading
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dream import assets
+from dream import config as configs
+from dream.assets import hub, models, registry, wheels
+from dream.errors import DreamError, explain
+from dream.files import sha256
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DREAM_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch, cache):
+    """A tiny wheel that pip finds without a network, and its registry entry."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    path = shelf / "tiny_asset-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_asset/__init__.py", "raise RuntimeError('never imported')\n")
+        archive.writestr("tiny_asset/data.jsonl", '{"a": 1}\n')
+        archive.writestr("tiny_asset/heavy.bin", "x" * 1000)
+        archive.writestr("tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    return registry.Wheel("tiny-asset", "1.0", sha256(path), 2000, 2000, ("tiny_asset/data",), "MIT")
+
+
+def left(cache):
+    """What lies in the cache apart from lock files."""
+    return [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] if cache.exists() else []
+
+
+def test_only_the_members_needed_are_kept_and_the_wheel_is_not(wheel, cache, capsys):
+    folder = wheels.unpacked(wheel)
+    assert [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] == ["tiny_asset/data.jsonl"]
+    assert left(cache) == [wheel.key]
+    assert "checksum verified" in capsys.readouterr().out
+    assert wheels.unpacked(wheel) == folder and capsys.readouterr().out == ""  # the second call fetches nothing
+
+
+def test_checksum_mismatch_names_package_and_both_sums_and_keeps_nothing(wheel, cache):
+    bad = registry.Wheel(wheel.package, wheel.version, "0" * 64, 2000, 2000, wheel.members, "MIT")
+    with pytest.raises(DreamError) as caught:
+        wheels.unpacked(bad)
+    for part in ("tiny-asset==1.0", "0" * 64, wheel.sha256, "pip cache purge"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value) and left(cache) == []
+
+
+def test_pip_failure_is_one_line(wheel, cache, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(cache))
+    with pytest.raises(DreamError, match=r"pip could not fetch tiny-asset==1.0 \(.+\)\. Check the network") as caught:
+        wheels.unpacked(wheel)
+    assert "\n" not in str(caught.value) and left(cache) == []
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device", "x")])
+def test_interrupted_fetch_leaves_nothing_and_the_next_run_completes(wheel, cache, monkeypatch, fault):
+    def breaks(*args):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wheels, "unzip", breaks)
+        with pytest.raises(type(fault)) as caught:
+            wheels.unpacked(wheel)
+    assert left(cache) == []
+    if isinstance(fault, OSError):
+        assert "no space left" in explain(caught.value)
+    assert (wheels.unpacked(wheel) / "tiny_asset/data.jsonl").exists()
+
+
+def test_what_a_killed_process_left_is_removed(wheel, cache):
+    stale = cache / f".{wheel.key}.abc123"
+    stale.mkdir(parents=True)
+    (stale / "half.whl").write_text("half")
+    wheels.unpacked(wheel)
+    assert left(cache) == [wheel.key]
+
+
+def test_no_disk_space_is_said_before_anything_is_fetched(wheel, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**6))
+    monkeypatch.setattr(wheels, "fetch", lambda *a: pytest.fail("fetched"))
+    with pytest.raises(DreamError, match=r"needs \d+ MB .*1 MB are free.*DREAM_CACHE"):
+        wheels.unpacked(wheel)
+
+
+def test_members_that_leave_the_folder_are_refused(wheel, cache, tmp_path, monkeypatch):
+    path = tmp_path / "shelf" / "tiny_asset-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("tiny_asset/data/../../../evil", "x")
+    hostile = registry.Wheel(wheel.package, "1.0", sha256(path), 2000, 2000, wheel.members, "MIT")
+    monkeypatch.setattr(wheels, "fetch", lambda *a: path)
+    with pytest.raises(DreamError, match="points outside its folder"):
+        wheels.unpacked(hostile)
+    assert left(cache) == [] and not list(tmp_path.rglob("evil"))
+
+
+def test_parallel_callers_build_once(tmp_path):
+    built, folder = [], tmp_path / "asset"
+
+    def build(temporary):
+        built.append(temporary)
+        (temporary / "x").write_text("x")
+
+    threads = [threading.Thread(target=wheels.build_once, args=(folder, 0, build)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1 and (folder / "x").read_text() == "x"
+
+
+def test_registry_is_consistent():
+    for asset in [*registry.MODELS.values(), *registry.DATA.values()]:
+        wheel = registry.WHEELS[asset.wheel]
+        assert any(asset.member.startswith(prefix) or prefix.startswith(asset.member) for prefix in wheel.members)
+        assert asset.licence and wheel.licence and len(wheel.sha256) == 64
+
+
+def test_unknown_names_come_with_a_suggestion():
+    with pytest.raises(DreamError, match=r"'minlm' is not a packaged model. Did you mean minilm"):
+        assets.model_path("packaged/minlm")
+    with pytest.raises(DreamError, match=r"'squat' is not a packaged data set. Did you mean squad"):
+        assets.data_path("squat")
+    with pytest.raises(DreamError, match="'minilm' is neither packaged, a folder nor a hub id"):
+        assets.model_path("minilm")
+
+
+@pytest.fixture
+def tiny_llama(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=50, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path / "model"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_first_layers_equal_the_full_models(tiny_llama, cache):
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    short = assets.model_path(str(tiny_llama), layers=2)
+    assert short != tiny_llama and (short / "tokenizer.json").exists()
+    assert not any("layers.2." in name for name in load_file(short / "model.safetensors"))
+    ids = torch.arange(10)[None]
+    full = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    cut = AutoModel.from_pretrained(short, dtype=torch.float32)
+    assert len(cut.layers) == 2
+    expected = full.model.norm(full(ids, output_hidden_states=True).hidden_states[2])
+    torch.testing.assert_close(cut(ids).last_hidden_state, expected)
+    assert assets.model_path(str(tiny_llama), layers=3) == tiny_llama
+    with pytest.raises(DreamError, match="has 3 layers, encoder_layers asks for 4"):
+        assets.model_path(str(tiny_llama), layers=4)
+
+
+def test_content_hash_follows_the_weights(tiny_llama, cache):
+    before = assets.content_hash(str(tiny_llama))
+    assert before == assets.content_hash(str(tiny_llama))
+    config = json.loads((tiny_llama / "config.json").read_text())
+    (tiny_llama / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert assets.content_hash(str(tiny_llama)) != before
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(DreamError, match="is not a model folder"):
+        assets.model_path(str(folder))
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_text("")
+    with pytest.raises(DreamError, match=r"no safetensors weights; pickled weights .* are not read"):
+        assets.model_path(str(folder))
+
+
+@pytest.mark.parametrize("size", ["0.5b", "1b", "3b", "8b"])
+def test_a_size_without_assets_offline_is_one_line(size, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DreamError) as caught:
+        assets.check_available(configs.load(overrides={"model.size": size}))
+    line = str(caught.value)
+    assert "not in the local Hugging Face cache and the hub cannot be reached" in line
+    assert "hf download" in line and "model.size=tiny" in line and "\n" not in line
+
+
+def test_hub_references():
+    assert hub.split_revision("a/b@c") == ("a/b", "c")
+    assert assets.kind("owner/name@main") == "hub"
+
+
+def test_everything_the_default_config_names_is_known():
+    needed = assets.model_references(configs.load())
+    assert needed["packaged/smollm2-135m"] == "encoder, judge"
+    dense = assets.model_references(configs.load(overrides={"candidates.source": "dense", "references": ["minilm"]}))
+    assert "packaged/minilm" in dense
+
+
+@pytest.mark.slow
+def test_packaged_model_speaks():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = assets.model_path("packaged/smollm2-135m")
+    assert sorted(p.suffix for p in folder.iterdir() if p.stat().st_size > 10**7) == [".safetensors"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(model(**ids).logits[0, -1].argmax()).strip() == "Paris"
+    models.require_safetensors(folder)

@@ -1,0 +1,318 @@
+"""Sources and tasks: draws, mixing, decontamination, question writing, and what a user can get wrong."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dream import config as configs
+from dream.data import code, packaged, prepare, questions, sources, tasks
+from dream.data.sources import wikipedia
+from dream.data.tables import fingerprint, frames, normalise, quotas
+from dream.data.tasks import mteb as mteb_tasks
+from dream.data.tasks.packaged import drawn_down, tables
+from dream.errors import DreamError
+
+
+def write_set(folder, train=True):
+    """An own set: 30 documents, 10 test queries, 12 training queries; the first training query is a test query."""
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": f"d{i}", "title": f"t{i}", "text": f"text number {i}"} for i in range(30)]
+    asked = [{"_id": f"q{i}", "text": f"which number is {i}?"} for i in range(10)]
+    asked += [{"_id": f"r{i}", "text": "Which number is 0" if i == 0 else f"find text {i}"} for i in range(12)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in corpus))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+    (folder / "qrels/test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10))
+    )
+    if train:
+        rows = "".join(f"r{i}\td{i}\t1\nr{i}\td{i + 1}\t2\n" for i in range(12))
+        (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    return str(folder)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    path = write_set(tmp_path / "set")
+    return configs.load(overrides={"own": {"mine": path}, "data.sources": [], "tasks": ["mine"], "data.instances": 8})
+
+
+def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
+    prepared = prepare.prepare(own, folder=tmp_path / "tasks")
+    source, task = prepared.records
+    assert (
+        source["instances_available"] == 12 and source["dropped_evaluation_queries"] == 1 and source["instances"] == 8
+    )
+    assert task["queries"] == 10 and task["documents"] == 30
+    assert task["share_in_training"] == 1.0 and task["share_relevant_in_training"] == 1.0
+    evaluated = {normalise(f"which number is {i}?") for i in range(10)}
+    assert not evaluated & set(map(normalise, prepared.instances["query"]))
+    row = prepared.instances.iloc[0]
+    number = int(row["instance_id"].removeprefix("mine-q-r"))
+    assert row["target_id"] == f"mine-d{number + 1}"  # the highest-graded document
+    prepare.write(prepared, tmp_path / "data")
+    assert len(pd.read_parquet(tmp_path / "data/instances.parquet")) == 8
+
+
+def test_tasks_are_read_back_as_written(own, tmp_path):
+    built = tasks.build("mine", own)
+    tasks.write(built, tmp_path / "tasks")
+    read = tasks.load("mine", own, tmp_path / "tasks")
+    assert read.revision == built.revision and read.judgements == built.judgements and read.suite == "own"
+    pd.testing.assert_frame_equal(read.corpus, built.corpus)
+    with pytest.raises(DreamError, match=r"task\.json is missing. Run `dvc repro`"):
+        tasks.load("mine", own, tmp_path / "nowhere")
+
+
+def test_revision_follows_every_table():
+    def task(text="x", query="q", grade=1):
+        corpus = pd.DataFrame([("d", "", text)], columns=["id", "title", "text"])
+        qrels = pd.DataFrame([("q", "d", grade)], columns=["query_id", "doc_id", "relevance"])
+        return tasks.base.make("t", "own", corpus, pd.DataFrame([("q", query)], columns=["id", "text"]), qrels).revision
+
+    assert task() == task() and len({task(), task("y"), task(query="r"), task(grade=2)}) == 4
+
+
+def test_names_and_lists_resolve(own):
+    default = configs.load()
+    assert tasks.of(default) == ["boolq", "drop", "docstring-networkx", "humaneval", "mbpp"]
+    assert tasks.resolve(["general", "boolq", "beir-paper"], own)[:4] == ["boolq", "drop", "mine", "ArguAna"]
+    paper = configs.load(overrides={"model.size": "3b"})
+    assert len(tasks.of(paper)) == 23 and list(tasks.resolve(["beir-paper", "rteb-paper"], paper)) == tasks.of(paper)
+    assert len(tasks.resolve(["beir"], paper)) == 15
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [({"boolq": "x"}, "already the name"), ({"a/b": "x"}, "cannot be a name"), ({"SciFact": "x"}, "already the name")],
+)
+def test_own_names_that_cannot_be(own, message):
+    with pytest.raises(DreamError, match=message):
+        tasks.of(configs.load(overrides={"own": own}))
+
+
+def test_unknown_source_has_a_suggestion():
+    with pytest.raises(DreamError, match=r"data.sources: 'bolq' is unknown. Did you mean 'boolq'"):
+        sources.get("bolq", configs.load())
+
+
+@pytest.mark.slow  # imports mteb
+def test_unknown_and_unfit_tasks():
+    with pytest.raises(DreamError, match=r"tasks: 'bolq' is unknown. Did you mean 'boolq'"):
+        tasks.check(["bolq"], configs.load())
+    with pytest.raises(DreamError, match="STS12 is a task of type STS"):
+        tasks.check(["STS12"], configs.load())
+
+
+@pytest.mark.slow  # imports mteb
+def test_listed_tasks_are_mtebs_own():
+    import mteb
+
+    listed = tasks.lists.LISTS
+    assert set(listed["beir"]) == {task.metadata.name for task in mteb.get_benchmark("BEIR").tasks}
+    public = [t for t in mteb.get_benchmark("RTEB(beta)").tasks if t.metadata.is_public is not False]
+    assert set(listed["rteb"]) == {task.metadata.name for task in public}
+
+
+def test_an_mteb_part_keeps_positive_judgements_only():
+    fake = SimpleNamespace(
+        metadata=SimpleNamespace(name="Fake", description="a", license=None, dataset={"path": "x/y", "revision": "r"}),
+        dataset={"default": {"test": {
+            "corpus": [{"id": "d1", "title": None, "text": "one"}, {"id": "d2", "text": "two"}],
+            "queries": [{"id": "q1", "text": "first"}, {"id": "q2", "text": "second"}],
+            "relevant_docs": {"q1": {"d1": 2, "d2": 0}, "q2": {"d1": 0}},
+        }}},
+        ignore_identical_ids=True,
+    )  # fmt: skip
+    part = mteb_tasks._part("Fake", fake, "default", "test")
+    assert part.judgements == {"q1": {"d1": 2}} and list(part.queries["id"]) == ["q1"] and part.drop_identical_ids
+    assert part.suite == "mteb" and part.part == "test"
+
+
+def test_draws_keep_relevant_documents_and_say_so():
+    pairs = [packaged.Pair(f"query {i}", "", "", f"text {i}") for i in range(50)]
+    whole = tables("t", pairs, [("", f"more {i}") for i in range(100)])
+    corpus, queries, qrels, notes = drawn_down("t", *whole, 10, 30, seed=0)
+    assert len(queries) == 10 and len(corpus) == 30 and set(qrels["doc_id"]) <= set(corpus["id"])
+    assert notes == ["drawn: 10 of 50 queries, 30 of 150 documents"]
+    again = drawn_down("t", *whole, 10, 30, seed=0)
+    assert list(again[0]["id"]) == list(corpus["id"])
+    assert list(drawn_down("t", *whole, 10, 30, seed=1)[1]["id"]) != list(queries["id"])
+    assert len(drawn_down("t", *whole, 10, 5, seed=0)[0]) == 10  # relevant documents always stay
+    assert drawn_down("t", *whole, None, None, seed=0)[3] == []
+
+
+def test_equal_queries_are_one_with_several_relevant_documents():
+    corpus, queries, qrels = tables("t", [packaged.Pair("q", "", "", "a"), packaged.Pair("q", "", "", "b")])
+    assert len(queries) == 1 and len(corpus) == len(qrels) == 2
+
+
+def test_quotas_fill_up_from_the_rich():
+    assert quotas([1000, 1000, 1000], 300) == [100, 100, 100] and sum(quotas([5, 500, 100], 301)) == 301
+
+
+def test_ids_depend_on_text_alone():
+    one, _ = frames("s", [("q", "g", "t", "a"), ("r", "g", "t", "b")])
+    two, asked = frames("s", [("r", "g", "t", "b"), ("q", "g", "t", "a"), ("q", "g", "t", "a")])
+    assert set(one["passage_id"]) == set(two["passage_id"]) and len(asked) == 2
+
+
+def test_fingerprints_ignore_case_spacing_and_punctuation():
+    assert fingerprint("Who wrote  “Emma”?") == fingerprint("who wrote emma") != fingerprint("who wrote anna")
+
+
+MODULE = '''
+class A:
+    @property
+    def mean(self):
+        """Return the mean of the values. And more."""
+        total = sum(self)
+        count = len(self)
+        return total / count
+
+    def short(self):
+        """Return the mean of the values."""
+        return 1
+
+def deprecated(x):
+    """Deprecated since the first version."""
+    x += 1
+    x += 2
+    return x
+'''
+
+
+def test_functions_lose_their_docstring_and_keep_their_code():
+    found = list(code.functions(MODULE))
+    assert len(found) == 1 and found[0][0] == "Return the mean of the values."
+    assert found[0][1].startswith("def mean(self):\n    total") and '"""' not in found[0][1]
+    assert list(code.functions("def broken(")) == []
+
+
+def test_held_out_packages_are_not_trained_on():
+    assert not set(code.TRAINING) & set(code.HELD_OUT)
+
+
+def test_wikipedia_articles_are_cut_into_16_chunks():
+    rows = [
+        {"title": title, "text": " ".join([title] * 100)}
+        for title in "abcdefghij"
+        for _ in range(17 if title != "c" else 5)
+    ]
+    found = list(wikipedia.chunked(wikipedia.articles(rows), 100, seed=0))
+    assert 0 < len(found) < 10 and all(len(chunks) == 16 and title != "c" for title, chunks in found)
+    assert all(len(chunk.split()) == 100 for _, chunks in found for chunk in chunks)
+
+
+def test_paper_data_from_stream_to_instances(tmp_path, monkeypatch):
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path))
+    rows = ({"title": f"t{i}", "text": " ".join(f"w{i}x{j}" for j in range(1700))} for i in range(60))
+    monkeypatch.setattr(wikipedia, "_stream", lambda: rows)
+    config = configs.load(overrides={"data.sources": ["wikipedia"], "data.instances": 6})
+    chosen = questions.targets(config)
+    assert len(chosen) == 6 and chosen["group"].is_unique
+    with pytest.raises(DreamError, match=r"source wikipedia has no questions. Run the stage `questions`"):
+        sources.load("wikipedia", config)
+    written = pd.DataFrame({"source": "wikipedia", "target_id": chosen["passage_id"], "query": "what?"})
+    passages, instances = sources.load("wikipedia", config, written)
+    assert len(passages) == 6 * 16 and list(instances["target_id"]) == list(chosen["passage_id"])
+
+
+def test_question_writing_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    asked = []
+
+    class Writer:
+        def __init__(self, config): ...
+
+        def __call__(self, texts):
+            asked.extend(texts)
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            return [f"what is {text}?" if text != "xxx" else "" for text in texts]
+
+    monkeypatch.setattr(questions, "Writer", Writer)
+    config = configs.load(overrides={"questions.batch": 2})
+    rows = pd.DataFrame({"passage_id": list("abcde"), "source": "s", "text": ["x" * n for n in range(1, 6)]})
+    with pytest.raises(KeyboardInterrupt):
+        questions.generate(config, rows, tmp_path / "journal.jsonl")
+    with open(tmp_path / "journal.jsonl", "a") as stream:
+        stream.write('["c", "what')  # cut by the interruption
+    written = questions.generate(config, rows, tmp_path / "journal.jsonl")
+    assert asked == ["x", "xx", "xxx", "xxxx", "xxx", "xxxx", "xxxxx"]
+    assert list(written["target_id"]) == ["a", "b", "d", "e"]  # an answer without a word is left out
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [("Who?\nIt", "Who?"), ("Q: 'Where is it?' yes", "Where is it?"), ("\n\n", ""), ("Name the town", "Name the town")],
+)
+def test_answers_are_cut_to_the_question(answer, question):
+    assert questions.clean(answer) == question
+
+
+@pytest.mark.slow
+def test_packaged_judge_writes_questions(tmp_path):
+    config = configs.load(
+        overrides={"data.sources": ["squad-generated"], "questions.batch": 2, "questions.max_new_tokens": 16}
+    )
+    rows = questions.targets(config).head(2)
+    written = questions.generate(config, rows, tmp_path / "journal.jsonl")
+    assert len(written) == 2 and written["query"].str.len().min() > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "instances", "passages"), [("boolq", 9427, 7929), ("squad", 1000, 803), ("qasper", 292, 11478)]
+)
+def test_packaged_sources_hold_what_is_documented(name, instances, passages):
+    found, asked = sources.load(name, configs.load())
+    assert (len(asked), len(found)) == (instances, passages)
+    assert found["passage_id"].is_unique and set(asked["target_id"]) <= set(found["passage_id"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "queries", "documents"),
+    [("boolq", 1714, 10148), ("drop", 926, 405), ("humaneval", 164, 164), ("mbpp", 499, 500), ("sciq", 887, 887)],
+)
+def test_packaged_tasks_hold_what_is_documented(name, queries, documents):
+    config = configs.load(overrides={"data.task_queries": None, "data.task_documents": None})
+    task = tasks.build(name, config)
+    assert (len(task.queries), len(task.corpus)) == (queries, documents)
+    assert not (task.corpus["text"].str.strip() == "").any() and not (task.queries["text"].str.strip() == "").any()
+    assert set(task.qrels["doc_id"]) <= set(task.corpus["id"]) and set(task.qrels["query_id"]) == set(
+        task.queries["id"]
+    )
+
+
+@pytest.mark.slow
+def test_boolq_asks_only_about_titles_that_are_not_trained_on():
+    config = configs.load(overrides={"data.task_queries": None, "data.task_documents": None})
+    task, (passages, _) = tasks.build("boolq", config), sources.load("boolq", config)
+    relevant = task.corpus[task.corpus["id"].isin(task.qrels["doc_id"])]
+    assert not set(relevant["title"].str.casefold()) & set(passages["title"].str.casefold())
+
+
+@pytest.mark.slow
+def test_squad_is_split_by_article_when_it_serves_both():
+    config = configs.load(overrides={"tasks": ["squad"], "data.task_queries": None})
+    task, (passages, _) = tasks.build("squad", config), sources.load("squad", config)
+    assert not set(task.corpus["title"]) & set(passages["title"]) and len(task.queries) + len(passages) > 500
+
+
+@pytest.mark.slow
+def test_packaged_code_tasks_do_not_pass_for_mtebs():
+    """Counts differ from the descriptive statistics that mteb ships, so the tasks carry their own names."""
+    from pathlib import Path
+
+    import mteb
+
+    for ours, theirs in (("humaneval", "HumanEvalRetrieval"), ("mbpp", "MBPPRetrieval")):
+        shipped = next(Path(mteb.__file__).parent.rglob(f"descriptive_stats/**/{theirs}.json"))
+        facts = json.loads(shipped.read_text())["test"]
+        pairs = getattr(packaged, ours)()
+        assert len(pairs) != facts["num_documents"]
+        assert np.sum([len(pair.text) for pair in pairs]) != facts["documents_text_statistics"]["total_text_length"]
