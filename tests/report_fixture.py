@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -40,7 +41,7 @@ OVERRIDES = {
 def make_config(**overrides):
     """The repository's params.yaml with the knobs above pinned, and a small bootstrap."""
     root = Path(__file__).resolve().parent.parent
-    return configs.load(root / "params.yaml", OVERRIDES | overrides)
+    return configs.load(root / "params.yaml", copy.deepcopy(OVERRIDES) | overrides)
 
 
 def write_params(folder: Path, config) -> None:

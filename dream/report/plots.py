@@ -121,7 +121,7 @@ def systems(results: Results) -> Figure:
         ylim=(len(scopes) - 0.5, -0.5), xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over queries"
     )
     axis.grid(axis="y", visible=False)
-    axis.set_xlim(left=0)
+    axis.set_xlim(left=-0.01)
     figure.legend(loc="outside upper center", ncols=min(count, 6))
     return figure
 
@@ -145,6 +145,7 @@ def training(results: Results) -> Figure | None:
         for system in results.config.objectives:
             _curve(axis, results, system, column)
         axis.set_title(CURVES[column], fontsize=9)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
         if column == "gap":
             axis.axhline(0, color="#444444", linewidth=0.8)
         if column == "gold_rank":
@@ -215,6 +216,7 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
                 linewidths=0,
             )
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.8)
+        axis.tick_params(labelbottom=index + width >= len(tasks))
         axis.set_title(
             f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5
         )

@@ -25,7 +25,7 @@ COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
 SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm",
 "queries"]
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
-DIAGNOSTIC_ORDER = ["rows", "used", "gate", "none", "uniform", "gold", "wrong", "gap", "gap_low", "gap_high", "instances"]
+DIAGNOSTIC_ORDER = "rows used gate none uniform gold wrong gap gap_low gap_high instances".split()  # noqa: SIM905
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "teacher")
 LEVEL = 0.05
 UNTRAINED = "untrained"
