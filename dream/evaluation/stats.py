@@ -113,7 +113,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def align(scores: pd.DataFrame, systems: Sequence[str], metric: str = "ndcg_at_10") -> dict[str, list[np.ndarray]]:
-    """Per-query values of systems, averaged over seeds and paired: the same queries of the same tasks in the same order.
+    """Per-query values of systems, averaged over seeds and paired: the same queries in the same order.
 
     Args:
         scores: rows of evaluation cells: ``task, system, seed, query_id`` and the metric.
@@ -122,7 +122,9 @@ def align(scores: pd.DataFrame, systems: Sequence[str], metric: str = "ndcg_at_1
     Returns:
         system → one array per task (tasks sorted by name, queries by id).
     """
-    means = scores[scores["system"].isin(systems)].groupby(["task", "query_id", "system"])[metric].mean().unstack("system")
+    means = (
+        scores[scores["system"].isin(systems)].groupby(["task", "query_id", "system"])[metric].mean().unstack("system")
+    )
     means = means.dropna().sort_index()
     return {s: [task[s].to_numpy() for _, task in means.groupby(level="task", sort=True)] for s in systems}
 
