@@ -115,6 +115,7 @@ class Encoder(Section):
     append_eos: bool
     max_length: Positive
     dtype: DType
+    token_budget: Positive
     trust_remote_code: bool
 
 

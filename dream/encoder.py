@@ -13,7 +13,8 @@ Invariants, each with a test:
   texts in another order are the same batches, hence the same bytes.
 * Right padding needs no attention mask in a causal model: a token never looks to its right. Left padding gets a mask
   and position ids that start at the first real token.
-* An empty text is encoded as the tokenizer's special tokens; if it adds none, as one EOS (else BOS, else padding) token.
+* An empty text is encoded as the tokenizer's special tokens; if it adds none, as one EOS (else BOS, else padding)
+  token.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
             pooling=knobs.pooling,
             max_length=knobs.max_length,
             append_eos=knobs.append_eos,
-            token_budget=config.evaluate.token_budget,
+            token_budget=(knobs if trainable else config.evaluate).token_budget,
             trust_remote_code=knobs.trust_remote_code,
             reference=size.encoder,
             device=device,
@@ -185,7 +186,7 @@ class Encoder(nn.Module):
         return cls(backbone, tokenizer, reference=reference or str(path), **rules).to(device).eval()
 
     def add_lora(self, lora: Any, seed: int) -> None:
-        """Wrap the frozen backbone in a new LoRA; ``lora`` has r, alpha, dropout and targets, ``seed`` draws A (B is 0)."""
+        """Wrap the backbone in a new LoRA; ``lora`` has r, alpha, dropout and targets, ``seed`` draws A (B is 0)."""
         from peft import LoraConfig, get_peft_model
 
         name, revision = split_revision(self.reference)
@@ -234,7 +235,7 @@ class Encoder(nn.Module):
         return self.backbone.get_input_embeddings().weight
 
     def fingerprint(self) -> str:
-        """Content hash of weights (adapter included), configuration, tokenizer and pooling: what an embedding is made by.
+        """Content hash of what makes an embedding: weights (adapter included), configuration, tokenizer and pooling.
 
         Computed from the tensors in memory, so that whatever changed a weight changes it.
         """

@@ -1,6 +1,7 @@
-"""Evaluate one system on a task or a list of tasks: ``python -m stages.evaluate --size tiny --system bm25 --tasks general``.
+"""Stage evaluate: one system on a task or a list of tasks → scores per query.
 
-A trained system needs its seed: ``--system dream --seed 0``. Stages ``evaluate`` and ``reference`` of dvc.yaml.
+``python -m stages.evaluate --size tiny --system bm25 --tasks general``. A trained system needs its seed: ``--system
+dream --seed 0``. Stages ``evaluate`` and ``reference`` of dvc.yaml.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         cells.write(cell, system, table, records, config)
         record.flops = system.flops
     for row in records:
-        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True)
+        print(
+            f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,27 @@ from dream import encoder as module
 from dream.encoder import Encoder, batches, pool, split_revision, unique
 from dream.errors import DreamError
 
-WORDS = "the a cat dog sat on mat city river large small runs in of is was blue red green".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "city",
+    "river",
+    "large",
+    "small",
+    "runs",
+    "in",
+    "of",
+    "is",
+    "was",
+    "blue",
+    "red",
+    "green",
+]
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(1 + (i * 5) % 23)) for i in range(64)]
 TOLERANCE = 1e-5  # of a component, float32
 LORA = SimpleNamespace(r=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj"])
@@ -45,7 +65,7 @@ def make_model(folder, kind="llama", seed=0, hidden=32):
 
     vocabulary = make_tokenizer(folder, special=kind == "bert")
     torch.manual_seed(seed)
-    shape = dict(
+    shape = dict(  # noqa: C408
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         max_position_embeddings=128, initializer_range=0.2,
     )  # fmt: skip
@@ -190,7 +210,7 @@ def test_load_follows_the_config(llama, tmp_path, monkeypatch):
     config = SimpleNamespace(
         size=SimpleNamespace(encoder="packaged/tiny", encoder_layers=2),
         encoder=SimpleNamespace(
-            dtype="float32", pooling="mean", max_length=9, append_eos=True, trust_remote_code=False
+            dtype="float32", token_budget=55, pooling="mean", max_length=9, append_eos=True, trust_remote_code=False
         ),
         evaluate=SimpleNamespace(dtype="bfloat16", token_budget=77),
         training=SimpleNamespace(lora=LORA, gradient_checkpointing=True),
@@ -257,17 +277,17 @@ def test_user_errors_are_one_line(llama, tmp_path):
         Encoder.from_pretrained(tmp_path / "nothing")
     with pytest.raises(DreamError, match="pooling 'max' is not known"):
         Encoder.from_pretrained(llama, pooling="max")
-    with pytest.raises(DreamError, match="targets .* do not fit"):
+    with pytest.raises(DreamError, match=r"targets .* do not fit"):
         Encoder.from_pretrained(llama).add_lora(SimpleNamespace(r=2, alpha=2, dropout=0.0, targets=["nope"]), 0)
     encoder = Encoder.from_pretrained(llama)
     encoder.add_lora(LORA, 0)
     encoder.save_adapter(tmp_path / "adapter")
     other = make_model(tmp_path / "wide", hidden=64)
-    with pytest.raises(DreamError, match="adapter .* cannot be loaded onto its encoder"):
+    with pytest.raises(DreamError, match=r"adapter .* cannot be loaded onto its encoder"):
         Encoder.from_pretrained(other, adapter=tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(DreamError, match="adapter .* cannot be loaded"):
+    with pytest.raises(DreamError, match=r"adapter .* cannot be loaded"):
         Encoder.from_pretrained(llama, adapter=tmp_path / "adapter")
 
 

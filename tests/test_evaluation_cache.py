@@ -91,7 +91,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(encoder, tmp_pa
 
 
 WORKER = """
-    import sys, time
+    import pathlib, sys, time
     sys.path[:0] = [{tests!r}, {root!r}]
     from test_encoder import TEXTS
     from dream.encoder import Encoder
@@ -104,8 +104,8 @@ WORKER = """
         print("part", flush=True)
         return encode(*args, **kwargs)
     encoder.encode = slow
-    vectors = cache.embeddings(encoder, TEXTS, [str(i) for i in range(len(TEXTS))], folder=__import__("pathlib").Path({folder!r}),
-                               max_length=16, token_budget=64)
+    ids = [str(i) for i in range(len(TEXTS))]
+    cache.embeddings(encoder, TEXTS, ids, folder=pathlib.Path({folder!r}), max_length=16, token_budget=64)
     print("done", flush=True)
 """
 
@@ -161,7 +161,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(encoder, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
         cache.embeddings(encoder, TEXTS, IDS, folder=tmp_path, **RULES)
-    assert explain(caught.value).startswith("no space left on the disk while writing") and ".f16" in explain(caught.value)
+    assert explain(caught.value).startswith("no space left on the disk while writing") and ".f16" in explain(
+        caught.value
+    )
     assert len(list(tmp_path.glob("*.parts/*.f16"))) == 2
     assert cache.embeddings(encoder, TEXTS, IDS, folder=tmp_path, **RULES).shape == (64, 32)
 

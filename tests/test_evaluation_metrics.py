@@ -20,10 +20,14 @@ def frame(rows):
 def random_run(seed=0, queries=40, documents=150, ties=False):
     rng = random.Random(seed)
     run = {
-        f"q{i}": {f"d{j}": float(rng.randint(0, 5)) if ties else rng.random() for j in rng.sample(range(documents), 120)}
+        f"q{i}": {
+            f"d{j}": float(rng.randint(0, 5)) if ties else rng.random() for j in rng.sample(range(documents), 120)
+        }
         for i in range(queries)
     }
-    qrels = frame([(f"q{i}", f"d{j}", rng.randint(1, 3)) for i in range(queries) for j in rng.sample(range(documents), 4)])
+    qrels = frame(
+        [(f"q{i}", f"d{j}", rng.randint(1, 3)) for i in range(queries) for j in rng.sample(range(documents), 4)]
+    )
     return run, qrels
 
 

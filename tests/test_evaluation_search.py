@@ -47,7 +47,7 @@ def test_chunk_and_batch_change_no_bit():
     ids = [f"d{i}" for i in range(3000)]
     reference = exact(asked, documents, ids, 50)
     assert reference.positions.tolist() == brute_force(asked, documents, ids, 50)
-    for chunk, batch in ((1, 33), (7, 1), (999, 32), (3000, 5), (100_000, 1024)):
+    for chunk, batch in ((17, 33), (700, 1), (999, 32), (3000, 5), (100_000, 1024)):
         other = exact(asked, documents, ids, 50, chunk=chunk, query_batch=batch)
         assert (other.positions == reference.positions).all() and (other.scores == reference.scores).all()
     order = rng.permutation(3000)

@@ -1,12 +1,13 @@
 """Corpus embeddings as float16 files in ``$DREAM_CACHE/embeddings``: never stale, never half, shared by processes.
 
 A file's name is a hash of everything that can change its content: weights, tokenizer and pooling (the encoder's
-fingerprint), every text and its order, prompt, maximal length, batch budget, device kind and library versions. A changed
-weight or prompt is another file. Texts are encoded in chunks of ``CHUNK`` in the order of the corpus; each chunk is a
-file of its own in ``<key>.parts``, written whole or not at all. So a killed run goes on at its first missing chunk and
-ends with the same bytes as a run that was not, and several processes (one per GPU) can share the work: each takes
-chunks that no other has locked; the operating system drops the locks of a killed one. The last one joins the chunks to
-``<key>.f16``, with ``<key>.json`` beside it that says what it holds. The folder can be deleted at any time.
+fingerprint), every text and its order, prompt, maximal length, batch budget, device kind and library versions. A
+changed weight or prompt is another file. Texts are encoded in chunks of ``CHUNK`` in the order of the corpus; each
+chunk is a file of its own in ``<key>.parts``, written whole or not at all. So a killed run goes on at its first
+missing chunk and ends with the same bytes as a run that was not, and several processes (one per GPU) can share the
+work: each takes chunks that no other has locked; the operating system drops the locks of a killed one. The last one
+joins the chunks to ``<key>.f16``, with ``<key>.json`` beside it that says what it holds. The folder can be deleted at
+any time.
 
 Search always reads these rounded vectors, fresh or cached, so both give the same scores.
 """
@@ -28,7 +29,7 @@ from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import cache_folder, replacing, value_hash, write_json
 
-CHUNK = 4096  # texts per part: what a killed process loses at most
+CHUNK = 1024  # texts per part: what a killed process loses at most, and the step of the progress bar
 
 
 def embeddings(
@@ -85,7 +86,7 @@ def embeddings(
 def _encode_parts(
     path: Path, parts: Path, encoder: Encoder, texts: Sequence[str], ids: Sequence[str], how: dict, label: str | None
 ) -> None:
-    """Write every chunk that is missing: first those that no other process works on, then those that one left behind."""
+    """Write every missing chunk: first those that no other process works on, then those that one left behind."""
     with tqdm(total=len(texts), desc=label, unit="text", disable=label is None) as bar:
         for wait in (False, True):
             bar.reset()
@@ -107,7 +108,8 @@ def _encode_parts(
 def _write_part(part: Path, vectors: np.ndarray, encoder: Encoder) -> None:
     if vectors.shape[1] != encoder.dimension:
         raise DreamError(
-            f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, its configuration says {encoder.dimension}",
+            f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, "
+            f"its configuration says {encoder.dimension}",
             "The model's folder mixes files of two models: get it again",
         )
     with replacing(part) as temporary, naming(part):
@@ -151,7 +153,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 def open_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Memory-map a finished file, after a look at its length."""
     if path.stat().st_size != shape[0] * shape[1] * 2:
-        raise DreamError(f"{path} does not hold {shape[0]} × {shape[1]} numbers", "It was damaged: delete it and run again")
+        raise DreamError(
+            f"{path} does not hold {shape[0]} × {shape[1]} numbers", "It was damaged: delete it and run again"
+        )
     return np.memmap(path, np.float16, mode="r", shape=shape)
 
 

@@ -32,7 +32,9 @@ def cell_name(system: str, seed: int | None, entry: str) -> str:
     return f"{system}-{entry}" if seed is None else f"{system}-{seed}-{entry}"
 
 
-def run(system: systems.System, seed: int | None, names: list[str], config: Config) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def run(
+    system: systems.System, seed: int | None, names: list[str], config: Config
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Evaluate a system on tasks.
 
     Returns:
@@ -47,7 +49,9 @@ def run(system: systems.System, seed: int | None, names: list[str], config: Conf
             tables.append(table.assign(suite=record["suite"], task=name, system=system.name, seed=seed))
         records.append({"system": system.name, "seed": seed, **merge([record for _, record in scored])})
     table = pd.concat(tables, ignore_index=True).sort_values(["suite", "task", "query_id"], ignore_index=True)
-    return table.astype({"seed": "Int64"})[[*ROWS, "hits", "scores"]], sorted(records, key=lambda r: (r["suite"], r["task"]))
+    return table.astype({"seed": "Int64"})[[*ROWS, "hits", "scores"]], sorted(
+        records, key=lambda r: (r["suite"], r["task"])
+    )
 
 
 def score(system: systems.System, task: Task, config: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -91,7 +95,12 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     if len(parts) == 1:
         return {key: value for key, value in parts[0].items() if key != "part"}
     means = [*SCORES, *(name for name in ("alignment", "uniformity") if name in parts[0])]
-    totals = ("queries", "queries_left_out", "documents", *(("geometry_pairs",) if "geometry_pairs" in parts[0] else ()))
+    totals = (
+        "queries",
+        "queries_left_out",
+        "documents",
+        *(("geometry_pairs",) if "geometry_pairs" in parts[0] else ()),
+    )
     merged = {key: value for key, value in parts[0].items() if key not in ("part", "projection")}
     return {
         **merged,
@@ -120,11 +129,15 @@ def check(task: Task) -> None:
     for column, table in (("query_id", task.queries), ("doc_id", task.corpus)):
         unknown = task.qrels[column][~task.qrels[column].isin(table["id"])]
         if len(unknown):
-            raise DreamError(f"{label}: its judgements name {unknown.iloc[0]!r}, which it does not hold", "Correct the qrels")
+            raise DreamError(
+                f"{label}: its judgements name {unknown.iloc[0]!r}, which it does not hold", "Correct the qrels"
+            )
 
 
-def write(cell: str, system: systems.System, table: pd.DataFrame, records: list[dict[str, Any]], config: Config) -> None:
-    """Write a cell's files: work/evaluate/<cell>/, reports/cells/evaluate/<cell>.csv and .json. No dates, sorted, rounded."""
+def write(
+    cell: str, system: systems.System, table: pd.DataFrame, records: list[dict[str, Any]], config: Config
+) -> None:
+    """Write work/evaluate/<cell>/ and reports/cells/evaluate/<cell>.{csv,json}: no dates, sorted, rounded."""
     with replacing_folder(WORK / cell) as folder:
         table.to_parquet(folder / "queries.parquet", index=False)
         manifest.stamp(folder, config, *system.sections)

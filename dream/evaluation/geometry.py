@@ -18,8 +18,10 @@ BLOCK = 1024
 
 
 def pairs(queries: pd.DataFrame, corpus: pd.DataFrame, qrels: pd.DataFrame, limit: int = LIMIT, seed: int = 0):
-    """Positions of queries and of one relevant document each ([n], [n]): the best grade, then the lowest id; a seeded draw."""
-    relevant = qrels[qrels["relevance"] > 0].sort_values(["query_id", "relevance", "doc_id"], ascending=[True, False, True])
+    """Positions of queries and of a relevant document each ([n], [n]): best grade, then lowest id; a seeded draw."""
+    relevant = qrels[qrels["relevance"] > 0].sort_values(
+        ["query_id", "relevance", "doc_id"], ascending=[True, False, True]
+    )
     first = relevant.drop_duplicates("query_id")
     at_query = pd.Series(np.arange(len(queries)), index=queries["id"])
     at_document = pd.Series(np.arange(len(corpus)), index=corpus["id"])
@@ -56,7 +58,7 @@ def uniformity(points: np.ndarray) -> float:
 
 
 def projection(queries: np.ndarray, documents: np.ndarray, shown: int = SHOWN) -> dict[str, list[list[float]]]:
-    """First two principal components of the first ``shown`` pairs, fitted on all; each axis points where its largest is."""
+    """First two principal components of the first ``shown`` pairs, fitted on all, signs fixed."""
     points = np.concatenate([queries, documents]).astype(np.float64)
     centre = points.mean(axis=0)
     _, _, axes = np.linalg.svd(points - centre, full_matrices=False)

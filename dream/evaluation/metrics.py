@@ -8,8 +8,8 @@ Rules, the same for every system:
 * a query for which the system found nothing scores 0;
 * hits are ranked by (−score, document id). trec_eval ranks equal scores by falling id and reads scores in float32, so
   it is given the ranks instead of the scores;
-* ``drop_identical_ids`` removes hits whose id is the query's before anything is counted: BEIR's rule on every task, mteb's
-  on some (there a task says so). It changes ArguAna and Quora-like tasks, whose queries are documents too.
+* ``drop_identical_ids`` removes hits whose id is the query's before anything is counted: BEIR's rule on every task,
+  mteb's on some (there a task says so). It changes ArguAna and Quora-like tasks, whose queries are documents too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def per_query(run: Run, qrels: pd.DataFrame, drop_identical_ids: bool = False) -
         drop_identical_ids: see the module's docstring.
 
     Returns:
-        One row per query that has a relevant document, sorted by id: ``query_id, ndcg_at_10, recall_at_100, mrr_at_10``.
+        One row per query with a relevant document, by id: ``query_id, ndcg_at_10, recall_at_100, mrr_at_10``.
         ``attrs["left_out"]`` counts the judged queries without one.
 
     Raises:
@@ -50,7 +50,10 @@ def per_query(run: Run, qrels: pd.DataFrame, drop_identical_ids: bool = False) -
     values = _evaluate(relevant, ranked, {"ndcg_cut_10", "recall_100"})
     first = _evaluate(relevant, cut, {"recip_rank"})
     rows = [
-        {"query_id": query, **{ours: {**values[query], **first[query]}.get(theirs, 0.0) for ours, theirs in METRICS.items()}}
+        {
+            "query_id": query,
+            **{ours: {**values[query], **first[query]}.get(theirs, 0.0) for ours, theirs in METRICS.items()},
+        }
         for query in sorted(relevant)
     ]
     table = pd.DataFrame(rows)
@@ -61,7 +64,8 @@ def per_query(run: Run, qrels: pd.DataFrame, drop_identical_ids: bool = False) -
 def judgements(qrels: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Relevant documents and grades of each query that has one; of a pair judged twice the last grade counts.
 
-    >>> judgements(pd.DataFrame([("q", "a", 2), ("q", "b", -1), ("r", "a", 0)], columns=["query_id", "doc_id", "relevance"]))
+    >>> rows = [("q", "a", 2), ("q", "b", -1), ("r", "a", 0)]
+    >>> judgements(pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"]))
     {'q': {'a': 2}}
     """
     found: dict[str, dict[str, int]] = {}

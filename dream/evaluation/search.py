@@ -88,8 +88,8 @@ def _candidates(
     for first in range(0, len(documents), chunk):
         part = torch.from_numpy(np.array(documents[first : first + chunk])).to(device).float()
         longest = max(longest, float(part.norm(dim=1).max()))
-        # A float32 dot product of d terms is off by at most e = d · 2⁻²⁴ · |q| · |x|. The k-th best true score is at least
-        # the k-th best product − e, so a true hit's product is at least that − 2 e; doubled for good measure.
+        # A float32 dot product of d terms is off by at most e = d · 2⁻²⁴ · |q| · |x|. The k-th best true score is at
+        # least the k-th best product − e, so a true hit's product is at least that − 2 e; doubled for good measure.
         margins = 4 * queries.shape[1] * 2.0**-24 * lengths * longest
         product = (wanted @ part.T).cpu().numpy()
         for row, (values, margin) in enumerate(zip(product, margins, strict=True)):
@@ -117,7 +117,9 @@ def _order(query: np.ndarray, documents: np.ndarray, positions: np.ndarray, rank
     """Score candidates once more, each by itself, and return the k best by (−score, id)."""
     positions, exact_query = np.sort(positions), query.astype(np.float64)  # sorted: a memory map is read in order
     blocks = [positions[i : i + RESCORED] for i in range(0, len(positions), RESCORED)]
-    scores = np.concatenate([(documents[b].astype(np.float64) * exact_query).sum(axis=1) for b in blocks]).astype(np.float32)
+    scores = np.concatenate([(documents[b].astype(np.float64) * exact_query).sum(axis=1) for b in blocks]).astype(
+        np.float32
+    )
     best = np.lexsort((ranks[positions], -scores))[:k]
     return positions[best], scores[best]
 

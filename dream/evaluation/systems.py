@@ -98,7 +98,13 @@ class Dense:
         queries, corpus = self.vectors(task)
         ids = list(task.corpus["id"])
         hits = search.exact(
-            queries, corpus, ids, depth, chunk=self.knobs.search_chunk, device=self.encoder.device, label=f"search {task.name}"
+            queries,
+            corpus,
+            ids,
+            depth,
+            chunk=self.knobs.search_chunk,
+            device=self.encoder.device,
+            label=f"search {task.name}",
         )
         return {
             query: {ids[p]: float(s) for p, s in zip(places, values, strict=True)}

@@ -211,7 +211,7 @@ def _inject(scores: Scores, selected: list[int], output, query, key, value, atte
 
 
 def _record(masses: Masses, query, key, attention_mask, scaling) -> None:
-    """Append this layer's mean attention on document tokens, ``[questions, H, P]``. Only the needed rows are computed."""
+    """Append this layer's mean attention on document tokens, ``[questions, H, P]``; only these rows are computed."""
     k = wide(key[0].repeat_interleave(query.shape[1] // key.shape[1], dim=0))
     means = []
     for rows in masses.groups:

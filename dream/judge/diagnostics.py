@@ -1,9 +1,9 @@
 """Is there a signal? The judge's loss with p on the right candidate against p on a wrong one, before any training.
 
 The gradient that trains the encoder is the slope of the judge's loss in p. If the loss with all of p on a wrong
-candidate is no higher than with all of p on the gold one, there is nothing to learn from, and training would make a bad
-model without an error. :func:`measure` takes the four readings of method.md's table (no injection, uniform p, one-hot on
-gold, one-hot on a wrong one) for each choice of rows; :func:`require_signal` stops where the gap is not above zero.
+candidate is no higher than with all of p on the gold one, there is nothing to learn from, and training would make a
+bad model without an error. :func:`measure` takes four readings (no injection, uniform p, one-hot on gold, one-hot on a
+wrong one) for each choice of rows; :func:`require_signal` stops where the gap is not above zero.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def measure(
 
     Returns:
         ``{"rows": [one flat record per choice of rows], "positions": [one record per target position]}``; a record has
-        ``rows, gate, instances, none, uniform, gold, wrong, gap, gap_low, gap_high``; positions belong to ``injection.rows``.
+        ``rows, gate, instances, none, uniform, gold, wrong, gap, gap_low, gap_high, used``; positions belong to
+        ``injection.rows``.
     """
     generator, g = np.random.default_rng(seed), torch.tensor(gate)
     per_token: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -80,8 +81,8 @@ def require_signal(diagnosis: dict[str, Any], force: bool = False) -> None:
     if used["gap_low"] > 0 or force:
         return
     raise DreamError(
-        f"the judge's loss does not tell the right candidate from a wrong one: gap {used['gap']:.4f} nats a token, 95 % "
-        f"interval {used['gap_low']:.4f} to {used['gap_high']:.4f} over {used['instances']} instances with "
+        f"the judge's loss does not tell the right candidate from a wrong one: gap {used['gap']:.4f} nats a token, "
+        f"95 % interval {used['gap_low']:.4f} to {used['gap_high']:.4f} over {used['instances']} instances with "
         f"injection.rows={used['rows']}, so training has nothing to learn from",
         "Choose injection.rows=all, other heads, more candidates or a larger judge; "
         "more injection.diagnostic instances narrow the interval; injection.force=true trains anyway",
@@ -110,10 +111,11 @@ def _positions(per_token: dict[tuple[str, str], list[np.ndarray]], rows: str) ->
     """Mean loss at each of the first target positions, over the instances that are long enough."""
     keys = {"none": ("none", "none"), **{name: (rows, name) for name in CONDITIONS}}
     longest = min(POSITIONS, max(len(x) for x in per_token["none", "none"]))
-    return [
-        {"position": i, **{name: _round(np.array([x[i] for x in per_token[key] if len(x) > i])) for name, key in keys.items()}}
-        for i in range(longest)
-    ]
+
+    def mean(key: tuple[str, str], i: int) -> float:
+        return _round(np.array([losses[i] for losses in per_token[key] if len(losses) > i]))
+
+    return [{"position": i, **{name: mean(key, i) for name, key in keys.items()}} for i in range(longest)]
 
 
 def _round(values: np.ndarray) -> float:

@@ -41,7 +41,9 @@ class HeadScores:
         return self.per_probe.mean(0)
 
 
-def score_documents(masses: Tensor, calibration: Tensor, lengths: Sequence[int], drop_low_tokens: bool = False) -> Tensor:
+def score_documents(
+    masses: Tensor, calibration: Tensor, lengths: Sequence[int], drop_low_tokens: bool = False
+) -> Tensor:
     """Calibrated attention of every head on every document.
 
     Args:
@@ -94,8 +96,8 @@ def detect(judge: Judge, sets: Sequence[CandidateSet], drop_low_tokens: bool = F
 def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
     """The heads that carry the retriever's scores.
 
-    ``query_focused``: the best ``count``. ``random``: as many of all heads. ``random_middle``: as many of the middle half
-    of the layers, without the best ones [open]. ``all``. ``explicit``: ``heads.explicit``.
+    ``query_focused``: the best ``count``. ``random``: as many of all heads. ``random_middle``: as many of the middle
+    half of the layers, without the best ones [open]. ``all``. ``explicit``: ``heads.explicit``.
 
     Args:
         scores: ``[layers, heads]``; ties go to the lower layer, then the lower head.
@@ -107,7 +109,7 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
     best = ranked[: knobs.count]
     if knobs.strategy == "explicit":
         if not knobs.explicit:
-            raise DreamError("heads.strategy is explicit, but heads.explicit is empty", "List [layer, head] pairs there")
+            raise DreamError("heads.strategy is explicit, but heads.explicit is empty", "List [layer, head] pairs")
         return [(layer, head) for layer, head in knobs.explicit]
     if knobs.strategy == "all":
         return ranked
@@ -119,7 +121,9 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
         middle = range(layers // 4, layers - layers // 4)
         pool = [h for h in every if h[0] in middle and h not in best]
     if knobs.count > len(pool):
-        raise DreamError(f"heads.count is {knobs.count}, but {knobs.strategy} can choose from {len(pool)} heads", "Lower it")
+        raise DreamError(
+            f"heads.count is {knobs.count}, but {knobs.strategy} can choose from {len(pool)} heads", "Lower it"
+        )
     if knobs.strategy == "query_focused":
         return best
     chosen = np.random.default_rng(knobs.seed).choice(len(pool), knobs.count, replace=False)
@@ -141,6 +145,8 @@ def describe(scores: HeadScores, selected: Sequence[tuple[int, int]], knobs: Hea
     """The content of ``heads.json``: all heads' scores, the selected ones, probes and stability."""
     return {
         "judge": judge.reference,
+        "weights": judge.weights,
+        "dtype": str(judge.dtype).removeprefix("torch."),
         "strategy": knobs.strategy,
         "probes": len(scores.per_probe),
         "selected": [list(h) for h in selected],

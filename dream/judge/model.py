@@ -29,7 +29,7 @@ from dream.errors import DreamError
 from dream.instances import CandidateSet
 from dream.judge.attention import NAME, Injection, Masses, Scores, Spans
 from dream.judge.loss import target_losses
-from dream.judge.prompt import EMPTY_QUERY, Documents, Limits, Prompt, Suffix
+from dream.judge.prompt import DEFAULT_LIMITS, EMPTY_QUERY, Documents, Limits, Prompt, Suffix
 
 if TYPE_CHECKING:
     from dream.config import Config
@@ -110,18 +110,22 @@ class Judge:
         model: the transformers model; its parameters need no gradient.
         prompt: builds token ids and spans.
         reference: what was loaded, as params names it.
+        weights: content hash of what was loaded.
+        chunk: document tokens read in one piece (None: all).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, limits: Limits = Limits(), reference: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, limits: Limits = DEFAULT_LIMITS, reference: str = "", weights: str = ""
+    ) -> None:
         refuse_unsupported(model.config)
         self.model = own_attention(model)
-        self.prompt, self.reference = Prompt(tokenizer, limits), reference
+        self.prompt, self.reference, self.weights = Prompt(tokenizer, limits), reference, weights
         self.chunk = CHUNK if model.device.type == "cpu" else None
         self.layers, self.heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     @classmethod
     def load(
-        cls, reference: str, dtype: str = "auto", device: torch.device | str | None = None, limits: Limits = Limits()
+        cls, reference: str, dtype: str = "auto", device: torch.device | str | None = None, limits=DEFAULT_LIMITS
     ) -> Judge:
         """Load a judge from a packaged name, a hub id or a local folder; safetensors weights only.
 
@@ -139,7 +143,8 @@ class Judge:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=pick_dtype(dtype, device), use_safetensors=True, attn_implementation="sdpa"
         )
-        return cls(model.to(device), AutoTokenizer.from_pretrained(folder), limits, reference)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(model.to(device), tokenizer, limits, reference, assets.content_hash(reference))
 
     @classmethod
     def from_config(cls, config: Config, device: torch.device | str | None = None) -> Judge:
@@ -194,13 +199,14 @@ class Judge:
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes])
         hidden = self._forward(reading, packed, self._scores(reading, packed, suffixes, p, gate, injection))
-        rows = [start + r for start, s in zip(packed.starts, suffixes, strict=True) for r in range(s.target[0] - 1, s.target[1] - 1)]
+        spans = [(start + s.target[0], start + s.target[1]) for start, s in zip(packed.starts, suffixes, strict=True)]
+        rows = [t - 1 for span in spans for t in range(*span)]  # the row before a token predicts it
         labels = [token for s in suffixes for token in s.ids[slice(*s.target)]]
         losses = target_losses(
             hidden[0].index_select(0, torch.tensor(rows, device=self.device)),
             self.model.get_output_embeddings().weight,
             torch.tensor(labels, device=self.device),
-        ).split([s.target[1] - s.target[0] for s in suffixes])
+        ).split([end - first for first, end in spans])
         return list(losses) if per_token else torch.stack([tokens.mean() for tokens in losses])
 
     @torch.no_grad()

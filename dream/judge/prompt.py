@@ -49,6 +49,9 @@ class Limits:
     target: int = 192
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Documents:
     """The shared prefix ``[BOS] PASSAGES: d_1 … d_K``: token ids and the span D_j of every passage."""
@@ -113,7 +116,7 @@ class Layout:
 class Prompt:
     """Builds prompts with one tokenizer and one set of limits."""
 
-    def __init__(self, tokenizer: Any, limits: Limits = Limits()) -> None:
+    def __init__(self, tokenizer: Any, limits: Limits = DEFAULT_LIMITS) -> None:
         self.tokenizer, self.limits = tokenizer, limits
         bos = getattr(tokenizer, "bos_token_id", None)
         self._bos = () if bos is None else (bos,)

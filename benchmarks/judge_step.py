@@ -1,0 +1,194 @@
+"""The judge's part of a step, forward and backward to p and g: the product against the plain full-sequence way.
+
+    python -m benchmarks.judge_step                                   packaged judge, K = 16, 130 tokens, one question
+    python -m benchmarks.judge_step --questions 4                     several questions of one set
+    python -m benchmarks.judge_step --device cuda --judge llama-8b    random Llama-3.1-8B, bfloat16
+
+Both sides give the same losses and gradients (the difference is printed). Memory is counted in two ways: what autograd
+keeps for the backward pass (every storage once, weights left out; the product's own keys and values of the documents
+are added to its side), and the peak of the process (resident memory of a process of its own, or CUDA's allocator).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+
+import torch
+
+from benchmarks import common
+from dream.files import read_json
+from dream.judge import Injection, Judge, Limits, flops
+from dream.judge.model import DTYPES, pick_dtype
+from dream.manifest import ROOT
+
+LLAMA_8B = {
+    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+TINY = LLAMA_8B | {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+LLAMA_HEADS = tuple(map(tuple, read_json(ROOT / "dream/report/reference/heads.json")["dream_top16"]))  # the paper's
+
+
+def random_judge(settings: dict, dtype: torch.dtype, device: torch.device, limits: Limits) -> Judge:
+    """A randomly initialised Llama, made on the device in its dtype."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=dtype)
+    return Judge(model, common.Numbers(settings["vocab_size"]), limits, "random")
+
+
+def build(args: argparse.Namespace) -> tuple[Judge, Injection, list]:
+    """The judge, the injection and the instances that the arguments name."""
+    device, limits = torch.device(args.device), Limits(args.passage, 64, args.passage)
+    dtype = pick_dtype(args.dtype, device)
+    if args.judge == "packaged":
+        judge = Judge.load("packaged/smollm2-135m", str(dtype).removeprefix("torch."), device, limits)
+        judge.prompt = type(judge.prompt)(common.Numbers(judge.model.config.vocab_size), limits)
+        heads = common.PACKAGED_HEADS
+    elif args.judge == "llama-8b":
+        judge, heads = random_judge(LLAMA_8B, dtype, device, limits), LLAMA_HEADS
+    else:
+        judge, heads = random_judge(TINY, dtype, device, limits), ((1, 0), (2, 3))
+    sets = common.instances(2, args.candidates, args.passage, args.questions, judge.model.config.vocab_size)
+    return judge, Injection(heads, args.rows, args.budget), sets
+
+
+def steps(judge: Judge, injection: Injection, sets: list):
+    """The two sides, each a function (forward, step) over the sets in turn: losses, and losses with gradients."""
+    generator = torch.Generator().manual_seed(1)
+    q, k = len(sets[0].questions), len(sets[0].passages)
+    scores = torch.randn(q, k, generator=generator).to(judge.device).requires_grad_()
+    gamma = torch.zeros((), device=judge.device, requires_grad=True)
+
+    def forward(side: str, candidates):
+        p, gate = scores.softmax(-1), gamma.sigmoid()
+        if side == "plain":
+            return common.plain_losses(judge, candidates, p, gate, injection).mean()
+        return judge.target_losses(candidates, p, gate, injection).mean()
+
+    def step(side: str, candidates):
+        loss = forward(side, candidates)
+        return loss.detach(), *torch.autograd.grad(loss, (scores, gamma))
+
+    return forward, step
+
+
+def peak(args: argparse.Namespace, side: str) -> float:
+    """Peak memory in GiB that one step of a side adds to the loaded judge, in a process of its own on a CPU."""
+    if args.device == "cpu":
+        command = [sys.executable, "-m", "benchmarks.judge_step", *sys.argv[1:], "--peak-of", side]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return added_peak(args, side)
+
+
+def added_peak(args: argparse.Namespace, side: str) -> float:
+    """As :func:`peak`, in this process."""
+    judge, injection, sets = build(args)
+    _, step = steps(judge, injection, sets)
+    if args.device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step(side, sets[0])
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step(side, sets[0])
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Measure both sides; return the record that is written."""
+    device = torch.device(args.device)
+    judge, injection, sets = build(args)
+    forward, step = steps(judge, injection, sets)
+    results = {side: step(side, sets[0]) for side in ("plain", "fast")}
+    difference = [
+        ((a - b).abs().max() / a.abs().max()).item() for a, b in zip(results["plain"], results["fast"], strict=True)
+    ]
+    config, prompts = judge.model.config, [judge.prompt.layout(sets[0], i) for i in range(args.questions)]
+    lowest, documents = min(layer for layer, _ in injection.heads), len(prompts[0].documents.ids)
+    targets = sum(p.target[1] - p.target[0] for p in prompts)
+    counted = {
+        "fast": flops.fast_step(config, documents, [len(p.suffix.ids) - 1 for p in prompts], targets, lowest).total,
+        "plain": sum(flops.plain_step(config, len(p.ids), lowest).total for p in prompts),
+    }
+    parameters = list(judge.model.parameters())
+    graph = {side: common.graph_bytes(lambda s=side: forward(s, sets[0]), parameters) for side in ("plain", "fast")}
+    shared = sum(x.nbytes for layer in judge.read(sets[0]).layers for x in layer)
+    turn = iter(range(10**9))
+    seconds = common.paired(
+        {side: lambda s=side: step(s, sets[next(turn) // 2 % len(sets)]) for side in ("plain", "fast")},
+        device,
+        args.repetitions,
+    )
+    rate = common.matmul_rate(judge.dtype, device)
+    median = {side: statistics.median(values) for side, values in seconds.items()}
+    memory = {"plain": graph["plain"], "fast": graph["fast"] + shared}
+    return {
+        "ratio": round(common.ratio(seconds["plain"], seconds["fast"]), 3),
+        "reference": "plain: one full sequence with labels per question, all logits, autograd's own graph",
+        "judge": judge.reference if args.judge == "packaged" else args.judge,
+        "geometry": {
+            "candidates": args.candidates, "passage_tokens": args.passage, "questions": args.questions,
+            "prompt_tokens": len(prompts[0].ids), "rows": args.rows, "budget": args.budget,
+            "heads": len(injection.heads), "lowest_layer": lowest,
+        },
+        "dtype": str(judge.dtype).removeprefix("torch."),
+        "median_s": {side: round(value, 4) for side, value in median.items()},
+        "seconds": {side: [round(v, 4) for v in values] for side, values in seconds.items()},
+        "memory_mib": {side: round(value / 2**20, 1) for side, value in memory.items()},
+        "memory_ratio": round(memory["plain"] / memory["fast"], 2),
+        "memory_is": "kept for the backward pass, every storage once; fast: with the documents' keys and values",
+        "gflop": {side: round(value / 1e9, 1) for side, value in counted.items()},
+        "gflop_per_s": {side: round(counted[side] / median[side] / 1e9, 1) for side in median},
+        "matmul_gflop_per_s": round(rate / 1e9, 1),
+        "share_of_matmul_rate": {side: round(counted[side] / median[side] / rate, 3) for side in median},
+        "tokens_per_s": {side: round(documents / median[side], 1) for side in median},
+        "relative_difference": {k: float(f"{v:.1e}") for k, v in zip(("loss", "p", "gate"), difference, strict=True)},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.judge_step", description=__doc__.splitlines()[0])
+    parser.add_argument("--judge", choices=["packaged", "llama-8b", "tiny"], default="packaged")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    parser.add_argument("--candidates", type=int, default=16)
+    parser.add_argument("--passage", type=int, default=130, help="tokens of a passage")
+    parser.add_argument("--questions", type=int, default=1)
+    parser.add_argument("--rows", default="query", choices=["query", "query+label", "all"])
+    parser.add_argument("--budget", default="paper", choices=["paper", "preserve"])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-peak", action="store_true", help="leave out the peak of the process")
+    parser.add_argument("--peak-of", choices=["plain", "fast"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        return print(added_peak(args, args.peak_of))
+    record = run(args)
+    if not args.no_peak:
+        record["peak_gib"] = {side: round(peak(args, side), 3) for side in ("plain", "fast")}
+    print(f"judge_step: {record['judge']}, {record['dtype']}, {record['geometry']}")
+    print(f"{'':<8}{'median s':>10}{'graph MiB':>11}{'peak GiB':>10}{'GFLOP':>9}{'GFLOP/s':>9}{'of matmul':>11}")
+    for side in ("plain", "fast"):
+        print(f"{side:<8}{record['median_s'][side]:>10.3f}{record['memory_mib'][side]:>11.1f}"
+              f"{record.get('peak_gib', {}).get(side, float('nan')):>10.2f}{record['gflop'][side]:>9.0f}"
+              f"{record['gflop_per_s'][side]:>9.0f}{record['share_of_matmul_rate'][side]:>11.1%}")  # fmt: skip
+    print(f"{record['ratio']:.2f} times as fast, 1/{record['memory_ratio']:.1f} of the memory; "
+          f"largest relative differences {record['relative_difference']}; "
+          f"matrix products {record['matmul_gflop_per_s']:.0f} GFLOP/s")  # fmt: skip
+    name = "judge_step" if args.questions == 1 else f"judge_step_{args.questions}q"
+    print(f"written to {common.write(name, torch.device(args.device), record)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Systems and cells: from a task to the files of a cell; the same bytes twice; bad input; mteb gives the same score."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_encoder import LORA, TEXTS, make_model
+
+from dream import manifest
+from dream.config import load
+from dream.data.tasks import base, write
+from dream.encoder import Encoder
+from dream.errors import DreamError
+from dream.evaluation import cells, geometry, systems
+
+
+def make_task(name="tiny", corpus=None, queries=None, qrels=None, **more):
+    corpus = corpus or [(f"d{i}", "the" if i % 2 else "", text) for i, text in enumerate(TEXTS[:30])]
+    queries = queries or [(f"q{i}", " ".join(TEXTS[i].split()[:4])) for i in range(12)]
+    qrels = qrels or [(f"q{i}", f"d{i}", 1) for i in range(12)] + [(f"q{i}", f"d{i + 12}", 2) for i in range(6)]
+    return base.make(
+        name,
+        "own",
+        pd.DataFrame(corpus, columns=["id", "title", "text"]),
+        pd.DataFrame(queries, columns=["id", "text"]),
+        pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"]),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, llama):
+    """A project folder with one task ``tiny`` and a tiny random Llama as encoder; gives a function for its config."""
+    import shutil
+
+    shutil.copy(Path(__file__).parent.parent / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    write(make_task())
+
+    def config(**overrides):
+        return load(
+            overrides={
+                "sizes.tiny": {
+                    "encoder": str(llama),
+                    "encoder_layers": None,
+                    "judge": "packaged/none",
+                    "recipe": "packaged",
+                },
+                "own": {"tiny": "unused"},
+                **{key.replace("__", "."): value for key, value in overrides.items()},
+            }
+        )
+
+    return config
+
+
+def evaluate(name, config, seed=None, names=("tiny",)):
+    system = systems.load(name, config, seed)
+    table, records = cells.run(system, seed, list(names), config)
+    cells.write(cells.cell_name(name, seed, "tiny"), system, table, records, config)
+    return table, records
+
+
+def test_a_cell_is_small_complete_and_the_same_twice(project):
+    config = project()
+    table, (record,) = evaluate("untrained", config)
+    csv, js = cells.CELLS / "untrained-tiny.csv", cells.CELLS / "untrained-tiny.json"
+    first = csv.read_bytes(), js.read_bytes(), (cells.WORK / "untrained-tiny/queries.parquet").read_bytes()
+    assert csv.read_text().splitlines()[0] == "suite,task,system,seed,query_id,ndcg_at_10,recall_at_100,mrr_at_10"
+    assert csv.read_text().splitlines()[1].startswith("own,tiny,untrained,,q0,")
+    assert len(table) == 12 and list(table["query_id"]) == sorted(table["query_id"])
+    assert all(len(hits) == 10 == len(scores) for hits, scores in zip(table["hits"], table["scores"], strict=True))
+    assert record["queries"] == 12 and record["documents"] == 30 and record["seed"] is None
+    assert record["ndcg_at_10"] == pytest.approx(table["ndcg_at_10"].mean(), abs=1e-6)
+    assert record["settings"]["pooling"] == "last" and record["settings"]["max_length"] == config.evaluate.max_length
+    assert len(record["settings"]["checkpoint"]) == 64 and 0 <= record["alignment"] <= 4 and record["uniformity"] <= 0
+    assert "time" not in js.read_text() and "date" not in js.read_text()
+    evaluate("untrained", config)
+    assert first == (csv.read_bytes(), js.read_bytes(), (cells.WORK / "untrained-tiny/queries.parquet").read_bytes())
+    manifest.check(cells.WORK / "untrained-tiny", config)
+    with pytest.raises(DreamError, match=r"evaluate.max_length = 192, params says 99"):
+        manifest.check(cells.WORK / "untrained-tiny", project(evaluate__max_length=99))
+
+
+def test_a_second_run_encodes_no_document_again(project):
+    config = project()
+    first, second = (systems.load("untrained", config) for _ in range(2))
+    cells.run(first, None, ["tiny"], config)
+    cells.run(second, None, ["tiny"], config)
+    assert 0 < second.encoder.tokens < first.encoder.tokens / 2 and first.flops > second.flops > 0
+
+
+def test_a_trained_system_is_its_adapter_and_never_a_stale_score(project, llama):
+    config = project()
+    folder = systems.MODELS / "dream-1"
+    encoder = Encoder.from_pretrained(llama)
+    encoder.add_lora(LORA, 0)
+    for scale in (0.05, 0.5):
+        with torch.no_grad():
+            for name, parameter in encoder.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(scale)
+        encoder.save_adapter(folder / "adapter")
+        manifest.stamp(folder, config, "training", "encoder")
+        table, (record,) = evaluate("dream", config, seed=1)
+        if scale == 0.05:
+            before = table, record
+    assert record["seed"] == 1 and set(table["seed"]) == {1}
+    assert record["settings"]["checkpoint"] != before[1]["settings"]["checkpoint"]
+    assert not table["scores"].equals(before[0]["scores"]), "the changed adapter gives other scores"
+    assert evaluate("untrained", config)[1][0]["settings"]["checkpoint"] != record["settings"]["checkpoint"]
+    with pytest.raises(DreamError, match=r"made with training.steps = 48, params says 5"):
+        evaluate("dream", project(training__steps=5), seed=1)
+    with pytest.raises(DreamError, match="which seed"):
+        systems.load("dream", config)
+
+
+def test_unknown_systems_are_named(project):
+    with pytest.raises(DreamError, match=r"system 'bm52' is unknown. Did you mean 'bm25'"):
+        systems.load("bm52", project())
+
+
+def test_bm25_finds_words_and_reports_its_analyser(project):
+    _, (record,) = evaluate("bm25", project())
+    assert record["ndcg_at_10"] > 0.5 and "alignment" not in record
+    assert record["settings"]["k1"] == 0.9 and "stemmer english" in record["settings"]["analyser"]
+    other = evaluate("bm25", project(bm25__k1=0.0))[1][0]
+    assert other["settings"]["k1"] == 0.0
+
+
+def test_a_published_sentence_transformers_folder_gives_what_the_library_gives(project, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    make_model(tmp_path / "bert", "bert")
+    transformer = Transformer(str(tmp_path / "bert"))
+    model = SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu")
+    model.save(str(tmp_path / "published"))
+    entry = {"model": str(tmp_path / "published"), "max_length": 24, "dtype": "float32", "query_prompt": "the "}
+    config = project(published={"mine": entry})
+    system = systems.load("mine", config)
+    assert system.encoder.pooling == "mean" and system.settings["query_prompt"] == "the "
+    model.max_seq_length = 24
+    np.testing.assert_allclose(system.encoder.encode(TEXTS, max_length=24), model.encode(TEXTS), atol=1e-5)
+    table, _ = evaluate("mine", config)
+    assert set(table["system"]) == {"mine"}
+    for key, message in (("cls_token", "cls"), ("lasttoken", "last")):
+        pooled = tmp_path / "published/1_Pooling/config.json"
+        pooled.write_text(json.dumps({"pooling_mode_mean_tokens": False, f"pooling_mode_{key}": True}))
+        assert systems.own_pooling(tmp_path / "published") == message
+    pooled.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
+    with pytest.raises(DreamError, match="pools in a way that is not supported"):
+        systems.load("mine", config)
+    (tmp_path / "published/modules.json").write_text(
+        json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2"}])
+    )
+    with pytest.raises(DreamError, match="not supported: Dense"):
+        systems.load("mine", config)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"corpus": [("d1", "", " "), ("d2", "", "")], "qrels": [("q1", "d1", 1)]},
+            "no document has a title or a text",
+        ),
+        ({"corpus": [("d1", "", "a"), ("d1", "", "b")]}, "id 'd1' appears twice among its documents"),
+        ({"queries": [("q1", "a"), ("q1", "b")]}, "id 'q1' appears twice among its queries"),
+        ({"qrels": [("q1", "d9", 1)]}, "judgements name 'd9'"),
+        ({"qrels": [("q9", "d1", 1)]}, "judgements name 'q9'"),
+        ({"qrels": [("q1", "d1", 0)]}, "no query has a relevant document"),
+    ],
+)
+def test_a_task_that_cannot_be_scored_is_one_line(project, parts, message):
+    config = project()
+    rows = {
+        "corpus": [("d1", "", "cat"), ("d2", "", "dog")],
+        "queries": [("q1", "cat")],
+        "qrels": [("q1", "d1", 1)],
+        **parts,
+    }
+    with pytest.raises(DreamError, match=message):
+        cells.score(systems.load("bm25", config), make_task(**rows), config)
+
+
+def test_empty_tables_are_refused():
+    task = make_task()
+    for table, kind in (("corpus", "documents"), ("queries", "queries")):
+        empty = base.Task(**{**vars(task), table: getattr(task, table).head(0)})
+        with pytest.raises(DreamError, match=f"task tiny has no {kind}"):
+            cells.check(empty)
+
+
+@pytest.mark.parametrize("name", ["bm25", "untrained"])
+def test_odd_but_legal_texts_ids_and_judgements(project, name):
+    """Some empty texts, ids with slashes, quotes and umlauts, grades below zero, a query without a relevant one."""
+    config = project()
+    task = make_task(
+        corpus=[("a/b", "", "cat"), ('ü,"1', "", ""), ("c", "", "dog dog")],
+        queries=[("q/1", "cat"), ("q2", ""), ("q3", "dog"), ("cat", "unknown words only")],
+        qrels=[("q/1", "a/b", 2), ("q2", 'ü,"1', 1), ("q3", "c", 0), ("q3", "a/b", -1), ("cat", "c", 1)],
+    )
+    table, record = cells.score(systems.load(name, config), task, config)
+    assert list(table["query_id"]) == ["cat", "q/1", "q2"] and record["queries_left_out"] == 1
+    assert np.isfinite(table["ndcg_at_10"]).all() and table.set_index("query_id").loc["q/1", "mrr_at_10"] > 0
+
+
+def test_the_tasks_own_rule_on_identical_ids_wins(project):
+    corpus = [("x1", "", "cat dog"), ("x2", "", "cat cat dog dog"), ("x3", "", "river")]
+    rows = {"corpus": corpus, "queries": [("x1", "cat dog")], "qrels": [("x1", "x2", 1)]}
+    scores = {}
+    for own, knob in ((None, False), (None, True), (True, False), (False, True)):
+        config = project(evaluate__drop_identical_ids=knob)
+        task = make_task(**rows, drop_identical_ids=own)
+        table, record = cells.score(systems.load("untrained", config), task, config)
+        scores[own, knob] = record["settings"]["identical_ids"], "x1" in table["hits"][0], table["mrr_at_10"][0]
+    assert scores[None, False] == scores[False, True] and scores[None, False][:2] == ("kept", True)
+    assert scores[None, True] == scores[True, False] == ("dropped", False, scores[None, True][2])
+
+
+def test_a_task_of_several_parts_is_the_mean_over_its_parts(project, monkeypatch):
+    config = project()
+    parts = [
+        make_task(part="a", qrels=[("q0", "d0", 1)]),
+        make_task(part="b", qrels=[(f"q{i}", "d29", 1) for i in range(9)]),
+    ]
+    monkeypatch.setattr(cells.tasks, "parts", lambda name, config: iter(parts))
+    table, (record,) = evaluate("bm25", config)
+    assert record["ndcg_at_10"] == pytest.approx(np.mean(list(record["parts"].values())), abs=1e-6)
+    assert abs(record["ndcg_at_10"] - table["ndcg_at_10"].mean()) > 1e-3 and record["queries"] == 10
+    assert set(table["query_id"].str[:2]) == {"a:", "b:"}
+
+
+def test_nan_weights_end_with_the_documents_id(project, llama):
+    config = project()
+    system = systems.load("untrained", config)
+    with torch.no_grad():
+        system.encoder.backbone.norm.weight[0] = float("nan")
+    with pytest.raises(DreamError, match="the embedding of text d0 by"):
+        cells.score(system, make_task(), config)
+
+
+@pytest.mark.slow
+def test_several_processes_fill_the_cache_for_one(project):
+    config = project()
+    cells.encode_in_parallel("untrained", None, ["tiny"], config, workers=2)
+    system = systems.load("untrained", config)
+    system.corpus(next(cells.tasks.parts("tiny", config)))
+    assert system.encoder.tokens == 0
+
+
+def test_alignment_and_uniformity_by_hand():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 6))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    pairs = [np.exp(-2 * ((x[i] - x[j]) ** 2).sum()) for i in range(40) for j in range(40) if i != j]
+    assert geometry.uniformity(x) == pytest.approx(math.log(np.mean(pairs)))
+    assert geometry.alignment(x, x) == 0
+    found = geometry.measure(x[:20], x[20:])
+    shown = np.array(found["projection"]["queries"])
+    assert shown.shape == (20, 2) and found["geometry_pairs"] == 20
+    assert geometry.measure(x[:20], x[20:]) == found
+
+
+def test_geometry_pairs_are_bounded_and_seeded():
+    task = make_task()
+    left, right = geometry.pairs(task.queries, task.corpus, task.qrels)
+    assert len(left) == 12 and task.corpus["id"][right[0]] == "d12", "the best grade is the positive"
+    assert all(len(side) == 5 for side in geometry.pairs(task.queries, task.corpus, task.qrels, limit=5))
+
+
+def test_mteb_gives_the_same_score_through_the_wrapper(project, llama, tmp_path):
+    import mteb
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.mocks.mock_tasks.retrieval import general_args
+
+    from dream.evaluation.wrapper import MtebEncoder
+
+    ours = make_task()
+
+    class Local(AbsTaskRetrieval):
+        metadata = TaskMetadata(type="Retrieval", name="LocalTiny", main_score="ndcg_at_10", **general_args)
+
+        def load_data(self, *args, **kwargs):
+            self.dataset = {
+                "default": {
+                    "test": RetrievalSplitData(
+                        corpus=Dataset.from_pandas(ours.corpus), queries=Dataset.from_pandas(ours.queries),
+                        relevant_docs=ours.judgements, top_ranked=None,
+                    )
+                }
+            }  # fmt: skip
+            self.data_loaded = True
+
+    encoder = Encoder.from_pretrained(llama)
+    model = MtebEncoder(encoder, max_length=192)
+    assert model.mteb_model_meta.revision == encoder.fingerprint()
+    result = mteb.evaluate(model, Local(), cache=None)
+    theirs = result.task_results[0].scores["test"][0]
+    config = project(evaluate__dtype="float32")
+    _, record = cells.score(systems.load("untrained", config), ours, config)
+    assert theirs["ndcg_at_10"] == pytest.approx(record["ndcg_at_10"], abs=1e-5) and record["ndcg_at_10"] > 0.05
+    # mteb's MRR reads the hits in its own order, ours by (−score, id): the same here, where no scores are equal
+    assert theirs["mrr_at_10"] == pytest.approx(record["mrr_at_10"], abs=1e-5)
+
+
+def test_the_stage_refuses_another_size_and_writes_its_run(project, monkeypatch, capsys):
+    import yaml
+
+    from stages import evaluate as stage
+
+    config = project()
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["sizes"]["tiny"] = config.size.model_dump()
+    raw["own"] = {"tiny": "unused"}
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    manifest.stamp("work/tasks", config, "own")
+    with pytest.raises(SystemExit, match="--size 3b was asked for"):
+        stage.main(["--size", "3b", "--system", "bm25", "--tasks", "tiny"])
+    stage.main(["--size", "tiny", "--system", "bm25", "--tasks", "tiny"])
+    assert "nDCG@10" in capsys.readouterr().out
+    (run,) = json.loads((manifest.RUNS / "evaluate-bm25-tiny.json").read_text())
+    assert run["stage"] == "evaluate" and run["cell"] == "bm25-tiny"

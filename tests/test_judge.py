@@ -1,0 +1,338 @@
+"""The judge's fast path equals a slow reading of the equations in loss and gradients; see ``tests/reference.py``."""
+
+import dataclasses
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import CONFIGS, HEADS, Letters, both, candidate_set, random_model
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from dream.errors import DreamError
+from dream.instances import CandidateSet, Question
+from dream.judge import Injection, Judge, Limits, Prompt
+from dream.judge.attention import NAME, Spans
+from dream.judge.loss import target_losses
+from dream.judge.model import attention_layers, pick_dtype, refuse_unsupported
+
+# The fast path rearranges sums of a few hundred float64 terms; the largest difference seen is below 1e-14.
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def toy_scores(candidates, seed=1):
+    """A toy encoder's embeddings, log tau and gamma as leaves, and p and g made of them."""
+    torch.manual_seed(seed)
+    q, k = len(candidates.questions), len(candidates.passages)
+    leaves = [torch.randn(q + k, 6, dtype=torch.float64), torch.tensor(-1.0), torch.tensor(0.3)]
+    leaves = [x.double().requires_grad_() for x in leaves]
+    e = torch.nn.functional.normalize(leaves[0], dim=-1)
+    p = (e[:q] @ e[q:].T / leaves[1].exp()).softmax(-1)
+    return leaves, p, leaves[2].sigmoid()
+
+
+def losses_and_gradients(losses, leaves):
+    weights = torch.arange(1.0, len(losses) + 1, dtype=torch.float64)
+    return [losses, *torch.autograd.grad((losses * weights).sum(), leaves)]
+
+
+def compare(judge, model, candidates, injection):
+    leaves, p, gate = toy_scores(candidates)
+    fast = losses_and_gradients(judge.target_losses(candidates, p, gate, injection), leaves)
+    leaves, p, gate = toy_scores(candidates)
+    slow = [
+        reference.target_loss(model, judge.prompt.layout(candidates, i), p[i], gate, *dataclasses.astuple(injection))
+        for i in range(len(candidates.questions))
+    ]
+    slow = losses_and_gradients(torch.stack(slow), leaves)
+    for name, a, b in zip(("loss", "encoder", "tau", "gamma"), fast, slow, strict=True):
+        assert b.abs().max() > 1e-6, f"{name} is zero: nothing is compared"
+        torch.testing.assert_close(a.detach(), b.detach(), **EXACT, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("rows", ["query", "query+label", "all"])
+@pytest.mark.parametrize("budget", ["paper", "preserve"])
+def test_loss_and_gradients_equal_the_reference(kind, rows, budget):
+    judge, model = both(kind)
+    compare(judge, model, candidate_set(), Injection(HEADS, rows, budget))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "questions", "layers", "injection"),
+    [
+        ((1, 1), 1, 1, Injection(((0, 0),), "all")),  # one layer, one-token documents
+        ((12, 2, 7), 3, 3, Injection(((0, 1), (1, 1), (2, 1)))),
+        ((3, 4, 5, 6, 7, 8, 9, 1), 1, 3, Injection(tuple((2, h) for h in range(4)), "all", "preserve")),  # a layer
+    ],
+)
+def test_equality_holds_for_other_shapes(lengths, questions, layers, injection):
+    judge, model = both(layers=layers)
+    compare(judge, model, candidate_set(lengths, questions), injection)
+
+
+def test_the_comparison_can_fail():
+    """A gate that is off by a thousandth is seen."""
+    judge, model = both()
+    candidates, injection = candidate_set(questions=1), Injection(HEADS, "all")
+    _, p, gate = toy_scores(candidates)
+    fast = judge.target_losses(candidates, p, gate + 1e-3, injection)[0]
+    slow = reference.target_loss(model, judge.prompt.layout(candidates), p[0], gate, *dataclasses.astuple(injection))
+    assert (fast - slow).abs() > 1e-6
+
+
+def test_documents_read_in_pieces_are_the_same():
+    candidates, injection = candidate_set(), Injection(HEADS, "all", "preserve")
+    judge, _ = both()
+    _, p, gate = toy_scores(candidates)
+    judge.chunk = None
+    whole = judge.target_losses(candidates, p, gate, injection)
+    for judge.chunk in (1, 7, 10**6):
+        torch.testing.assert_close(judge.target_losses(candidates, p, gate, injection), whole, **EXACT)
+
+
+@pytest.mark.parametrize("budget", ["paper", "preserve"])
+def test_a_closed_gate_is_the_unmodified_judge(budget):
+    judge, model = both()
+    candidates = candidate_set()
+    _, p, _ = toy_scores(candidates)
+    closed = judge.target_losses(candidates, p, torch.tensor(0.0), Injection(HEADS, "all", budget))
+    plain = judge.target_losses(candidates)
+    model.set_attn_implementation("sdpa")
+    for i in range(2):
+        layout = judge.prompt.layout(candidates, i)
+        ids = torch.tensor([layout.ids])
+        labels = ids.clone()
+        labels[:, : layout.target[0]] = -100
+        library = model(input_ids=ids, labels=labels).loss.double()
+        torch.testing.assert_close(plain[i], library, rtol=1e-6, atol=0)  # the library's loss is float32
+        torch.testing.assert_close(closed[i], plain[i], **EXACT)
+
+
+def test_one_hot_scores_and_an_open_gate_read_that_document_alone():
+    """In the selected heads the output is the attention over one document's keys and values, and nothing else."""
+    judge, model = both(layers=2)
+    candidates = candidate_set(questions=1)
+    layout, seen = judge.prompt.layout(candidates), {}
+
+    def keep(module, args, kwargs, name):
+        seen[name] = args[0].detach().view(*args[0].shape[:-1], 4, 8)
+
+    for layer in attention_layers(judge.model):
+        layer.o_proj.register_forward_pre_hook(lambda m, a, k=None, n=layer.layer_idx: keep(m, a, k, n))
+    j = 2
+    p = torch.eye(4, dtype=torch.float64)[[j]]
+    judge.target_losses(candidates, p, torch.tensor(1.0), Injection(((0, 1), (0, 2)), "all"))
+    model.set_attn_implementation("eager")
+    qkv = {}
+    layer = attention_layers(model)[0]
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(layer, name).register_forward_hook(lambda m, a, o, n=name: qkv.__setitem__(n, o[0]))
+    ids = torch.tensor([layout.ids])
+    model(input_ids=ids)
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    cos, sin = model.model.rotary_emb(qkv["q_proj"][None], torch.arange(ids.shape[1])[None])
+    q, k = (qkv[n].view(1, ids.shape[1], -1, 8).transpose(1, 2) for n in ("q_proj", "k_proj"))
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    v = qkv["v_proj"].view(ids.shape[1], 2, 8).transpose(0, 1)
+    start, end = layout.documents.spans[j]
+    for head in (1, 2):
+        alone = (q[0, head] @ k[0, head // 2, start:end].T / 8**0.5).softmax(-1) @ v[head // 2, start:end]
+        rows = slice(layout.query[0], layout.target[1] - 1)
+        shift = len(layout.documents.ids)
+        found = seen[0][0, rows.start - shift : rows.stop - shift, head]
+        assert alone[rows].abs().max() > 1e-3
+        torch.testing.assert_close(found, alone[rows], **EXACT)
+
+
+def test_no_graph_below_the_lowest_selected_layer_nor_for_documents():
+    judge, _ = both()
+    candidates = candidate_set()
+    graph = {}
+    for layer in attention_layers(judge.model):
+        seen = graph.setdefault(layer.layer_idx, [])
+        layer.o_proj.register_forward_hook(lambda m, a, o, seen=seen: seen.append(o.requires_grad))
+    _, p, gate = toy_scores(candidates)
+    judge.target_losses(candidates, p, gate, Injection(((2, 0),), "query")).sum().backward()
+    # the documents' pass stops in the last layer before o_proj; the suffixes' pass has a graph from layer 2 on
+    assert graph == {0: [False, False], 1: [False, False], 2: [False, True], 3: [True]}
+    assert all(parameter.grad is None for parameter in judge.model.parameters())
+
+
+def test_a_judge_whose_config_is_shared_stays_injected():
+    config = random_model().config
+    torch.manual_seed(0)
+    judged, other = (AutoModelForCausalLM.from_config(config, dtype=torch.float64) for _ in range(2))
+    assert judged.config is other.config
+    candidates = candidate_set()
+    judge = Judge(judged, Letters())
+    leaves, p, gate = toy_scores(candidates)
+    before = losses_and_gradients(judge.target_losses(candidates, p, gate, Injection(HEADS, "all")), leaves)
+    other.set_attn_implementation("sdpa")
+    other.config._attn_implementation = "eager"
+    leaves, p, gate = toy_scores(candidates)
+    after = losses_and_gradients(judge.target_losses(candidates, p, gate, Injection(HEADS, "all")), leaves)
+    for a, b in zip(before, after, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b)
+    judge.model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="scores would be ignored"):
+        judge.target_losses(candidates, p, gate, Injection(HEADS, "all"))
+    assert NAME not in (other.config._attn_implementation,)
+
+
+def test_questions_of_one_set_do_not_see_each_other():
+    judge, _ = both()
+    candidates = candidate_set(questions=3)
+    _, p, gate = toy_scores(candidates)
+    injection = Injection(HEADS, "all")
+    together = judge.target_losses(candidates, p, gate, injection)
+    reading = judge.read(candidates)
+    for i, question in enumerate(candidates.questions):
+        one = dataclasses.replace(candidates, questions=(question,))
+        alone = judge.target_losses(one, p[i : i + 1], gate, injection, reading=reading)
+        torch.testing.assert_close(alone[0], together[i], **EXACT)
+
+
+def test_losses_per_token_average_to_the_loss():
+    judge, _ = both()
+    candidates = candidate_set()
+    tokens = judge.target_losses(candidates, per_token=True)
+    assert [len(t) for t in tokens] == [9, 5]
+    torch.testing.assert_close(torch.stack([t.mean() for t in tokens]), judge.target_losses(candidates))
+
+
+def test_the_teacher_reads_one_passage_at_a_time():
+    judge, model = both()
+    candidates = candidate_set()
+    found = judge.passage_log_likelihood(candidates)
+    for i, question in enumerate(candidates.questions):
+        for j, passage in enumerate(candidates.passages):
+            passages = (passage, candidates.passages[question.gold])  # only the first is read, the second is the target
+            suffix = judge.prompt.suffixes(candidates)[i]
+            alone = judge.prompt.documents(dataclasses.replace(candidates, passages=passages[:1], passage_ids=("x",)))
+            layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone, suffix=suffix)
+            torch.testing.assert_close(found[i, j], -reference.target_loss(model, layout), **EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.1)])
+def test_low_precision_stays_near_float64(dtype, tolerance):
+    exact, _ = both()
+    model = random_model().to(dtype)
+    judge = Judge(model, Letters())
+    candidates = candidate_set()
+    _, p, gate = toy_scores(candidates)
+    for budget in ("paper", "preserve"):
+        injection = Injection(HEADS, "all", budget)
+        low = judge.target_losses(candidates, p.float(), gate.float(), injection)
+        assert low.dtype == torch.float32
+        high = exact.target_losses(candidates, p, gate, injection)
+        torch.testing.assert_close(low.double(), high, rtol=tolerance, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- prompt
+
+
+@given(
+    st.lists(st.text("abc \n.", min_size=1, max_size=12), min_size=2, max_size=5),
+    st.text("xyz", max_size=9),
+    st.integers(1, 8),
+)
+@settings(max_examples=50, deadline=None)
+def test_spans_are_exactly_the_tokens_of_the_texts(passages, query, limit):
+    names = tuple(map(str, range(len(passages))))
+    candidates = CandidateSet("s", "t", names, tuple(passages), (Question("q", query, 1),))
+    prompt = Prompt(Letters(), Limits(limit, limit, limit))
+    layout = prompt.layout(candidates)
+    ids = layout.ids
+    assert ids[0] == 1
+    for (start, end), passage in zip(layout.documents.spans, passages, strict=True):
+        assert ids[start:end] == prompt.tokens(passage)[:limit]
+    assert ids[slice(*layout.query)] == prompt.tokens(f" {query or 'N/A'}")[:limit]
+    assert ids[slice(*layout.label)] == prompt.tokens("\n\nTARGET PASSAGE:\n\n")
+    assert ids[slice(*layout.target)] == prompt.tokens(passages[1])[:limit]
+    assert layout.query[1] == layout.label[0] and layout.label[1] == layout.target[0] and layout.target[1] == len(ids)
+
+
+def test_without_limits_the_pieces_spell_the_documented_text():
+    candidates = CandidateSet("s", "t", ("0", "1"), ("First one.", "Second."), (Question("q", "which", 1),))
+    text = "PASSAGES:\n\nFirst one.\n\nSecond.\n\nQUESTION: which\n\nTARGET PASSAGE:\n\nSecond."
+    assert Prompt(Letters(bos=None)).layout(candidates).ids == Prompt(Letters()).tokens(text)
+
+
+def test_an_empty_passage_is_named():
+    candidates = CandidateSet("s", "t", ("a", "b"), ("text", ""), (Question("q", "which", 0),))
+    with pytest.raises(DreamError, match="passage b is empty"):
+        Prompt(Letters()).documents(candidates)
+
+
+# ----------------------------------------------------------------------------------------- what a user can get wrong
+
+
+def test_local_attention_and_unknown_architectures_are_refused():
+    refuse_unsupported(CONFIGS["qwen2"](sliding_window=16))  # named, but not in use
+    with pytest.raises(DreamError, match="local attention"):
+        refuse_unsupported(CONFIGS["qwen2"](sliding_window=16, use_sliding_window=True, max_window_layers=1))
+    with pytest.raises(DreamError, match="local attention"):
+        refuse_unsupported(CONFIGS["mistral"](sliding_window=16))
+    with pytest.raises(DreamError, match="gpt2"):
+        refuse_unsupported(GPT2Config())
+
+
+def test_injections_are_validated():
+    with pytest.raises(DreamError, match="rows"):
+        Injection(((0, 0),), "queries")
+    with pytest.raises(DreamError, match="budget"):
+        Injection(((0, 0),), "query", "all")
+    with pytest.raises(DreamError, match="twice"):
+        Injection(((0, 0), (0, 0)))
+    with pytest.raises(DreamError, match="none is selected"):
+        Injection(())
+    judge, _ = both()
+    candidates = candidate_set()
+    _, p, gate = toy_scores(candidates)
+    for head in ((4, 0), (0, 4), (-1, 0)):
+        with pytest.raises(DreamError, match="does not exist"):
+            judge.target_losses(candidates, p, gate, Injection((head,)))
+    with pytest.raises(ValueError, match="shape"):
+        judge.target_losses(candidates, p[:1], gate, Injection(HEADS))
+
+
+def test_auto_dtype_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert pick_dtype("auto") == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert pick_dtype("auto") == torch.bfloat16
+    assert pick_dtype("auto", "cuda") == torch.bfloat16
+    assert pick_dtype("float32", "cuda") == torch.float32
+
+
+# --------------------------------------------------------------------------------------------------------- pieces
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_span_index_holds_every_document_position_once(lengths, first):
+    spans, start = [], first
+    for n in lengths:
+        spans.append((start, start + n))
+        start += n + 2
+    index = Spans.of(spans)
+    assert [i[v].tolist() for i, v in zip(index.index, index.valid, strict=True)] == [list(range(*s)) for s in spans]
+
+
+def test_target_losses_equal_cross_entropy_and_its_gradient():
+    torch.manual_seed(0)
+    weight = torch.randn(30, 6, dtype=torch.float64)
+    a = torch.randn(600, 6, dtype=torch.float64, requires_grad=True)
+    b = a.detach().clone().requires_grad_()
+    labels, upstream = torch.randint(0, 30, (600,)), torch.randn(600, dtype=torch.float64)
+    fast = target_losses(a, weight, labels)
+    slow = torch.nn.functional.cross_entropy(b @ weight.T, labels, reduction="none")
+    torch.testing.assert_close(fast, slow)
+    fast.backward(upstream)
+    slow.backward(upstream)
+    assert b.grad.abs().max() > 0
+    torch.testing.assert_close(a.grad, b.grad)

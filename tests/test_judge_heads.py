@@ -1,0 +1,279 @@
+"""Head detection equals its definition; selection, stability, diagnostics and FLOP counts behave as described."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import HEADS, Letters, both, candidate_set, random_model
+
+from dream.errors import DreamError
+from dream.judge import Injection, Judge, diagnostics, flops, heads
+from dream.judge.prompt import EMPTY_QUERY
+
+
+def knobs(**more):
+    from dream.config import Heads
+
+    values = {"strategy": "query_focused", "count": 3, "explicit": [], "probes": 4, "drop_low_tokens": False}
+    values |= {"bootstrap": 50, "seed": 0}
+    return Heads(**{**values, **more})
+
+
+def shuffled(candidates, order):
+    """The same set with its candidates in another order."""
+    return dataclasses.replace(
+        candidates,
+        passages=tuple(candidates.passages[j] for j in order),
+        passage_ids=tuple(candidates.passage_ids[j] for j in order),
+        questions=tuple(dataclasses.replace(q, gold=order.index(q.gold)) for q in candidates.questions),
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_detection_equals_the_definition_from_full_attention_matrices(kind):
+    judge, model = both(kind)
+    candidates = candidate_set((4, 2, 6), questions=2)
+    documents = judge.prompt.documents(candidates)
+    by_hand = []
+    for question in candidates.questions:
+        masses = []
+        for text in (question.text, EMPTY_QUERY):
+            suffix = judge.prompt.suffix(text)
+            query = tuple(n + len(documents.ids) for n in suffix.query)
+            masses.append(reference.head_masses(model, documents.ids + suffix.ids, query, documents.spans))
+        calibrated = masses[0] - masses[1]
+        gains = torch.zeros(4, 4, dtype=torch.float64)
+        for layer in range(4):
+            for head in range(4):
+                ranked = sorted(range(3), key=lambda j: -calibrated[layer, head, j])
+                gains[layer, head] = 1 / math.log2(ranked.index(question.gold) + 2)
+        by_hand.append((calibrated, gains))
+    masses, calibration = judge.document_masses(candidates)
+    scores = heads.score_documents(masses, calibration, [4, 2, 6])
+    assert scores.abs().max() > 1e-3
+    found = heads.detect(judge, [candidates])
+    for i, (calibrated, gains) in enumerate(by_hand):
+        torch.testing.assert_close(scores[i], calibrated.double(), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(found.per_probe[i], gains.numpy(), rtol=1e-6)
+
+
+def test_order_of_candidates_changes_nothing_where_the_judge_ignores_order():
+    """One layer, no position encoding: keys are a passage's own, so masses move with it (to rounding, 1e-12)."""
+    model = random_model(layers=1)
+    model.model.rotary_emb.inv_freq.zero_()
+    judge, candidates = Judge(model, Letters()), candidate_set((5, 1, 9, 3), questions=1)
+
+    def scores(c):
+        masses, calibration = judge.document_masses(c)
+        return heads.score_documents(masses, calibration, [len(p) for p in c.passages])
+
+    order = [2, 0, 3, 1]
+    before, after = scores(candidates), scores(shuffled(candidates, order))
+    assert before.abs().max() > 1e-3
+    torch.testing.assert_close(after, before[..., order], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        heads.detect(judge, [candidates]).mean, heads.detect(judge, [shuffled(candidates, order)]).mean, rtol=1e-9
+    )
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=2, max_size=14), st.integers(0, 13), st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_ndcg_is_the_mean_over_all_orders_of_ties_and_ignores_candidate_order(values, gold, random):
+    gold %= len(values)
+    above = sum(v > values[gold] for v in values)
+    level = sum(v == values[gold] for v in values)
+    gains = [1 / math.log2(place + 2) if place < 10 else 0.0 for place in range(above, above + level)]
+    found = heads.ndcg(torch.tensor(values), gold).item()
+    assert found == pytest.approx(sum(gains) / level, abs=1e-6)
+    order = list(range(len(values)))
+    random.shuffle(order)
+    assert heads.ndcg(torch.tensor([values[j] for j in order]), order.index(gold)).item() == pytest.approx(
+        found, abs=1e-6
+    )
+
+
+def test_a_head_without_preference_scores_chance():
+    assert heads.ndcg(torch.zeros(16), 3).item() == pytest.approx(heads.chance(16), abs=1e-6)
+
+
+def test_the_filter_drops_tokens_far_below_their_documents_mean():
+    tokens = torch.tensor([1.0] * 9 + [-20.0, 2.0, 2.0]).reshape(1, 1, 1, 12)
+    nothing = torch.zeros(1, 1, 12)
+    assert heads.score_documents(tokens, nothing, [10, 2]).flatten().tolist() == [-11.0, 4.0]
+    assert heads.score_documents(tokens, nothing, [10, 2], drop_low_tokens=True).flatten().tolist() == [9.0, 4.0]
+
+
+def test_strategies():
+    scores = np.arange(40.0).reshape(8, 5) / 40
+    assert heads.select(scores, knobs()) == [(7, 4), (7, 3), (7, 2)]
+    assert heads.select(np.zeros((8, 5)), knobs()) == [(0, 0), (0, 1), (0, 2)]  # ties: lower layer, lower head
+    random = heads.select(scores, knobs(strategy="random"))
+    assert random == heads.select(scores, knobs(strategy="random")) and len(set(random)) == 3
+    assert random != heads.select(scores, knobs(strategy="random", seed=1))
+    best_in_the_middle = np.zeros((8, 5))
+    best_in_the_middle[3] = 1
+    middle = heads.select(best_in_the_middle, knobs(strategy="random_middle", count=5))
+    assert all(2 <= layer < 6 and layer != 3 for layer, _ in middle)
+    assert len(heads.select(scores, knobs(strategy="all"))) == 40
+    assert heads.select(scores, knobs(strategy="explicit", explicit=[[1, 2]])) == [(1, 2)]
+    with pytest.raises(DreamError, match=r"heads\.explicit is empty"):
+        heads.select(scores, knobs(strategy="explicit"))
+    with pytest.raises(DreamError, match="can choose from 9"):
+        heads.select(scores, knobs(strategy="random_middle", count=21))
+
+
+def test_stability_is_one_for_sure_heads_and_low_for_noise():
+    sure = np.zeros((12, 4, 5))
+    sure[:, 2, :3] = 1
+    assert heads.stability(heads.HeadScores(sure), 3, 50, 0) == 1
+    noise = np.random.default_rng(0).random((6, 10, 10))
+    assert heads.stability(heads.HeadScores(noise), 5, 50, 0) < 0.8
+
+
+def test_heads_json_holds_what_identifies_a_selection():
+    judge, _ = both()
+    scores = heads.detect(judge, [candidate_set()])
+    content = heads.describe(scores, heads.select(scores.mean, knobs()), knobs(), judge)
+    assert np.array(content["scores"]).shape == (4, 4)
+    assert content["probes"] == 2 and len(content["selected"]) == 3 and 0 <= content["stability"] <= 1
+    assert content["dtype"] == "float64" and content["weights"] == judge.weights
+
+
+def test_the_reranker_sums_calibrated_masses_of_the_heads():
+    judge, _ = both()
+    candidates = candidate_set()
+    masses, calibration = judge.document_masses(candidates)
+    scores = heads.score_documents(masses, calibration, [5, 1, 9, 3])
+    torch.testing.assert_close(heads.rerank(judge, candidates, [(1, 0), (3, 2)]), scores[:, 1, 0] + scores[:, 3, 2])
+
+
+# ---------------------------------------------------------------------------------------------------- diagnostics
+
+
+def test_the_diagnosis_is_made_of_the_losses_it_names():
+    judge, model = both()
+    sets = [dataclasses.replace(candidate_set((4, 3), questions=1, seed=s)) for s in range(3)]
+    sets = [dataclasses.replace(s, questions=(dataclasses.replace(s.questions[0], gold=1),)) for s in sets]
+    found = diagnostics.measure(judge, sets, Injection(HEADS, "query+label"), 0.5)
+    used = next(r for r in found["rows"] if r["used"])
+    assert used["rows"] == "query+label" and used["instances"] == 3
+    gate = torch.tensor(0.5, dtype=torch.float64)
+    for name, p in {"uniform": (0.5, 0.5), "gold": (0.0, 1.0), "wrong": (1.0, 0.0)}.items():
+        slow = [
+            reference.target_loss(model, judge.prompt.layout(s), torch.tensor(p).double(), gate, HEADS, "query+label")
+            for s in sets
+        ]
+        assert used[name] == pytest.approx(torch.stack(slow).mean().item(), abs=1e-5)
+    assert used["none"] == pytest.approx(torch.stack([judge.target_losses(s)[0] for s in sets]).mean().item(), abs=1e-5)
+    assert used["gap"] == pytest.approx(used["wrong"] - used["gold"], abs=1e-5)
+    assert used["gap_low"] <= used["gap"] <= used["gap_high"]
+    assert len(found["positions"]) == 3
+    assert np.mean([p["gold"] for p in found["positions"]]) == pytest.approx(used["gold"], abs=1e-5)
+    assert "query+label *" in diagnostics.table(found)
+
+
+def test_a_gap_that_is_not_above_zero_stops_training_unless_forced():
+    row = {"rows": "all", "gap": 0.01, "gap_low": -0.002, "gap_high": 0.022, "instances": 8, "used": True}
+    with pytest.raises(DreamError, match=r"-0\.0020 to 0\.0220 over 8 instances.*injection\.force=true"):
+        diagnostics.require_signal({"rows": [row]})
+    diagnostics.require_signal({"rows": [row]}, force=True)
+    diagnostics.require_signal({"rows": [row | {"gap_low": 0.001}]})
+
+
+# ---------------------------------------------------------------------------------------------------------- flops
+
+
+def test_flops_equal_what_the_counter_of_torch_counts_in_matrix_products():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    judge, _ = both(layers=3)
+    candidates = candidate_set()
+    weights = sum(p.numel() for layer in judge.model.model.layers for p in layer.parameters() if p.ndim > 1)
+    assert flops.weights_per_layer(judge.model.config) * 3 == weights
+    reading = judge.read(candidates)
+    suffixes = judge.prompt.suffixes(candidates)
+    rows, targets = sum(len(s.ids) - 1 for s in suffixes), sum(s.target[1] - s.target[0] for s in suffixes)
+    counted = flops.fast_step(judge.model.config, reading.length, [len(s.ids) - 1 for s in suffixes], targets, lowest=3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        judge.target_losses(candidates, reading=reading)
+    dense = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).endswith((".mm", ".addmm")))
+    assert dense == 2 * weights * rows + counted.vocabulary / 2
+    assert counted.suffix_backward == 0 and counted.documents > 0
+    plain = flops.plain_step(judge.model.config, reading.length + rows, lowest=0)
+    assert plain.total > counted.total
+
+
+# ------------------------------------------------------------------------------------------------ the packaged judge
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from dream import assets
+    from dream.judge import Limits
+
+    folder = assets.model_path("packaged/smollm2-135m")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    judge = Judge(model, AutoTokenizer.from_pretrained(folder), Limits(24, 16, 16), "packaged/smollm2-135m")
+    return judge, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+PASSAGES = (
+    "The Nile flows north through eleven countries and ends in the Mediterranean Sea.",
+    "Paris is the capital of France and lies on the Seine.",
+    "A cat is a small domesticated animal that is kept as a pet and hunts mice.",
+    "Copper is a soft metal that conducts heat and electricity well.",
+)
+
+
+def packaged_sets():
+    from dream.instances import CandidateSet, Question
+
+    asked = ("which sea does the nile flow into", "what is the capital of france", "what animals do cats hunt")
+    asked = (*asked, "does copper conduct heat")
+    order = [[0, 1, 2, 3], [2, 3, 1, 0], [1, 0, 3, 2], [3, 2, 0, 1]]
+    sets = []
+    for i, o in enumerate(order):
+        passages = tuple(PASSAGES[j] for j in o)
+        sets.append(CandidateSet(str(i), "t", tuple(map(str, o)), passages, (Question(str(i), asked[i], o.index(i)),)))
+    return sets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["paper", "preserve"])
+def test_packaged_judge_equals_the_reference_in_float32(packaged, budget):
+    """Loss within 1e-5 and gradients within 1e-3 of the largest one: 30 layers of float32 rounding."""
+    judge, model = packaged
+    candidates = packaged_sets()[1]
+    selected = ((14, 3), (17, 3), (17, 4), (23, 2))
+    found = []
+    for fast in (True, False):
+        scores = torch.tensor([[0.1, 0.5, -0.2, 0.3]], requires_grad=True)
+        gamma = torch.tensor(0.2, requires_grad=True)
+        p, g = scores.softmax(-1), gamma.sigmoid()
+        if fast:
+            loss = judge.target_losses(candidates, p, g, Injection(selected, "all", budget))[0]
+        else:
+            loss = reference.target_loss(model, judge.prompt.layout(candidates), p[0], g, selected, "all", budget)
+        found.append((loss, *torch.autograd.grad(loss, (scores, gamma))))
+    for a, b in zip(*found, strict=True):
+        assert b.abs().max() > 1e-5
+        assert (a - b).abs().max() < 1e-3 * b.abs().max()
+    assert abs(found[0][0] - found[1][0]) < 1e-5
+
+
+@pytest.mark.slow
+def test_candidate_order_moves_the_packaged_judges_heads_little(packaged):
+    """Reversing the candidates changes what a causal model attends to: mean |Δ NDCG| over heads up to .15."""
+    judge, _ = packaged
+    sets = packaged_sets()
+    before = heads.detect(judge, sets).mean
+    after = heads.detect(judge, [shuffled(s, [3, 2, 1, 0]) for s in sets]).mean
+    assert np.abs(before - after).mean() < 0.15
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.5
