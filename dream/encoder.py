@@ -88,6 +88,7 @@ class Encoder(nn.Module):
         self.backbone, self.tokenizer = backbone, tokenizer
         self.pooling, self.max_length, self.append_eos = pooling, max_length, append_eos
         self.token_budget, self.padding_side, self.reference = token_budget, padding_side, reference
+        self.trained_tokens = 0  # real tokens that embed() has seen
         self.tokens = 0  # real tokens that encode() has seen: the base of the FLOP count
         self._causal = is_causal(backbone)
 
@@ -268,6 +269,7 @@ class Encoder(nn.Module):
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embed for training: unit vectors [n, d], float32, with gradient, texts cut at ``max_length``."""
         sequences, where = unique(self.tokenize(texts, self.max_length))
+        self.trained_tokens += sum(map(len, sequences))
         parts = [self._embed(sequences[rows]) for rows in batches(sequences, self.token_budget)]
         return torch.cat(parts)[torch.from_numpy(where).to(parts[0].device)]
 

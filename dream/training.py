@@ -130,7 +130,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
     wrapped = accelerator.prepare_model(step) if accelerator.num_processes > 1 else step
     result, checkpoints = Result(step), Checkpoints(key, knobs.keep_checkpoints)
     begin = checkpoints.restore(parameters, optimizer, scheduler, result)
-    micro = knobs.micro_batch
+    micro, flops_before = knobs.micro_batch, result.flops
     with _stopping_on_sigterm() as stop, tqdm(
         total=knobs.steps, initial=begin, desc=f"train {name} seed {seed}", unit="step", disable=not accelerator.is_main_process
     ) as bar:
@@ -154,6 +154,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
                 optimizer.step()
             lr = scheduler.get_last_lr()[0]
             scheduler.step()
+            result.flops = flops_before + _flops(step)
             result.pairs += sum(len(s.questions) for s in batch)
             if number % knobs.log_every == 0 or number + 1 == knobs.steps:
                 result.history.append({"step": number + 1, **logs, "learning_rate": lr, "grad_norm": float(norm)})
@@ -187,6 +188,11 @@ def _backward(wrapped: nn.Module, batch: list[CandidateSet], micro: int, acceler
         summed = accelerator.reduce(torch.tensor([totals[k] for k in names], device=accelerator.device), "sum")
         totals = dict(zip(names, summed.tolist(), strict=True))
     return totals
+
+
+def _flops(step: Step) -> float:
+    """Operations so far: the judge's, and per token of the encoder a forward pass and the gradient of its activations."""
+    return step.objective.flops + 2 * step.encoder.flops_per_token * step.encoder.trained_tokens
 
 
 def _norm(gradients) -> float:
@@ -230,6 +236,7 @@ class Checkpoints:
             "rng": torch.get_rng_state(),
             "history": result.history,
             "pairs": result.pairs,
+            "flops": result.flops,
         }
         with replacing(self.folder / f"step-{step:07d}.pt") as temporary:
             torch.save(state, temporary)
@@ -250,7 +257,7 @@ class Checkpoints:
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
             torch.set_rng_state(state["rng"])
-            result.history, result.pairs = state["history"], state["pairs"]
+            result.history, result.pairs, result.flops = state["history"], state["pairs"], state["flops"]
             return state["step"]
         return 0
 

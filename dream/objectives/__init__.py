@@ -41,6 +41,7 @@ class Objective(nn.Module):
     def __init__(self, config: Config, judge: Any = None, heads: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
         self.config = config
+        self.flops = 0.0  # operations of the judge so far; the loop adds the encoder's
 
     def loss(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[Tensor, dict[str, float]]:
         """Mean loss over the sets (a scalar with a graph) and numbers for the training curves."""

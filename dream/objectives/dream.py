@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dream.instances import CandidateSet
+from dream.judge import Injection
+from dream.judge.flops import fast_step
 from dream.objectives import Objective, Temperature, gold, ranking_logs, register, similarities
 
 
@@ -27,8 +29,6 @@ class Dream(Objective):
     needs_judge = True
 
     def __init__(self, config, judge=None, heads=()) -> None:
-        from dream.judge import Injection
-
         super().__init__(config)
         knobs = config.injection
         # The judge is frozen and the same in every process: held outside the module tree, it is neither saved,
@@ -65,6 +65,7 @@ class Dream(Objective):
             else:
                 loss = self.judge.target_losses(candidates, p, gate, self.injection).mean()
             losses.append(loss)
+            self._count(candidates)
         return torch.stack(losses).mean(), logs | {"gate": gate.item()}
 
     def _with_gap(self, candidates: CandidateSet, p: Tensor, gate: Tensor) -> tuple[Tensor, float]:
@@ -78,6 +79,17 @@ class Dream(Objective):
         thrice = dataclasses.replace(candidates, questions=candidates.questions * 3)
         losses = self.judge.target_losses(thrice, torch.cat([p, right, wrong]), gate, self.injection)
         return losses[:q].mean(), (losses[2 * q :].mean() - losses[q : 2 * q].mean()).item()
+
+    def _count(self, candidates: CandidateSet) -> None:
+        """Add the operations of one set's step (``dream/judge/flops.py``)."""
+        documents, suffixes = self.judge.prompt.documents(candidates), self.judge.prompt.suffixes(candidates)
+        self.flops += fast_step(
+            self.judge.model.config,
+            len(documents.ids),
+            [len(s.ids) - 1 for s in suffixes],
+            sum(s.target[1] - s.target[0] for s in suffixes),
+            min(layer for layer, _ in self.injection.heads),
+        ).total
 
     def state(self) -> dict[str, float]:
         gate = 0.0 if self.config.injection.gate == "off" else self.gamma.sigmoid().item()
