@@ -43,7 +43,7 @@ def test_an_override_replaces_the_values_of_all_recipes():
         ("candidates.count", "four", "candidates.count: Input should be a valid integer"),
         ("candidates.count", 1, "candidates.count: Input should be greater than or equal to 2"),
         ("training.learning_rate", -1.0, "training.learning_rate: Input should be greater than 0"),
-        ("training.micro_batch", 3, "micro_batch 3 does not divide batch 8"),
+        ("training.micro_batch", 3, "micro_batch 3 does not divide batch"),
         ("injection.rows", "documents", "injection.rows: Input should be 'query', 'query+label' or 'all'"),
         ("model.size", "7b", "model.size '7b' is not defined. Choose one of tiny"),
         ("recipe", "papre", "recipe 'papre' is not defined"),
