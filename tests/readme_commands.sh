@@ -30,4 +30,24 @@ echo "an up-to-date dvc repro took ${SECONDS} s"
 step dream-report tables
 step dream-report plots
 step dvc dag
+
+made_with() { python -c "import json; print(json.load(open('work/models/dream-0/made_with.json'))['config']['size']['name'])"; }
+numbers() { sha256sum reports/tables/main.csv reports/metrics.json work/models/dream-0/adapter/adapter_model.safetensors; }
+before=$(numbers)
+step dvc exp run -S model.size=tiny-4l
+[ "$(made_with)" = tiny-4l ] || { echo "the switch of model.size left $(made_with)"; exit 1; }
+[ "$(numbers)" != "$before" ] || { echo "the switch of model.size changed nothing"; exit 1; }
+step dvc exp show --only-changed --no-pager
+git checkout -q -- .
+step dvc repro
+[ "$(made_with)" = tiny ] && [ "$(numbers)" = "$before" ] || { echo "going back did not restore the first run"; exit 1; }
+
+git clone -q . "$clone/reader"
+ln -sfn "$clone/shared" "$clone/reader/../shared" 2> /dev/null || true
+cd "$clone/reader"
+export PYTHONPATH="$clone/reader"
+step dvc repro --allow-missing --dry
+grep -q "Running stage" "$clone/log" && { echo "a clone is not up to date"; cat "$clone/log"; exit 1; }
+step dream-report tables --out reports/tables
+git diff --exit-code --stat -- reports/tables/main.csv reports/tables/main.md
 printf '\n%d passed, 0 failed\n' "$passed"
