@@ -151,18 +151,32 @@ def _shares(asked: pd.DataFrame, per_set: int, k: int) -> Iterator[pd.DataFrame]
 
 
 def _retrieved(config: Config, strategy: str, pool: pd.DataFrame, instances: pd.DataFrame) -> Found:
-    """The K best passages of the source; ``include_positive`` gives the last place to a positive not found."""
+    """The K best passages of the source; ``include_positive`` gives the last place to a positive not found.
+
+    With ``questions_per_set`` above 1 a set also takes other questions whose target is already among its candidates, so
+    that it stays the first question's own set; every instance is used once.
+    """
     k, found = config.candidates.count, Found(pool=len(pool))
     if len(pool) < k:
         raise _too_small(instances, k, len(pool), "it has")
     search = RETRIEVERS[strategy](config, pool)
     ranked = search(list(instances["query"]))
-    for (_, row), ranking in zip(instances.iterrows(), ranked, strict=True):
-        found.ranks.append(ranking.index(row["target_id"]) + 1 if row["target_id"] in ranking else None)
+    asked = instances.reset_index(drop=True)
+    by_target: dict[str, list[int]] = {}
+    for place, target in enumerate(asked["target_id"]):
+        by_target.setdefault(target, []).append(place)
+    used: set[int] = set()
+    for place, (target, ranking) in enumerate(zip(asked["target_id"], ranked, strict=True)):
+        found.ranks.append(ranking.index(target) + 1 if target in ranking else None)
+        if place in used:
+            continue
         chosen = ranking[:k]
-        if config.candidates.include_positive and row["target_id"] not in chosen:
-            chosen = [*chosen[: k - 1], row["target_id"]]
-        _add(found, config, row["group"], chosen, row.to_frame().T)
+        if config.candidates.include_positive and target not in chosen:
+            chosen = [*chosen[: k - 1], target]
+        others = [i for name in chosen for i in by_target.get(name, []) if i not in used and i != place]
+        part = [place, *others[: config.candidates.questions_per_set - 1]]
+        used.update(part)
+        _add(found, config, asked["group"][place], chosen, asked.iloc[part])
     return found
 
 
