@@ -42,8 +42,11 @@ git checkout -q -- .
 step dvc repro
 [ "$(made_with)" = tiny ] && [ "$(numbers)" = "$before" ] || { echo "going back did not restore the first run"; exit 1; }
 
+rm -rf work .dream .dvc/cache reports "${DREAM_CACHE:-$HOME/.cache/dream}/embeddings"
+step dvc repro
+[ "$(numbers)" = "$before" ] || { echo "a second run from nothing gave other numbers"; exit 1; }
+
 git clone -q . "$clone/reader"
-ln -sfn "$clone/shared" "$clone/reader/../shared" 2> /dev/null || true
 cd "$clone/reader"
 export PYTHONPATH="$clone/reader"
 step dvc repro --allow-missing --dry

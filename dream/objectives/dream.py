@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dream.instances import CandidateSet
 from dream.judge import Injection
 from dream.judge.flops import fast_step
-from dream.objectives import Objective, Temperature, gold, ranking_logs, register, similarities
+from dream.objectives import Objective, Temperature, ranking_logs, register, similarities
 
 
 @register("dream")
@@ -57,28 +57,28 @@ class Dream(Objective):
             with torch.no_grad():
                 plain = torch.stack([self.judge.target_losses(c).mean() for c in sets]).mean()
             return plain, logs | {"gate": 0.0}
-        for n, (s, candidates) in enumerate(zip(scores, sets, strict=True)):
+        for s, candidates in zip(scores, sets, strict=True):
             p = (s / tau).softmax(-1) if self.config.injection.scores == "learned" else torch.full_like(s, 1 / s.shape[1])
-            if n == 0:
-                loss, gap = self._with_gap(candidates, p, gate)
-                logs["gap"] = gap
-            else:
-                loss = self.judge.target_losses(candidates, p, gate, self.injection).mean()
-            losses.append(loss)
+            reading = self.judge.read(candidates)
+            losses.append(self.judge.target_losses(candidates, p, gate, self.injection, reading=reading).mean())
             self._count(candidates)
+            if len(losses) == 1:
+                logs["gap"] = self._gap(candidates, gate, reading)
         return torch.stack(losses).mean(), logs | {"gate": gate.item()}
 
-    def _with_gap(self, candidates: CandidateSet, p: Tensor, gate: Tensor) -> tuple[Tensor, float]:
-        """The loss of one set, and the signal in it: the loss with p on a wrong candidate minus with p on the gold one.
+    @torch.no_grad()
+    def _gap(self, candidates: CandidateSet, gate: Tensor, reading) -> float:
+        """The signal in one set: its first question's loss with p on a wrong candidate minus with p on the gold one.
 
-        The two readings ride along as extra questions of the same set, so the documents are read once.
+        One set a step, without a graph, on the documents that are read anyway.
         """
-        q, k = p.shape
-        right = torch.eye(k, dtype=p.dtype, device=p.device)[gold(candidates, p.device)]
-        wrong = right.roll(1, dims=1)
-        thrice = dataclasses.replace(candidates, questions=candidates.questions * 3)
-        losses = self.judge.target_losses(thrice, torch.cat([p, right, wrong]), gate, self.injection)
-        return losses[:q].mean(), (losses[2 * q :].mean() - losses[q : 2 * q].mean()).item()
+        first, k = candidates.questions[0], len(candidates.passages)
+        right = torch.eye(k, device=gate.device)[first.gold]
+        twice = dataclasses.replace(candidates, questions=(first, first))
+        right_loss, wrong_loss = self.judge.target_losses(
+            twice, torch.stack([right, right.roll(1)]), gate, self.injection, reading=reading
+        )
+        return (wrong_loss - right_loss).item()
 
     def _count(self, candidates: CandidateSet) -> None:
         """Add the operations of one set's step (``dream/judge/flops.py``)."""
