@@ -24,6 +24,8 @@ slow: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.judge_step
+	$(BIN)/python -m benchmarks.pairs_per_second
+	$(BIN)/python -m benchmarks.dream_over_infonce
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.search
 

@@ -37,6 +37,15 @@ class Numbers:
         return {"input_ids": [int(w) if w.isdigit() else sum(map(ord, w)) % self.vocabulary for w in text.split()]}
 
 
+class BatchNumbers(Numbers):
+    """The same for an encoder: a list of texts in, lists of token ids out."""
+
+    eos_token_id, pad_token_id, cls_token_id, unk_token_id = 2, 0, None, None
+
+    def __call__(self, texts, max_length: int | None = None, **_) -> dict[str, list[list[int]]]:
+        return {"input_ids": [super(BatchNumbers, self).__call__(text)["input_ids"][:max_length] for text in texts]}
+
+
 def instances(
     count: int, candidates: int, passage: int, questions: int, vocabulary: int, query: int = 16
 ) -> list[CandidateSet]:

@@ -16,7 +16,8 @@ SETTINGS = configs.load().bm25
 
 
 def config(**more):
-    return configs.load(overrides={"candidates.count": 4} | {k.replace("__", "."): v for k, v in more.items()})
+    defaults = {"candidates.count": 4, "candidates.questions_per_set": 1}
+    return configs.load(overrides=defaults | {k.replace("__", "."): v for k, v in more.items()})
 
 
 def data(source="squad", groups=6, size=5, questions=2):
@@ -90,6 +91,19 @@ def test_bm25_finds_the_positive_and_says_how_often():
     free, summary = build(config(candidates__include_positive=False), passages, instances)
     assert len(free) == len(list(targets(free, instances))) == 11
     assert summary[0]["dropped_without_positive"] == 1
+
+
+def test_retrieved_sets_take_other_questions_whose_target_they_hold():
+    passages, instances = data("boolq")
+    alone, _ = build(config(), passages, instances)
+    sets, _ = build(config(candidates__questions_per_set=3), passages, instances)
+    list(targets(sets, instances))
+    used = [name for ids in sets["instance_ids"] for name in ids]
+    assert sorted(used) == sorted(instances["instance_id"]), "every instance is used once"
+    assert len(sets) < len(alone) and max(map(len, sets["instance_ids"])) > 1
+    first = {ids[0]: set(passage_ids) for ids, passage_ids in zip(alone["instance_ids"], alone["passage_ids"], strict=True)}
+    for ids, passage_ids in zip(sets["instance_ids"], sets["passage_ids"], strict=True):
+        assert set(passage_ids) == first[ids[0]], "the set stays the first question's own"
 
 
 class Letters:

@@ -1,0 +1,123 @@
+"""The whole training step, in pairs per second: several questions a set against the plain step with one.
+
+    python -m benchmarks.pairs_per_second                                            packaged judge and encoder
+    python -m benchmarks.pairs_per_second --device cuda --judge llama-8b --encoder 1b    random models of the paper's shapes
+
+Both sides embed queries and passages with the same encoder, compute DREAM's loss, go backward and take an AdamW step. The
+plain side is what one writes first with the library: a full sequence with labels per question, all logits, autograd's own
+graph, and the candidates embedded again for every question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+
+import torch
+
+from benchmarks import common, models
+from dream import config as configs
+from dream.judge.model import DTYPES, pick_dtype
+from dream.objectives import find, similarities
+
+
+def build(args: argparse.Namespace):
+    """The trainer of both sides and the sets: (objective, encoder, sets with Q questions)."""
+    device = torch.device(args.device)
+    dtype = pick_dtype(args.dtype, device)
+    judge, heads = models.judge(args.judge, dtype, device, args.passage)
+    encoder = models.encoder(args.encoder, args.layers, dtype, device, args.passage)
+    config = configs.load(overrides={"injection.rows": args.rows, "candidates.count": args.candidates})
+    objective = find("dream")(config, judge, heads).to(device)
+    vocabulary = min(judge.model.config.vocab_size, encoder.backbone.config.vocab_size)
+    return objective, encoder, common.instances(2, args.candidates, args.passage, args.questions, vocabulary)
+
+
+def single(candidates):
+    """A set's questions, each in a set of its own."""
+    return [dataclasses.replace(candidates, questions=(question,)) for question in candidates.questions]
+
+
+def plain_loss(objective, encoder, candidates) -> torch.Tensor:
+    """DREAM's loss of a set of one question, written with the library alone."""
+    (scores,) = similarities([candidates], encoder)
+    p, gate = (scores / objective.tau()).softmax(-1), objective.gamma.sigmoid()
+    return common.plain_losses(objective.judge, candidates, p, gate, objective.injection).mean()
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Measure both sides; return the record that is written."""
+    device = torch.device(args.device)
+    objective, encoder, sets = build(args)
+    trained = [p for module in (encoder, objective) for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    losses = {
+        "plain": lambda candidates: plain_loss(objective, encoder, single(candidates)[0]),
+        "fast": lambda candidates: objective.loss([candidates], encoder)[0],
+    }
+
+    def step(side: str, candidates) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        losses[side](candidates).backward()
+        optimizer.step()
+
+    with torch.no_grad():
+        one_by_one = torch.stack([plain_loss(objective, encoder, c) for c in single(sets[0])]).mean()
+        together = losses["fast"](sets[0])
+    frozen = [p for module in (encoder, objective.judge.model) for p in module.parameters()]
+    graph = {side: common.graph_bytes(lambda s=side: losses[s](sets[0]), frozen) for side in losses}
+    turn = iter(range(10**9))
+    seconds = common.paired(
+        {side: lambda s=side: step(s, sets[next(turn) // 2 % len(sets)]) for side in losses}, device, args.repetitions
+    )
+    median = {side: statistics.median(values) for side, values in seconds.items()}
+    pairs = {"plain": 1, "fast": args.questions}
+    return {
+        "ratio": round(args.questions * common.ratio(seconds["plain"], seconds["fast"]), 3),
+        "reference": "plain: one question a step, full sequence with labels, all logits, autograd's own graph",
+        "models": {"judge": args.judge, "encoder": args.encoder, "encoder_layers": args.layers},
+        "geometry": {
+            "candidates": args.candidates, "passage_tokens": args.passage, "questions": args.questions, "rows": args.rows,
+        },
+        "dtype": str(objective.judge.dtype).removeprefix("torch."),
+        "median_s": {side: round(value, 4) for side, value in median.items()},
+        "pairs_per_s": {side: round(pairs[side] / median[side], 4) for side in median},
+        "seconds": {side: [round(v, 4) for v in values] for side, values in seconds.items()},
+        "graph_mib": {side: round(value / 2**20, 1) for side, value in graph.items()},
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
+        "relative_difference": float(f"{((one_by_one - together) / one_by_one).abs().item():.1e}"),
+    }  # fmt: skip
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that the training benchmarks share."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--judge", choices=models.JUDGES, default="packaged")
+    found.add_argument("--encoder", choices=models.ENCODERS, default="packaged")
+    found.add_argument("--layers", type=int, default=6, help="layers of the packaged encoder")
+    found.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    found.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    found.add_argument("--candidates", type=int, default=16)
+    found.add_argument("--passage", type=int, default=130, help="tokens of a passage")
+    found.add_argument("--questions", type=int, default=4, help="questions of a set")
+    found.add_argument("--rows", default="query", choices=["query", "query+label", "all"])
+    found.add_argument("--repetitions", type=int, default=5)
+    found.add_argument("--threads", type=int, default=2)
+    return found
+
+
+def main() -> None:
+    args = parser(__doc__.splitlines()[0]).parse_args()
+    torch.set_num_threads(args.threads)
+    record = run(args)
+    print(f"pairs_per_second: {record['models']}, {record['dtype']}, {record['geometry']}")
+    print(f"{'':<8}{'median s':>10}{'pairs/s':>10}{'graph MiB':>11}")
+    for side in ("plain", "fast"):
+        print(f"{side:<8}{record['median_s'][side]:>10.3f}{record['pairs_per_s'][side]:>10.3f}{record['graph_mib'][side]:>11.1f}")
+    print(f"{record['ratio']:.2f} times the pairs per second; losses differ by {record['relative_difference']:.0e}")
+    print(f"written to {common.write('pairs_per_second', torch.device(args.device), record)}")
+
+
+if __name__ == "__main__":
+    main()

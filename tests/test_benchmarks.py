@@ -1,0 +1,54 @@
+"""The benchmarks run end to end on tiny random models, compare equal losses, and write what the report reads."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import common, dream_over_infonce, judge_step, models, pairs_per_second
+
+SMALL = ["--judge", "tiny", "--candidates", "3", "--passage", "8", "--repetitions", "2", "--dtype", "float32"]
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "FOLDER", tmp_path)
+
+    def run(module, name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *SMALL, *arguments])
+        module.main()
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert {"name", "ratio", "reference", "device", "threads", "versions"} <= record.keys()
+        assert record["name"] == name and record["ratio"] > 0
+        return record
+
+    return run
+
+
+def test_judge_step(bench):
+    record = bench(judge_step, "judge_step", "--no-peak")
+    assert max(record["relative_difference"].values()) < 1e-4
+    assert len(record["seconds"]["fast"]) == 2 and record["memory_ratio"] > 0 and record["share_of_matmul_rate"]["fast"] > 0
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+def test_pairs_per_second(bench, questions):
+    record = bench(pairs_per_second, "pairs_per_second", "--encoder", "tiny", "--questions", str(questions))
+    assert record["relative_difference"] < 1e-4
+    assert record["pairs_per_s"]["fast"] == pytest.approx(questions / record["median_s"]["fast"], rel=0.05)
+
+
+def test_dream_over_infonce(bench):
+    record = bench(dream_over_infonce, "dream_over_infonce", "--encoder", "tiny")
+    assert len(record["measured"]) == 4 and all(m["ratio"] > 0 for m in record["measured"].values())
+    # the judge is the same for all sizes: the larger the encoder, the less it adds
+    ratios = [record["counted_for_the_paper"][size]["1"] for size in ("0.5b", "1b", "3b", "8b")]
+    assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1
+
+
+def test_the_papers_shapes_have_the_papers_sizes():
+    from dream.judge.flops import weights_per_layer
+
+    weights = {n: weights_per_layer(models.shape(s)) * s["num_hidden_layers"] / 1e9 for n, s in models.SHAPES.items()}
+    assert weights["0.5b"] == pytest.approx(0.36, abs=0.01) and weights["1b"] == pytest.approx(0.97, abs=0.01)
+    assert weights["3b"] == pytest.approx(2.82, abs=0.02) and weights["8b"] == pytest.approx(6.98, abs=0.02)
