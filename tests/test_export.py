@@ -95,7 +95,7 @@ def test_without_end_of_text_token(place):
     """An empty text is left out: this tokenizer adds nothing, so it has no token (see the module's docstring)."""
     config = settings(make_model(place / "model"), **{"encoder.append_eos": False})
     train(config)
-    check_vectors(config, TEXTS + ["unseenword", LONG])
+    check_vectors(config, [*TEXTS, "unseenword", LONG])
 
 
 def test_a_tokenizer_that_adds_its_own_end_of_text_token(place):
