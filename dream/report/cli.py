@@ -259,6 +259,45 @@ def explain(
     show(lambda: asdict(found), json, lambda: str(html) if html is not None else explaining.plain(found))
 
 
+@app.command(
+    epilog=examples(
+        "dream-report export --system dream --seed 0 --out exports/dream-0",
+        "dream-report export --system infonce --format sentence-transformers --out exports/infonce --force",
+        "dream-report export --system dream --format peft --out exports/dream-0 --push owner/name",
+    )
+)
+def export(
+    out: Annotated[Path, typer.Option("--out", help="Folder; each format is a folder in it.")],
+    system: Annotated[str, typer.Option("--system", help="A trained system (an objective).")] = "dream",
+    seed: Annotated[int, typer.Option("--seed", help="Which of its training runs.")] = 0,
+    format: Annotated[str, typer.Option("--format", "-f", help="both, peft or sentence-transformers.")] = "both",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in the formats' folders.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload to the model hub too: public, one format only."),
+    ] = None,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Export a trained system: a PEFT adapter and a sentence-transformers folder, each with its model card.
+
+    Nothing leaves this machine without --push. Needs the folder work/models.
+    """
+    from dream import config
+    from dream import export as exporting
+    from dream.errors import DreamError
+
+    formats = exporting.FORMATS if format == "both" else (format,)
+    if push is not None and len(formats) > 1:
+        raise DreamError("--push uploads one format", "Add --format peft or --format sentence-transformers")
+    folders = exporting.export(config.load(params), system, seed, out, formats, force, push, cells)
+    found = {name: str(folder) for name, folder in folders.items()}
+    if push is not None:
+        found["pushed"] = exporting.push(*folders.values(), push)
+    show(found, json, lambda: "\n".join(found.values()))
+
+
 @app.command(epilog=examples("dream-report page", "dream-report page --out results.html"))
 def page(
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("reports/page.html"),
