@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dream.errors import DreamError
 from dream.files import value_hash
@@ -180,6 +180,11 @@ class Revela(Section):
     alpha: Positive
 
 
+class QRHead(Section):
+    depth: Positive
+    per_prompt: Annotated[int, Field(ge=2)]
+
+
 class Evaluate(Section):
     max_length: Positive
     query_prompt: str
@@ -208,6 +213,7 @@ class Config(Section):
     objectives: list[str]
     seeds: list[int]
     references: list[str]
+    rerankers: list[Literal["qrhead"]]
     tasks: list[str]
     task_lists: dict[str, list[str]]
     own: dict[str, str]
@@ -224,9 +230,22 @@ class Config(Section):
     infonce: InfoNCE
     replug: RePlug
     revela: Revela
+    qrhead: QRHead
     evaluate: Evaluate
     published: dict[str, Published]
     report: Report
+
+    @field_validator("references")
+    @classmethod
+    def _rerankers_have_their_own_list(cls, names: list[str]) -> list[str]:
+        if "qrhead" in names:
+            raise ValueError("qrhead reads the judge's heads: list it under `rerankers`")
+        return names
+
+    @property
+    def evaluated_only(self) -> list[str]:
+        """The systems that are not trained here, in the order of a table's rows."""
+        return [*self.references, *self.rerankers]
 
     @property
     def size(self) -> Size:

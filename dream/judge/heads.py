@@ -157,11 +157,14 @@ def describe(scores: HeadScores, selected: Sequence[tuple[int, int]], knobs: Hea
     }
 
 
-def rerank(judge: Judge, candidates: CandidateSet, selected: Sequence[tuple[int, int]]) -> Tensor:
+def rerank(
+    judge: Judge, candidates: CandidateSet, selected: Sequence[tuple[int, int]], drop_low_tokens: bool = False
+) -> Tensor:
     """QRHead's retriever: sum of the selected heads' calibrated attention on every candidate, ``[Q, K]``."""
     reading = judge.read(candidates)
     masses, calibration = judge.document_masses(candidates, reading)
-    scores = score_documents(masses, calibration, [end - start for start, end in reading.documents.spans])
+    lengths = [end - start for start, end in reading.documents.spans]
+    scores = score_documents(masses, calibration, lengths, drop_low_tokens)
     layers, heads = zip(*selected, strict=True)
     return scores[:, list(layers), list(heads)].sum(1)
 

@@ -27,6 +27,7 @@ RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", "ndcg_
 # Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation,
 # say) is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
 EVALUATE_SECTIONS = ("evaluate",)
+SYSTEM_SECTIONS = {"bm25": ("bm25",), "qrhead": ("bm25", "judge", "heads", "qrhead")}
 TRAIN_SECTIONS = ("training", "encoder", "temperature")
 JUDGE_SECTIONS = ("judge", "injection")
 # Knobs that cannot change a number.
@@ -60,8 +61,10 @@ class Cell:
 
     @property
     def stage(self) -> str:
-        """The DVC stage that makes the cell (both run ``stages/evaluate.py``)."""
-        return "reference" if self.seed is None else "evaluate"
+        """The DVC stage that makes the cell."""
+        if self.seed is not None:
+            return "evaluate"
+        return "rerank" if self.system == "qrhead" else "reference"
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class Results:
 
     @cached_property
     def systems(self) -> list[str]:
-        """The systems in the order of params: references first, then objectives."""
-        return [*self.config.references, *self.config.objectives]
+        """The systems in the order of params: references and rerankers first, then objectives."""
+        return [*self.config.evaluated_only, *self.config.objectives]
 
     @cached_property
     def tasks(self) -> list[tuple[str, str]]:
@@ -148,8 +151,8 @@ class Results:
 
 
 def expected(config: Config) -> list[Cell]:
-    """The evaluation cells that params lists: references × tasks, then objectives × seeds × tasks."""
-    references = [Cell(system, None, tasks) for system in config.references for tasks in config.tasks]
+    """The evaluation cells that params lists: references and rerankers × tasks, then objectives × seeds × tasks."""
+    references = [Cell(system, None, tasks) for system in config.evaluated_only for tasks in config.tasks]
     trained = [Cell(o, seed, tasks) for o in config.objectives for seed in config.seeds for tasks in config.tasks]
     return references + trained
 
@@ -301,7 +304,7 @@ def relevant_settings(name: str, config: dict[str, Any]) -> dict[str, Any]:
     stage, _, cell = name.partition("-")
     sections: tuple[str, ...] = ()
     if stage == "evaluate":
-        sections = EVALUATE_SECTIONS + (("bm25",) if cell.startswith("bm25-") else ())
+        sections = EVALUATE_SECTIONS + SYSTEM_SECTIONS.get(cell.partition("-")[0], ())
     elif stage == "train":
         sections = TRAIN_SECTIONS + (() if cell.startswith("infonce-") else JUDGE_SECTIONS)
     for section in sections:

@@ -1,0 +1,136 @@
+"""``qrhead``: BM25's best documents in the order that the frozen judge's own heads give them, without any training.
+
+The judge reads the documents and the question in its usual prompt; a document's score is the sum, over the selected
+heads, of their calibrated attention on it (Zhang et al. 2025; ``dream/judge/heads.py``). It shows what the judge knows
+before anything is trained from it. Documents below ``qrhead.depth`` keep BM25's order below the reranked ones.
+
+A prompt holds at most ``qrhead.per_prompt`` passages, each cut at ``judge.passage_tokens``; more documents are read in
+several prompts in BM25's order and ranked together by score. Scores of two prompts come from two softmaxes, so one prompt
+for all is the plain reading and the default of every recipe.
+
+This file is a room of its own: what is evaluated without the judge does not depend on the judge's code or heads. Importing
+it puts the system into the registry (``dream/evaluation/systems.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dream import manifest
+from dream.config import Config
+from dream.data.tasks.base import Task
+from dream.errors import DreamError
+from dream.evaluation import metrics, systems
+from dream.files import read_json
+from dream.instances import CandidateSet, Question
+from dream.judge import Judge, heads
+from dream.judge.flops import fast_step
+from dream.judge.prompt import HEADER, QUESTION, SEPARATOR
+
+HEADS = Path("work/heads")
+
+
+class QRHead:
+    """The judge as a reranker of another system's hits.
+
+    ``flops`` counts the judge's operations so far; the first stage is not counted, as in its own row.
+
+    Args:
+        judge: the frozen LLM.
+        selected: the ``(layer, head)`` pairs whose attention is summed.
+        config: sections ``qrhead`` and ``heads.drop_low_tokens``; the others travel as settings.
+        first: the system that finds the candidates.
+
+    Raises:
+        DreamError: a full prompt is longer than the judge's positions.
+    """
+
+    name = "qrhead"
+    sections = ("bm25", "evaluate", "judge", "heads", "qrhead")
+
+    def __init__(self, judge: Judge, selected: list[tuple[int, int]], config: Config, first: systems.System) -> None:
+        self.judge, self.selected, self.first, self.knobs = judge, selected, first, config.qrhead
+        self.drop_low_tokens, self.flops = config.heads.drop_low_tokens, 0.0
+        _require_room(judge, self.knobs.per_prompt)
+        limits = judge.prompt.limits
+        self.settings = {
+            "judge": judge.reference,
+            "weights": judge.weights,
+            "dtype": str(judge.dtype).removeprefix("torch."),
+            "heads": [list(head) for head in selected],
+            "reranked": f"the best {self.knobs.depth} of {first.name}; the others keep its order below them",
+            "prompt": f"at most {self.knobs.per_prompt} passages in {first.name}'s order, best first",
+            "passage_tokens": limits.passage,
+            "query_tokens": limits.query,
+            "drop_low_tokens": self.drop_low_tokens,
+            "first_stage": first.settings,
+        }
+
+    def search(self, task: Task, depth: int) -> systems.Run:
+        """The first stage's ``depth`` hits of every query, the best ``qrhead.depth`` of them reranked."""
+        texts = dict(zip(task.corpus["id"], systems.documents(task), strict=True))
+        queries = dict(zip(task.queries["id"], task.queries["text"], strict=True))
+        found = self.first.search(task, depth)
+        bar = tqdm(found.items(), desc=f"rerank {task.name}", unit="query", mininterval=1)
+        return {query: self._rerank(queries[query], metrics.rank(hits), texts) for query, hits in bar}
+
+    def _rerank(self, query: str, ranked: list[str], texts: dict[str, str]) -> dict[str, float]:
+        """Document → score: the judge's for the first ones, then falling by one below the lowest of them."""
+        best, rest = ranked[: self.knobs.depth], ranked[self.knobs.depth :]
+        scores: dict[str, float] = {}
+        for start in range(0, len(best), self.knobs.per_prompt):
+            ids = best[start : start + self.knobs.per_prompt]
+            scores |= dict(zip(ids, self._score(query, ids, [texts[i] for i in ids]), strict=True))
+        floor = min(scores.values(), default=0.0)
+        return scores | {document: floor - place for place, document in enumerate(rest, start=1)}
+
+    def _score(self, query: str, ids: list[str], passages: list[str]) -> list[float]:
+        """Scores of the documents of one prompt."""
+        candidates = CandidateSet(query, "", tuple(ids), tuple(passages), (Question(query, query, 0),))
+        self._count(candidates)
+        scores = heads.rerank(self.judge, candidates, self.selected, self.drop_low_tokens)[0].tolist()
+        if not all(map(math.isfinite, scores)):
+            raise DreamError(
+                f"the judge's attention on the documents of query {query[:60]!r} is not finite", "Set judge.dtype to float32"
+            )
+        return scores
+
+    def _count(self, candidates: CandidateSet) -> None:
+        """Add the operations of one prompt: the documents, the question and the empty question, no vocabulary."""
+        prompt, config = self.judge.prompt, self.judge.model.config
+        suffixes = [len(prompt.suffix(text).ids) for text in (candidates.questions[0].text, "")]
+        documents = len(prompt.documents(candidates).ids)
+        self.flops += fast_step(config, documents, suffixes, targets=0, lowest=config.num_hidden_layers).total
+
+
+def _require_room(judge: Judge, passages: int) -> None:
+    """Stop if a prompt with so many full passages and a full question has more tokens than the judge has positions."""
+    prompt, room = judge.prompt, judge.model.config.max_position_embeddings
+    marks = 1 + len(prompt.tokens(HEADER)) + len(prompt.tokens(QUESTION)) + passages * len(prompt.tokens(SEPARATOR))
+    longest = marks + passages * prompt.limits.passage + prompt.limits.query
+    if longest > room:
+        raise DreamError(
+            f"qrhead.per_prompt is {passages}: a prompt has up to {longest} tokens, the judge reads {room}",
+            "Lower qrhead.per_prompt or judge.passage_tokens",
+        )
+
+
+def build(config: Config, device: str | None = None) -> QRHead:
+    """The reranker that params describes, with the heads of ``work/heads``.
+
+    Raises:
+        DreamError: the heads are missing or were selected with other settings or another judge.
+    """
+    manifest.check(HEADS, config)
+    found: dict[str, Any] = read_json(HEADS / "heads.json")
+    judge = Judge.from_config(config, device)
+    if found["weights"] != judge.weights:
+        raise DreamError(f"{HEADS} belongs to other weights than {config.size.judge}", "Run `dvc repro heads`")
+    return QRHead(judge, [tuple(head) for head in found["selected"]], config, systems.load("bm25", config))
+
+
+systems.BUILDERS[QRHead.name] = build

@@ -1,0 +1,40 @@
+"""Stage rerank: BM25's candidates of a task or a list of tasks in the order that the judge's heads give → scores per query."""
+
+import argparse
+
+from dream import manifest
+from dream.config import load_for_stage
+from dream.errors import exits_cleanly
+
+
+@exits_cleanly
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.rerank", description=__doc__)
+    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
+    parser.add_argument("--system", required=True, choices=["qrhead"])
+    parser.add_argument("--tasks", required=True, help="a task, or a list of task_lists")
+    asked = parser.parse_args(arguments)
+    config = load_for_stage(asked.size)
+
+    import torch
+
+    from dream import rerank
+    from dream.data import tasks
+    from dream.evaluation import cells
+
+    torch.set_num_threads(config.training.threads)
+    names = tasks.resolve([asked.tasks], config)
+    cell = cells.cell_name(asked.system, None, asked.tasks)
+    inputs = [rerank.HEADS, *(tasks.FOLDER / name for name in names if tasks.kind(name, config) != "mteb")]
+    manifest.check(tasks.FOLDER, config)
+    with manifest.recording(config, f"evaluate-{cell}", inputs) as record:
+        system = rerank.build(config)
+        table, records = cells.run(system, None, names, config)
+        cells.write(cell, system, table, records, config)
+        record.flops = system.flops
+    for row in records:
+        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
