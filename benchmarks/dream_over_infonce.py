@@ -72,7 +72,8 @@ def main() -> None:
     for name, more in shapes:
         measured[name] = measure(argparse.Namespace(**{**vars(args), **more}))
         seconds = measured[name]["median_s"]
-        print(f"{name:<30} dream {seconds['dream']:.3f} s  infonce {seconds['infonce']:.3f} s  ratio {measured[name]['ratio']:.2f}")
+        ratio = measured[name]["ratio"]
+        print(f"{name:<30} dream {seconds['dream']:.3f} s  infonce {seconds['infonce']:.3f} s  ratio {ratio:.2f}")
     lowest = min(layer for layer, _ in models.LLAMA_HEADS)
     paper = {
         size: {q: round(counted(models.SHAPES[size], models.LLAMA_8B, q, lowest), 2) for q in (1, 4)}
