@@ -149,6 +149,12 @@ class Training(Section):
         return self
 
 
+class Dream(Section):
+    judge: Literal["frozen", "lora"]
+    r: Positive
+    alpha: Positive
+
+
 class InfoNCE(Section):
     in_batch_negatives: bool
 
@@ -227,6 +233,7 @@ class Config(Section):
     temperature: Temperature
     encoder: Encoder
     training: Training
+    dream: Dream
     infonce: InfoNCE
     replug: RePlug
     revela: Revela

@@ -1,15 +1,15 @@
 """``qrhead``: BM25's best documents in the order that the frozen judge's own heads give them, without any training.
 
 The judge reads the documents and the question in its usual prompt; a document's score is the sum, over the selected
-heads, of their calibrated attention on it (Zhang et al. 2025; ``dream/judge/heads.py``). It shows what the judge knows
-before anything is trained from it. Documents below ``qrhead.depth`` keep BM25's order below the reranked ones.
+heads, of their calibrated attention on it (Zhang et al. 2025; ``dream/judge/heads.py``). It shows what the judge
+knows before anything is trained from it. Documents below ``qrhead.depth`` keep BM25's order below the reranked ones.
 
-A prompt holds at most ``qrhead.per_prompt`` passages, each cut at ``judge.passage_tokens``; more documents are read in
-several prompts in BM25's order and ranked together by score. Scores of two prompts come from two softmaxes, so one prompt
-for all is the plain reading and the default of every recipe.
+A prompt holds at most ``qrhead.per_prompt`` passages, each cut at ``judge.passage_tokens``; more documents are read
+in several prompts in BM25's order and ranked together by score. Scores of two prompts come from two softmaxes, so one
+prompt for all is the plain reading and the default of every recipe.
 
-This file is a room of its own: what is evaluated without the judge does not depend on the judge's code or heads. Importing
-it puts the system into the registry (``dream/evaluation/systems.py``).
+This file is a room of its own: what is evaluated without the judge does not depend on the judge's code or heads.
+Importing it puts the system into the registry (``dream/evaluation/systems.py``).
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class QRHead:
         scores = heads.rerank(self.judge, candidates, self.selected, self.drop_low_tokens)[0].tolist()
         if not all(map(math.isfinite, scores)):
             raise DreamError(
-                f"the judge's attention on the documents of query {query[:60]!r} is not finite", "Set judge.dtype to float32"
+                f"the judge's attention on the documents of query {query[:60]!r} is not finite",
+                "Set judge.dtype to float32",
             )
         return scores
 

@@ -1,4 +1,4 @@
-"""Stage rerank: BM25's candidates of a task or a list of tasks in the order that the judge's heads give → scores per query."""
+"""Stage rerank: BM25's candidates of a task or list of tasks, reranked by the judge's heads → scores per query."""
 
 import argparse
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         cells.write(cell, system, table, records, config)
         record.flops = system.flops
     for row in records:
-        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True)
+        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)")
 
 
 if __name__ == "__main__":

@@ -3,30 +3,31 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import reference
 import torch
 import yaml
-from reference import both
+from reference import Letters, random_model
 from test_evaluation_cells import llama, project  # noqa: F401
 
-from dream import manifest, rerank
 from dream import config as configs
+from dream import manifest, rerank
 from dream.data.tasks import base
 from dream.errors import DreamError
 from dream.evaluation import cells, metrics, systems
 from dream.files import write_json
+from dream.instances import CandidateSet
 from dream.judge import Judge, Limits
-from dream.judge.prompt import EMPTY_QUERY, Prompt
+from dream.judge.flops import pairs
+from dream.judge.prompt import EMPTY_QUERY
 
 HEADS = [(1, 0), (3, 2)]
 
 
-def small():
-    """A judge whose prompts of short texts fit its positions, and a copy of its model."""
-    judge, model = both()
-    judge.prompt = Prompt(judge.prompt.tokenizer, Limits(24, 24, 24))
-    return judge, model
+def both():
+    """A judge whose full prompts fit its 512 positions, and its model for the reference."""
+    return Judge(random_model(), Letters(), Limits(20, 20, 20)), random_model()
 
 
 class First:
@@ -46,8 +47,6 @@ def config(depth=4, per_prompt=4, **more):
 
 
 def letters_task():
-    import pandas as pd
-
     texts = {"a": "kept out of", "b": "m", "c": "a longer one here", "d": "zyx", "e": "below"}
     return base.make(
         "letters", "own",
@@ -62,8 +61,6 @@ HITS = {"q": {"a": 9.0, "b": 8.0, "c": 7.0, "d": 6.0, "e": 5.0}, "none": {}, "on
 
 def by_hand(model, judge, query, passages):
     """Sum over the heads of the calibrated attention, from full attention matrices."""
-    from dream.instances import CandidateSet
-
     documents = judge.prompt.documents(CandidateSet("", "", tuple(passages), tuple(passages), ()))
     masses = []
     for text in (query, EMPTY_QUERY):
@@ -75,7 +72,7 @@ def by_hand(model, judge, query, passages):
 
 @pytest.mark.parametrize(("depth", "per_prompt"), [(4, 4), (4, 2), (3, 2), (9, 9)])
 def test_scores_are_the_definition_and_the_rest_keeps_its_order_below(depth, per_prompt):
-    judge, model = small()
+    judge, model = both()
     system = rerank.QRHead(judge, HEADS, config(depth, per_prompt), First(HITS))
     task = letters_task()
     run = system.search(task, 100)
@@ -93,28 +90,35 @@ def test_scores_are_the_definition_and_the_rest_keeps_its_order_below(depth, per
 
 
 def test_flops_are_those_of_the_prompts_that_were_read():
+    """The counter of torch sees the products with weights; the last layer of the documents ends after its keys."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    judge, _ = small()
+    judge, model = both()
     judge.chunk = None
-    system = rerank.QRHead(judge, HEADS, config(4, 4), First({"q": HITS["q"]}))
+    system, task = rerank.QRHead(judge, HEADS, config(4, 4), First({"q": HITS["q"]})), letters_task()
     with FlopCounterMode(display=False) as counter:
-        system.search(letters_task(), 100)
+        system.search(task, 100)
     dense = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).endswith((".mm", ".addmm")))
-    assert 0 < dense < system.flops < 1.8 * dense  # the counter's .mm leaves the attention out; ours counts it
+    passages = tuple(task.corpus["text"][:4])
+    documents = len(judge.prompt.documents(CandidateSet("", "", passages, passages, ())).ids)
+    rows = [len(judge.prompt.suffix(text).ids) for text in ("longer x", EMPTY_QUERY)]
+    skipped = sum(p.numel() for n, p in model.model.layers[-1].named_parameters() if "mlp" in n or "o_proj" in n)
+    shapes, heads = judge.model.config, judge.model.config.num_attention_heads
+    attention = 4 * heads * shapes.head_dim * (pairs(documents) + sum(pairs(n, documents) for n in rows))
+    assert system.flops == dense + 2 * skipped * documents + shapes.num_hidden_layers * attention
     once = system.flops
-    system.search(letters_task(), 100)
+    system.search(task, 100)
     assert system.flops == 2 * once
 
 
 def test_a_prompt_that_the_judge_cannot_hold_is_one_line():
     judge, _ = both()
-    with pytest.raises(DreamError, match=r"qrhead\.per_prompt is 40: a prompt has up to \d+ tokens, the judge reads 512"):
+    with pytest.raises(DreamError, match=r"per_prompt is 40: a prompt has up to \d+ tokens, the judge reads 512"):
         rerank.QRHead(judge, HEADS, config(40, 40), First({}))
 
 
 def test_broken_weights_end_in_one_line():
-    judge, model = small()
+    judge, _ = both()
     with torch.no_grad():
         judge.model.model.embed_tokens.weight.fill_(float("nan"))
     with pytest.raises(DreamError, match="documents of query 'longer x' is not finite"):
@@ -122,7 +126,7 @@ def test_broken_weights_end_in_one_line():
 
 
 def test_the_filter_knob_reaches_the_scores(monkeypatch):
-    judge, _ = small()
+    judge, _ = both()
     seen = []
     original = rerank.heads.score_documents
     monkeypatch.setattr(rerank.heads, "score_documents", lambda *a: seen.append(a[3]) or original(*a))
@@ -143,8 +147,8 @@ def heads_folder(project, llama):  # noqa: F811
     """The project of the evaluation tests with a judge, heads, and a params.yaml that names them."""
     raw = yaml.safe_load(Path("params.yaml").read_text())
     raw["sizes"]["tiny"] = {"encoder": str(llama), "encoder_layers": None, "judge": str(llama), "recipe": "packaged"}
-    raw["judge"] |= {"passage_tokens": 8, "query_tokens": 16}
     raw |= {"own": {"tiny": "unused"}, "tasks": ["tiny"], "rerankers": ["qrhead"]}
+    raw["judge"] |= {"passage_tokens": 8, "query_tokens": 8}  # the tiny judge has 128 positions
     Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     resolved = configs.load()
     judge = Judge.from_config(resolved)
