@@ -290,6 +290,7 @@ def save(result: Result, folder: Path | str, made_with: dict[str, Any]) -> None:
     """Write a trained model: ``adapter/`` (PEFT), ``state.json`` (tau, gate, steps, pairs) and ``made_with.json``."""
     with replacing_folder(folder) as temporary:
         result.step.encoder.save_adapter(temporary / "adapter")
+        result.step.objective.save(temporary)
         write_json(temporary / "state.json", {**result.step.objective.state(), "steps": len(result.history), "pairs": result.pairs})
         write_json(temporary / "made_with.json", made_with)
 

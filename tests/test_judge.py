@@ -72,6 +72,68 @@ def test_equality_holds_for_other_shapes(lengths, questions, layers, injection):
     compare(judge, model, candidate_set(lengths, questions), injection)
 
 
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def with_lora(judge, model):
+    """The same random LoRA, B not zero, in the judge and in the reference's model; their weights by name.
+
+    The library's norms compute in float32. Where a document's gradients of two questions meet before or after such a
+    norm is then seen in the seventh digit, so both models get norms in float64.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    for module in [*judge.model.modules(), *model.modules()]:
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda x, m=module: m.weight * x * (x.square().mean(-1, keepdim=True) + m.variance_epsilon).rsqrt()
+    judge.add_lora(4, 8, LORA_TARGETS)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=LORA_TARGETS))
+    found = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in (judge.model, model)]
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 2 * len(LORA_TARGETS) * judge.layers
+    torch.manual_seed(3)
+    for name, p in found[0].items():
+        with torch.no_grad():
+            p.normal_(0, 0.3)
+            found[1][name].copy_(p)
+    return found
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("rows", "budget", "chunk"), [("query", "paper", None), ("all", "preserve", 7)])
+def test_a_judge_with_lora_equals_the_reference_in_loss_and_all_gradients(kind, rows, budget, chunk):
+    """The documents' keys and values carry the gradient of the LoRA too, read whole or in pieces."""
+    judge, model = both(kind)
+    ours, theirs = with_lora(judge, model)
+    judge.chunk = chunk
+    candidates, injection = candidate_set(), Injection(HEADS, rows, budget)
+    leaves, p, gate = toy_scores(candidates)
+    fast = losses_and_gradients(judge.target_losses(candidates, p, gate, injection), [*leaves, *ours.values()])
+    leaves, p, gate = toy_scores(candidates)
+    slow = [
+        reference.target_loss(model, judge.prompt.layout(candidates, i), p[i], gate, *dataclasses.astuple(injection))
+        for i in range(2)
+    ]
+    slow = losses_and_gradients(torch.stack(slow), [*leaves, *theirs.values()])
+    for name, a, b in zip(("loss", "encoder", "tau", "gamma", *ours), fast, slow, strict=True):
+        assert b.abs().max() > 1e-6, f"{name} is zero: nothing is compared"
+        torch.testing.assert_close(a.detach(), b.detach(), **EXACT, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_lora_changes_nothing_at_first_leaves_the_output_matrix_alone_and_is_added_once():
+    judge, _ = both()
+    candidates = candidate_set()
+    before = judge.target_losses(candidates)
+    assert not before.requires_grad and not judge.read(candidates).layers[0][0].requires_grad
+    adapter = judge.add_lora(4, 8, [*LORA_TARGETS, "lm_head"])
+    torch.testing.assert_close(judge.target_losses(candidates), before, rtol=0, atol=0)
+    assert not any("lm_head" in n for n, p in adapter.named_parameters() if p.requires_grad)
+    assert judge.read(candidates).layers[-1][0].requires_grad
+    with pytest.raises(DreamError, match="already has a LoRA"):
+        judge.add_lora(4, 8, LORA_TARGETS)
+    with pytest.raises(DreamError, match=r"training\.lora\.targets \['nothing'\] do not fit"):
+        both()[0].add_lora(4, 8, ["nothing"])
+
+
 def test_the_comparison_can_fail():
     """A gate that is off by a thousandth is seen."""
     judge, model = both()

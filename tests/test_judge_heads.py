@@ -208,6 +208,41 @@ def test_flops_equal_what_the_counter_of_torch_counts_in_matrix_products():
     assert plain.total > counted.total
 
 
+def test_flops_of_a_trained_judge_equal_what_the_counter_of_torch_counts_in_products_with_weights():
+    """Forward and backward; the count leaves out of account what the two ends of the model need not compute."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    judge, _ = both(layers=3)
+    adapter = judge.add_lora(4, 8, ["q_proj", "k_proj", "v_proj", "o_proj"])
+    candidates, trained = candidate_set(), sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+    documents, suffixes = len(judge.prompt.documents(candidates).ids), judge.prompt.suffixes(candidates)
+    rows, targets = [len(s.ids) - 1 for s in suffixes], sum(s.target[1] - s.target[0] for s in suffixes)
+    shapes = judge.model.config
+    counted = flops.fast_step(shapes, documents, rows, targets, lowest=2, adapter=trained)
+    frozen = flops.fast_step(shapes, documents, rows, targets, lowest=2)
+    assert counted.total > 1.5 * frozen.total and frozen.adapter == frozen.documents_backward == 0
+    judge.chunk = None
+    with FlopCounterMode(display=False) as counter:
+        judge.target_losses(candidates).sum().backward()
+    dense = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).endswith((".mm", ".addmm")))
+
+    seen = flops.pairs(documents) + sum(flops.pairs(n, documents) for n in rows)
+    attention = 3 * shapes.num_hidden_layers * flops.attention_flops(shapes, seen)
+
+    def size(layer, *parts):
+        """Weights of a layer's named parts, of LoRA weights only where the part says so."""
+        named = judge.model.model.layers[layer].named_parameters()
+        return sum(p.numel() for n, p in named if p.ndim > 1 and any(part in n for part in parts))
+
+    # the last layer of the documents: queries have no use, nothing comes after the keys and values
+    last = 2 * documents * (3 * size(2, "o_proj.lora") + 2 * size(2, "o_proj.base", "mlp"))
+    last += 2 * documents * (2 * size(2, "q_proj.lora") + size(2, "q_proj.base"))
+    # the first layer: nobody asks for the gradient of the token embeddings
+    into = [f"{p}_proj.{part}" for p in "qkv" for part in ("base", "lora_A")]
+    first = 2 * (documents + sum(rows)) * size(0, *into)
+    assert min(last, first) > 0 and dense == counted.total - attention - last - first
+
+
 # ------------------------------------------------------------------------------------------------ the packaged judge
 
 

@@ -182,6 +182,67 @@ def test_the_saved_adapter_loads_with_plain_peft(config, encoder_folder, tmp_pat
     assert (torch.nn.functional.normalize(untrained, dim=-1) - ours).abs().max() > 1e-3
 
 
+HEADS = [(0, 0), (1, 1)]
+
+
+def run_dream(folder, key, **more):
+    """DREAM with a fresh judge, which a run with a LoRA changes in place."""
+    from dream.judge import Judge
+
+    limits = {"judge.passage_tokens": 6, "judge.query_tokens": 6, "judge.target_tokens": 6, "judge.dtype": "float32"}
+    settings = make_config(folder, **limits, **{"dream.r": 4, "dream.alpha": 8, "training.steps": 4, **more})
+    return training.train(settings, "dream", 0, make_sets(), Judge.from_config(settings, "cpu"), HEADS, key)
+
+
+def test_the_judges_lora_trains_with_the_encoder_and_is_saved_in_its_own_folder(encoder_folder, config, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    frozen, lora = run_dream(encoder_folder, "frozen"), run_dream(encoder_folder, "lora", **{"dream.judge": "lora"})
+    of_judge = {n: p for n, p in lora.step.trained().items() if n.startswith("objective.adapter.")}
+    assert not any("adapter" in n for n in frozen.step.trained() if n.startswith("objective."))
+    assert of_judge.keys() == lora.step.trained().keys() - frozen.step.trained().keys() and of_judge
+    assert all(p.detach().abs().max() > 0 for n, p in of_judge.items() if "lora_B" in n), "B starts at 0 and moved"
+    assert lora.history[0]["loss"] == frozen.history[0]["loss"], "an untrained LoRA is the frozen judge"
+    assert lora.history[-1]["loss"] < frozen.history[-1]["loss"] and lora.flops > frozen.flops
+
+    training.save(frozen, tmp_path / "frozen", {})
+    training.save(lora, tmp_path / "lora", {})
+    held = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("frozen", "lora", "lora/judge_adapter")]
+    assert held[0] == ["adapter", "made_with.json", "state.json"]
+    assert held[1] == ["adapter", "judge_adapter", "made_with.json", "state.json"]
+    assert held[2] == ["adapter_config.json", "adapter_model.safetensors"]
+    model = AutoModelForCausalLM.from_pretrained(encoder_folder, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    plain = model(ids).logits
+    loaded = PeftModel.from_pretrained(model, tmp_path / "lora" / "judge_adapter")(ids).logits
+    torch.testing.assert_close(loaded, lora.step.objective.judge.model.eval()(ids).logits, atol=1e-5, rtol=0)
+    assert (loaded - plain).abs().max() > 1e-3
+
+
+def test_a_killed_run_with_the_judges_lora_goes_on_to_the_same_bytes(encoder_folder, config, monkeypatch):
+    whole = run_dream(encoder_folder, "whole", **{"dream.judge": "lora"})
+    saved = training.Checkpoints.save
+
+    def save_then_die(self, step, *rest):
+        saved(self, step, *rest)
+        if step == 2:
+            raise SystemExit(137)
+
+    monkeypatch.setattr(training.Checkpoints, "save", save_then_die)
+    with pytest.raises(SystemExit):
+        run_dream(encoder_folder, "cut", **{"dream.judge": "lora"})
+    monkeypatch.setattr(training.Checkpoints, "save", saved)
+    resumed = run_dream(encoder_folder, "cut", **{"dream.judge": "lora"})
+    assert same(weights(whole), weights(resumed)) and whole.history == resumed.history
+
+
+@pytest.mark.parametrize("control", [{"injection.gate": "off"}, {"injection.scores": "uniform"}])
+def test_controls_refuse_a_judge_that_is_trained(encoder_folder, config, control):
+    with pytest.raises(DreamError, match=r"dream\.judge=lora trains the judge"):
+        run_dream(encoder_folder, "control", **{"dream.judge": "lora", **control})
+
+
 def test_infonce_is_its_definition(config):
     """− log exp(s_gold / tau) / sum_j exp(s_j / tau), written out."""
     from dream.encoder import Encoder

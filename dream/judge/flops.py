@@ -18,6 +18,8 @@ class Flops:
     suffix_forward: float
     suffix_backward: float
     vocabulary: float
+    documents_backward: float = 0.0
+    adapter: float = 0.0
 
     @property
     def total(self) -> float:
@@ -46,7 +48,9 @@ def attention_flops(config: Any, seen: float) -> float:
     return 4 * config.num_attention_heads * width * seen
 
 
-def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lowest: int) -> Flops:
+def fast_step(
+    config: Any, documents: int, suffixes: list[int], targets: int, lowest: int, adapter: int = 0
+) -> Flops:
     """Operations of :meth:`dream.judge.Judge.target_losses` and its backward pass.
 
     Args:
@@ -55,8 +59,11 @@ def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lo
         suffixes: tokens of every question's suffix.
         targets: target tokens of all questions together (rows with logits).
         lowest: the lowest selected layer; below it there is no graph.
+        adapter: weights of the judge's LoRA, 0 for a frozen judge. With one, every layer and the documents have a graph,
+            and its own weights cost a product forward and two backward.
     """
     layers, rows = config.num_hidden_layers, sum(suffixes)
+    lowest = 0 if adapter else lowest
     dense, seen = 2 * weights_per_layer(config), sum(pairs(n, documents) for n in suffixes)
     one = dense * rows + attention_flops(config, seen)
     return Flops(
@@ -64,6 +71,8 @@ def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lo
         suffix_forward=layers * one,
         suffix_backward=(layers - lowest) * (dense * rows + 2 * attention_flops(config, seen)),
         vocabulary=2 * 2 * config.hidden_size * config.vocab_size * targets,
+        documents_backward=bool(adapter) * layers * (dense * documents + 2 * attention_flops(config, pairs(documents))),
+        adapter=3 * 2.0 * adapter * (documents + rows),
     )
 
 

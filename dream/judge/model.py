@@ -3,13 +3,16 @@
 What is shared, and why it is exact (each point is proved by a test against a slow reference):
 
 * The prompt is causal and the documents come first, so their keys and values depend on nothing else. :meth:`Judge.read`
-  computes them without a graph, stops once the last layer's keys and values are there, and all questions of the set,
-  and all conditions of a diagnostic, use them.
+  computes them, stops once the last layer's keys and values are there, and all questions of the set, and all conditions
+  of a diagnostic, use them.
 * All suffixes of a set are *packed* into one sequence without padding: each starts at the position after the
   documents, and the mask lets a row see all documents and the earlier rows of its own suffix only.
 * The last target token predicts nothing and is left out; logits are computed for rows that predict target tokens only.
 * The judge's weights need no gradient, and scores enter at the lowest selected layer: autograd itself records nothing
-  below it.
+  below it, and nothing of the documents.
+
+With :meth:`Judge.add_lora` (the paper's ablation) the same calls have a graph from the adapter's weights on, through the
+documents' keys and values too: sharing stays exact, only the graph is longer.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from dream.judge.loss import target_losses
 from dream.judge.prompt import DEFAULT_LIMITS, EMPTY_QUERY, Documents, Limits, Prompt, Suffix
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from dream.config import Config
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
@@ -50,7 +55,10 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the judge keeps of a set's documents: per layer keys and values ``[1, H_kv, P, d]``, without a graph."""
+    """What the judge keeps of a set's documents: per layer keys and values ``[1, H_kv, P, d]``.
+
+    They have no graph, except to the weights of a judge's LoRA.
+    """
 
     documents: Documents
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -161,9 +169,34 @@ class Judge:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    @torch.no_grad()
+    def add_lora(self, r: int, alpha: int, targets: Sequence[str]) -> PeftModel:
+        """Put a LoRA into the judge's body, in place; its weights (float32 at least) are the only ones that are trained.
+
+        The output matrix never gets one: :mod:`dream.judge.loss` takes it as frozen. B starts at 0, so the judge is
+        unchanged at first; A is drawn from torch's generator.
+
+        Returns:
+            The peft model around ``self.model``, for its parameters and for :meth:`PeftModel.save_pretrained`.
+
+        Raises:
+            DreamError: the judge already has one, or the targets do not fit it.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        if hasattr(self.model, "peft_config"):
+            raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")
+        settings = LoraConfig(
+            task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=list(targets), exclude_modules=["lm_head"]
+        )
+        try:
+            return get_peft_model(self.model, settings).eval()
+        except ValueError as error:
+            raise DreamError(
+                f"training.lora.targets {list(targets)} do not fit {self.reference} ({' '.join(str(error).split())[:120]})"
+            ) from error
+
     def read(self, candidates: CandidateSet | Documents) -> Reading:
-        """Keys and values of a set's documents in every layer, once, without a graph."""
+        """Keys and values of a set's documents in every layer, once. See :class:`Reading`."""
         documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
         self._assert_ours()
         recorder = _Recorder(self.layers)

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,9 @@ class Objective(nn.Module):
     def state(self) -> dict[str, float]:
         """The learned scalars in their natural unit (tau, gate), for the model's state.json."""
         return {}
+
+    def save(self, folder: Path) -> None:
+        """Write other trained weights than the encoder's into the model's folder; most objectives have none."""
 
 
 def register(name: str) -> Callable[[type[Objective]], type[Objective]]:

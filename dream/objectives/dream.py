@@ -6,16 +6,23 @@ gradient reaches the encoder, tau and gamma; the judge gets none.
 
 Controls, one parameter each: ``injection.gate=off`` injects nothing and ``injection.scores=uniform`` injects
 p = 1/K. Neither lets a gradient reach the encoder, which then stays as it was: the row that shows what training adds.
+
+``dream.judge=lora`` is the paper's ablation: the judge's own LoRA is optimised together with the encoder's, with the same
+learning rate and targets [open]. It is an objective's parameter like tau: clipped, checkpointed and resumed with the
+others, saved beside the encoder's adapter as ``judge_adapter/`` and used by nothing afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dream.errors import DreamError
+from dream.files import read_json, write_json
 from dream.instances import CandidateSet
 from dream.judge import Injection
 from dream.judge.flops import fast_step
@@ -31,8 +38,8 @@ class Dream(Objective):
     def __init__(self, config, judge=None, heads=()) -> None:
         super().__init__(config)
         knobs = config.injection
-        # The judge is frozen and the same in every process: held outside the module tree, it is neither saved,
-        # nor moved, nor synchronised with what is trained.
+        # A frozen judge is the same in every process: held outside the module tree, it is neither saved, nor moved,
+        # nor synchronised with what is trained. With a LoRA it is inside.
         self._held = (judge,)
         self.injection = Injection(heads=tuple(map(tuple, heads)), rows=knobs.rows, budget=knobs.budget)
         self.tau = Temperature(config)
@@ -44,10 +51,25 @@ class Dream(Objective):
         self.expects_gradient = knobs.gate != "off" and knobs.scores == "learned"
         if knobs.gate == "off":
             self.requires_grad_(False)
+        self.adapter = self._add_lora() if config.dream.judge == "lora" else None
+
+    def _add_lora(self) -> nn.Module:
+        """The judge's LoRA.
+
+        Raises:
+            DreamError: the run is a control in which nothing is learned.
+        """
+        if not self.expects_gradient:
+            raise DreamError(
+                "dream.judge=lora trains the judge, but injection.gate=off and injection.scores=uniform train nothing",
+                "Set dream.judge=frozen for these controls",
+            )
+        knobs = self.config.dream
+        return self.judge.add_lora(knobs.r, knobs.alpha, self.config.training.lora.targets)
 
     @property
     def judge(self):
-        """The frozen LLM."""
+        """The LLM, frozen unless ``dream.judge`` is lora."""
         return self._held[0]
 
     def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
@@ -89,8 +111,18 @@ class Dream(Objective):
             [len(s.ids) - 1 for s in suffixes],
             sum(s.target[1] - s.target[0] for s in suffixes),
             min(layer for layer, _ in self.injection.heads),
+            sum(p.numel() for p in self.adapter.parameters() if p.requires_grad) if self.adapter else 0,
         ).total
 
     def state(self) -> dict[str, float]:
         gate = 0.0 if self.config.injection.gate == "off" else self.gamma.sigmoid().item()
         return {"tau": self.tau().item(), "gate": gate}
+
+    def save(self, folder: Path) -> None:
+        if self.adapter is None:
+            return
+        self.adapter.save_pretrained(folder / "judge_adapter", safe_serialization=True, save_embedding_layers=False)
+        (folder / "judge_adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        settings = read_json(folder / "judge_adapter" / "adapter_config.json")
+        settings |= {"target_modules": sorted(settings["target_modules"]), "base_model_name_or_path": self.judge.reference}
+        write_json(folder / "judge_adapter" / "adapter_config.json", settings)
