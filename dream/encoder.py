@@ -467,14 +467,19 @@ _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"} 
 
 
 def _with_adapter(backbone: nn.Module, adapter: Path | str, trainable: bool) -> nn.Module:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
     name, revision = split_revision(str(adapter))
     try:
+        settings = PeftConfig.from_pretrained(name, revision=revision)
+        # An adapter that was saved around a causal LM (the released DREAM models) says so and names the body `model.…`.
+        settings.task_type, names = "FEATURE_EXTRACTION", {r"^model\.": ""}
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(backbone, name, is_trainable=trainable, revision=revision)
+            return PeftModel.from_pretrained(
+                backbone, name, is_trainable=trainable, config=settings, revision=revision, key_mapping=names
+            )
     except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
         raise DreamError(
             f"adapter {adapter} cannot be loaded onto its encoder ({_first_line(error)})",

@@ -312,6 +312,25 @@ def test_pool_ignores_padding_on_either_side():
         torch.testing.assert_close(left, pool(hidden, right, how))
 
 
+def test_an_adapter_that_was_saved_around_a_causal_lm_is_the_same_on_the_encoder(llama, tmp_path):
+    """The released DREAM adapters: their weights are named from the causal LM, whose last hidden state is pooled."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=LORA.targets, init_lora_weights=False)
+    lm = get_peft_model(lm, settings).eval()
+    lm.save_pretrained(tmp_path / "adapter")
+    encoder = Encoder.from_pretrained(llama, adapter=tmp_path / "adapter", pooling="last")
+    ids = torch.tensor(encoder.tokenize(["cat dog river"], 16))
+    hidden = lm(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+    ours = torch.from_numpy(encoder.encode(["cat dog river"])[0])
+    torch.testing.assert_close(ours, torch.nn.functional.normalize(hidden, dim=-1), atol=TOLERANCE, rtol=0)
+    plain = Encoder.from_pretrained(llama, pooling="last").encode(["cat dog river"])[0]
+    assert np.abs(plain - ours.numpy()).max() > 1e-2
+
+
 def test_split_revision_leaves_folders_alone(tmp_path):
     folder = tmp_path / "name@v1"
     folder.mkdir()

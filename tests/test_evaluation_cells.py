@@ -170,6 +170,38 @@ def test_a_published_sentence_transformers_folder_gives_what_the_library_gives(p
         systems.load("mine", config)
 
 
+def test_published_entries_are_complete_and_one_line_each_offline(monkeypatch):
+    """Issue: released DREAM, Revela, BGE, E5-mistral, Qwen3-Embedding; no hub, no traceback, the model is named."""
+    import huggingface_hub
+
+    from dream import assets
+    from dream.assets import hub
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "cached", lambda reference: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    entries = load().published
+    families = {"dream-1b", "dream-3b", "revela-1b", "bge-large", "e5-mistral", "qwen3-0.6b"}
+    assert families <= entries.keys()
+    for name, entry in entries.items():
+        assert entry.pooling and {"max_length", "dtype"} <= entry.model_fields_set, name
+        if name == "minilm":
+            continue
+        config = load(overrides={"references": [name]})
+        assert {entry.model, entry.adapter} - {None} <= assets.model_references(config).keys()
+        with pytest.raises(DreamError) as caught:
+            assets.check_available(config)
+        line = str(caught.value)
+        assert "\n" not in line and entry.model in line and "hf download" in line, line
+        if entry.adapter:
+            monkeypatch.setattr(hub, "cached", lambda r, base=entry.model: Path() if r == base else None)
+            with pytest.raises(DreamError, match=f"model {entry.adapter} is not in the local"):
+                assets.check_available(config)
+            monkeypatch.setattr(hub, "cached", lambda reference: None)
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
