@@ -76,16 +76,11 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def with_lora(judge, model):
-    """The same random LoRA, B not zero, in the judge and in the reference's model; their weights by name.
-
-    The library's norms compute in float32. Where a document's gradients of two questions meet before or after such a
-    norm is then seen in the seventh digit, so both models get norms in float64.
-    """
+    """The same random LoRA, B not zero, in the judge and in the reference's model; their weights by name."""
     from peft import LoraConfig, get_peft_model
 
-    for module in [*judge.model.modules(), *model.modules()]:
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: m.weight * x * (x.square().mean(-1, keepdim=True) + m.variance_epsilon).rsqrt()
+    reference.exact_norms(judge.model)
+    reference.exact_norms(model)
     judge.add_lora(4, 8, LORA_TARGETS)
     get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=LORA_TARGETS))
     found = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in (judge.model, model)]

@@ -1,10 +1,12 @@
 """Each objective equals a slow reading of its definition; docs/objectives.md shows a working one."""
 
+import dataclasses
 import math
 import pathlib
 import re
 
 import pytest
+import reference
 import torch
 from test_training import config, encoder_folder, make_config, make_sets, run, same, weights  # noqa: F401
 
@@ -149,3 +151,176 @@ def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
     assert any(n.startswith("encoder.") for n in moved) and any(n.startswith("objective.lm.") for n in moved)
     similarity = result.step.objective.similarity([[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["the a", "cat dog", "sat on"], result.step.encoder)
     assert torch.allclose(similarity.sum(-1), torch.ones(3)) and similarity.diagonal().abs().max() == 0
+
+
+@pytest.mark.parametrize("lm", ["frozen", "lora"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_lm(encoder_folder, lm, normalise):  # noqa: F811
+    """fp64: first halves as queries, Sim, in-batch attention, mean over sets; gradients to encoder and to the LM's LoRA."""
+    more = {"revela.value_normalisation": normalise, "revela.lm": lm, "revela.tau": 0.3, "revela.r": 4, "revela.alpha": 8}
+    objective = objectives.find("revela")(make_config(encoder_folder, **more, **{"judge.passage_tokens": 6})).double()
+    model = objective.lm.base_model.model if lm == "lora" else objective.lm
+    reference.exact_norms(model)
+    generator = torch.Generator().manual_seed(0)
+    trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+    assert bool(trained) == (lm == "lora") and not any("lm_head" in n for n in trained)
+    for p in trained.values():
+        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
+    sets, encoder = make_sets(2, k=3), Table()
+    loss, _ = objective.loss(sets, encoder)
+    slow = []
+    for s in sets:
+        ids = [objective.tokenizer(text)["input_ids"][:6] for text in s.passages]
+        halves = [objective.tokenizer.decode(i[: max(1, len(i) // 2)], skip_special_tokens=True) for i in ids]
+        assert all(len(half.split()) == max(1, len(i) // 2) for half, i in zip(halves, ids, strict=True))
+        rows = []
+        for i, half in enumerate(halves):
+            weights = [(encoder.vector(half) @ encoder.vector(text) / 0.3).exp() * (j != i) for j, text in enumerate(s.passages)]
+            rows.append(torch.stack(weights) / sum(weights))
+        slow.append(revela_reference(model, ids, torch.stack(rows), normalise))
+    compare(loss, sum(slow) / len(slow), [encoder.weight, *trained.values()])
+
+
+# ------------------------------------------------------------------------- all objectives: references and wrong inputs
+
+
+class Table(torch.nn.Module):
+    """An encoder in float64 that looks its unit vectors up, one for every text: nothing but a leaf to differentiate."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = torch.nn.Parameter(torch.randn(97, 8, generator=generator, dtype=torch.float64) * scale)
+
+    def vector(self, text):
+        return torch.nn.functional.normalize(self.weight[sum(i * ord(c) for i, c in enumerate(text, 1)) % 97], dim=-1)
+
+    def embed(self, texts):
+        return torch.stack([self.vector(text) for text in texts])
+
+
+def compare(fast, slow, leaves):
+    """Loss and gradients in float64."""
+    torch.testing.assert_close(fast.detach(), slow.detach(), rtol=1e-9, atol=1e-11)
+    gradients = [torch.autograd.grad(loss, leaves) for loss in (fast, slow)]
+    for a, b in zip(*gradients, strict=True):
+        assert b.abs().max() > 1e-9, "a gradient is zero: nothing is compared"
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_infonce_equals_its_definition_in_loss_and_gradients(encoder_folder, in_batch):  # noqa: F811
+    """− log exp(s_gold / tau) / Σ exp(s / tau), over the set or over the micro-batch without the positive's twins."""
+    objective = objectives.find("infonce")(make_config(encoder_folder, **{"infonce.in_batch_negatives": in_batch})).double()
+    sets, encoder = make_sets(3, questions=2), Table()
+    sets.append(dataclasses.replace(sets[0], id="twin", questions=sets[0].questions[:1]))
+    loss, _ = objective.loss(sets, encoder)
+    tau, per_set = objective.tau.log_tau.exp(), []
+    for s in sets:
+        losses = []
+        for q in s.questions:
+            pool = [text for other in (sets if in_batch else [s]) for text in other.passages]
+            positive = s.passages[q.gold]
+            negatives = [text for text in pool if text != positive]
+            exps = [(encoder.vector(q.text) @ encoder.vector(text) / tau).exp() for text in [positive, *negatives]]
+            losses.append(-(exps[0] / sum(exps)).log())
+        per_set.append(sum(losses) / len(losses))
+    compare(loss, sum(per_set) / len(per_set), [encoder.weight, objective.tau.log_tau])
+
+
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(("tau", "tau_lm"), [(0.05, 0.1), (0.7, 0.1), (0.05, 2.0)])
+def test_replug_equals_its_definition_in_loss_and_gradients(encoder_folder, direction, mask, tau, tau_lm):  # noqa: F811
+    more = {"replug.direction": direction, "replug.mask_target": mask, "temperature.init": tau, "replug.tau_lm": tau_lm}
+    sets, encoder = make_sets(2, questions=2), Table()
+    teacher = {q.id: [0.3 * ((5 * i + n) % 4) - 2.0 for i in range(4)] for s in sets for n, q in enumerate(s.questions)}
+    objective = objectives.find("replug")(make_config(encoder_folder, **more), teacher=teacher).double()
+    loss, _ = objective.loss(sets, encoder)
+    slow, log_tau = [], objective.tau.log_tau
+    for s in sets:
+        for q in s.questions:
+            kept = [j for j in range(4) if not (mask and j == q.gold)]
+            student = [(encoder.vector(q.text) @ encoder.vector(s.passages[j]) / log_tau.exp()).exp() for j in kept]
+            taught = [math.exp(teacher[q.id][j] / tau_lm) for j in kept]
+            p, t = [x / sum(student) for x in student], [torch.tensor(x / sum(taught), dtype=torch.float64) for x in taught]
+            a, b = (t, p) if direction == "teacher_student" else (p, t)
+            slow.append(sum(x * (x.log() - y.log()) for x, y in zip(a, b, strict=True)))
+    compare(loss, sum(slow) / len(slow), [encoder.weight, log_tau])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_dream_equals_its_definition_in_loss_and_gradients(encoder_folder, lora):  # noqa: F811
+    """From the texts to the loss: similarities, tau, gate, injection and the mean over questions and sets."""
+    judge, model = reference.both()
+    reference.exact_norms(judge.model)
+    reference.exact_norms(model)
+    more = {"injection.rows": "query+label", "dream.judge": "lora" if lora else "frozen", "dream.r": 2, "dream.alpha": 4}
+    objective = objectives.find("dream")(make_config(encoder_folder, **more), judge, reference.HEADS).double()
+    sets, encoder = [reference.candidate_set(questions=2, seed=s) for s in (0, 1)], Table()
+    leaves, theirs = [encoder.weight, objective.tau.log_tau, objective.gamma], []
+    if lora:
+        generator, theirs = torch.Generator().manual_seed(2), [p for p in judge.model.parameters() if p.requires_grad]
+        for p in theirs:
+            p.data.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.3)
+        model = judge.model  # read by the reference after the judge is done: it switches the attention
+    loss, logs = objective.loss(sets, encoder)
+    fast = torch.autograd.grad(loss, [*leaves, *theirs])
+    slow = []
+    for s in sets:
+        vectors = encoder.embed(s.passages)
+        for i, q in enumerate(s.questions):
+            p = (vectors @ encoder.vector(q.text) / objective.tau.log_tau.exp()).softmax(-1)
+            layout = judge.prompt.layout(s, i)
+            gate = objective.gamma.sigmoid()
+            slow.append(reference.target_loss(model, layout, p, gate, reference.HEADS, "query+label"))
+    slow = sum(slow) / len(slow)
+    torch.testing.assert_close(loss.detach(), slow.detach(), rtol=1e-9, atol=1e-11)
+    for a, b in zip(fast, torch.autograd.grad(slow, [*leaves, *theirs]), strict=True):
+        assert b.abs().max() > 1e-9
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-11)
+    assert logs["gate"] == pytest.approx(objective.gamma.sigmoid().item())
+
+
+def make(name, folder, **more):
+    """An objective with what it needs: a tiny judge, heads, a teacher."""
+    judge = reference.both()[0] if name == "dream" else None
+    kwargs = {"teacher": {q.id: [-1.0] * 4 for s in make_sets() for q in s.questions}} if name == "replug" else {}
+    return objectives.find(name)(make_config(folder, **more), judge, reference.HEADS, **kwargs).double()
+
+
+CASES = [(name, {}) for name in ("dream", "infonce", "replug")]
+CASES += [("infonce", {"infonce.in_batch_negatives": True}), ("revela", {"revela.r": 4})]
+
+
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_every_objective_refuses_wrong_inputs_in_one_line(encoder_folder, name, more):  # noqa: F811
+    objective, good = make(name, encoder_folder, **more), make_sets(2)
+    assert torch.isfinite(objective.loss(good, Table())[0])
+    alone = dataclasses.replace(good[0], passages=good[0].passages[:1], passage_ids=good[0].passage_ids[:1])
+    stray = dataclasses.replace(good[0], questions=(dataclasses.replace(good[0].questions[0], gold=4),))
+    for sets, line in (
+        ([], "holds no candidate set"),
+        ([good[1], alone], "candidate set s0 has 1 candidates, at least two are needed"),
+        ([dataclasses.replace(good[0], questions=())], "candidate set s0 has no question"),
+        ([stray], "whose target is not a candidate"),
+    ):
+        with pytest.raises(DreamError, match=line):
+            objective.loss(sets, Table())
+    with pytest.raises(DreamError, match="similarities are not finite"):
+        objective.loss(good, Table(scale=math.nan))
+
+
+def test_replug_refuses_a_teacher_of_another_k_or_with_nan(encoder_folder):  # noqa: F811
+    sets = make_sets(1)
+    for values, line in (([-1.0] * 3, "no teacher scores for question"), ([-1.0, math.nan, 0, 0], "is not finite")):
+        objective = objectives.find("replug")(make_config(encoder_folder), teacher={sets[0].questions[0].id: values})
+        with pytest.raises(DreamError, match=line):
+            objective.loss(sets, Table())
+
+
+def test_revela_refuses_an_empty_passage(encoder_folder):  # noqa: F811
+    sets = make_sets(1)
+    sets = [dataclasses.replace(sets[0], passages=("", *sets[0].passages[1:]))]
+    with pytest.raises(DreamError, match="candidate set s0 has an empty passage"):
+        make("revela", encoder_folder, **{"revela.r": 4}).loss(sets, Table())

@@ -107,10 +107,48 @@ def similarities(sets: Sequence[CandidateSet], encoder: Encoder) -> list[Tensor]
 
     Returns:
         One tensor ``[questions, K]`` a set, with a graph, in the range −1 to 1 (paper, equation 2).
+
+    Raises:
+        DreamError: see :func:`check_sets` and :func:`check_finite`.
     """
+    check_sets(sets)
     texts = [text for s in sets for text in (*(q.text for q in s.questions), *s.passages)]
     vectors = iter(encoder.embed(texts).split([n for s in sets for n in (len(s.questions), len(s.passages))]))
-    return [queries @ passages.T for queries, passages in zip(vectors, vectors, strict=True)]
+    return [check_finite(queries @ passages.T) for queries, passages in zip(vectors, vectors, strict=True)]
+
+
+def check_sets(sets: Sequence[CandidateSet]) -> None:
+    """Stop at a batch that no objective is defined for.
+
+    Raises:
+        DreamError: there is no set, or a set has fewer than two candidates, no question, or a question whose target is
+            not among its candidates.
+    """
+    if not sets:
+        raise DreamError("a training batch holds no candidate set", "Run `dvc repro candidates`")
+    for s in sets:
+        problem = (
+            f"{len(s.passages)} candidates, at least two are needed" if len(s.passages) < 2
+            else "no question" if not s.questions
+            else "a question whose target is not a candidate" if any(not 0 <= q.gold < len(s.passages) for q in s.questions)
+            else None
+        )  # fmt: skip
+        if problem:
+            raise DreamError(f"candidate set {s.id} has {problem}", "Run `dvc repro candidates`")
+
+
+def check_finite(scores: Tensor) -> Tensor:
+    """Return similarities as they are; stop if one is NaN or infinite.
+
+    Raises:
+        DreamError: training diverged, or the encoder's dtype overflows.
+    """
+    if not scores.isfinite().all():
+        raise DreamError(
+            "the encoder's similarities are not finite",
+            "Lower training.learning_rate, or set encoder.dtype to float32",
+        )
+    return scores
 
 
 def gold(candidates: CandidateSet, device: torch.device) -> Tensor:

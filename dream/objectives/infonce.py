@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dream.instances import CandidateSet
-from dream.objectives import Objective, Temperature, gold, ranking_logs, register, similarities
+from dream.objectives import (
+    Objective,
+    Temperature,
+    check_finite,
+    check_sets,
+    gold,
+    ranking_logs,
+    register,
+    similarities,
+)
 
 
 @register("infonce")
@@ -33,10 +42,11 @@ class InfoNCE(Objective):
 
     def _in_batch(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
         """All passages of the micro-batch are candidates of every question."""
+        check_sets(sets)
         passages = [text for s in sets for text in s.passages]
         questions = [q.text for s in sets for q in s.questions]
         vectors = encoder.embed(questions + passages)
-        scores = vectors[: len(questions)] @ vectors[len(questions) :].T
+        scores = check_finite(vectors[: len(questions)] @ vectors[len(questions) :].T)
         tau, row, first, losses, own = self.tau(), 0, 0, [], []
         for candidates in sets:
             own.append(scores[row : row + len(candidates.questions), first : first + len(candidates.passages)])

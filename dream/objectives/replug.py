@@ -10,6 +10,7 @@ it); ``true`` takes it out of both distributions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class RePlug(Objective):
 
     def _divergence(self, scores: Tensor, candidates: CandidateSet, tau: Tensor) -> Tensor:
         """KL of every question of a set, ``[questions]``."""
-        teacher = torch.tensor([self._likelihoods(q.id, candidates) for q in candidates.questions], device=scores.device)
+        teacher = [self._likelihoods(q.id, candidates) for q in candidates.questions]
+        teacher = torch.tensor(teacher, dtype=scores.dtype, device=scores.device)
         student, teacher = scores / tau, teacher / self.knobs.tau_lm
         if self.knobs.mask_target:
             keep = torch.ones_like(scores, dtype=torch.bool)
@@ -55,6 +57,11 @@ class RePlug(Objective):
         values = self.teacher.get(question)
         if values is None or len(values) != len(candidates.passages):
             raise DreamError(f"{TEACHER} has no teacher scores for question {question}", "Run `dvc repro teacher`")
+        if not all(map(math.isfinite, values)):
+            raise DreamError(
+                f"{TEACHER}: a score of question {question} is not finite",
+                "Set judge.dtype to float32 and run `dvc repro teacher`",
+            )
         return list(values)
 
     def state(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from dream.errors import DreamError
 from dream.instances import CandidateSet
-from dream.objectives import Objective, register
+from dream.objectives import Objective, check_finite, check_sets, register
 
 ATTENTION = "dream_revela"
 
@@ -81,9 +81,12 @@ class Revela(Objective):
         self.lm, self.tokenizer = load_lm(config)
 
     def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
+        check_sets(sets)
         losses, sharpness = [], []
         for candidates in sets:
             chunks = self.tokenizer(list(candidates.passages), truncation=True, max_length=self.config.judge.passage_tokens)
+            if not all(chunks["input_ids"]):
+                raise DreamError(f"candidate set {candidates.id} has an empty passage", "Remove empty passages from the data")
             similarity = self.similarity(chunks["input_ids"], candidates.passages, encoder)
             losses.append(self.modelling_loss(chunks["input_ids"], similarity))
             sharpness.append(similarity.detach().max(-1).values.mean().item())
@@ -93,7 +96,7 @@ class Revela(Objective):
         """Sim ``[N, N]``: rows are first halves (in tokens) as queries, the diagonal is 0, rows sum to 1."""
         halves = self.tokenizer.batch_decode([i[: max(1, len(i) // 2)] for i in ids], skip_special_tokens=True)
         vectors = encoder.embed([*halves, *passages])
-        cosine = vectors[: len(ids)] @ vectors[len(ids) :].T
+        cosine = check_finite(vectors[: len(ids)] @ vectors[len(ids) :].T)
         itself = torch.eye(len(ids), dtype=torch.bool, device=cosine.device)
         return (cosine / self.knobs.tau).masked_fill(itself, float("-inf")).softmax(-1)
 
