@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,36 @@ def paired(
             if repetition >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def over_sets(
+    sides: dict[str, Callable[[CandidateSet], Any]], sets: list[CandidateSet], device: torch.device, repetitions: int
+) -> dict[str, list[float]]:
+    """As :func:`paired`, with the candidate sets in turn; in one repetition all sides get the same set."""
+    turn = count()
+    return paired(
+        {name: lambda s=side: s(sets[next(turn) // len(sides) % len(sets)]) for name, side in sides.items()},
+        device,
+        repetitions,
+    )
+
+
+def adamw(*modules: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of whatever is trained in some modules."""
+    return torch.optim.AdamW([p for m in modules for p in m.parameters() if p.requires_grad], lr=1e-4)
+
+
+def training_step(
+    loss: Callable[[CandidateSet], Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[[CandidateSet], None]:
+    """Forward, backward and optimiser on one candidate set."""
+
+    def step(candidates: CandidateSet) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(candidates).backward()
+        optimizer.step()
+
+    return step
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

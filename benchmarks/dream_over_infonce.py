@@ -25,21 +25,12 @@ def measure(args: argparse.Namespace) -> dict:
     """Seconds of both objectives' steps on one geometry."""
     device = torch.device(args.device)
     dream, encoder, sets = build(args)
-    sides = {"dream": dream, "infonce": find("infonce")(dream.config).to(device)}
-    optimizers = {
-        name: torch.optim.AdamW([p for m in (encoder, objective) for p in m.parameters() if p.requires_grad], lr=1e-4)
-        for name, objective in sides.items()
+    objectives = {"dream": dream, "infonce": find("infonce")(dream.config).to(device)}
+    steps = {
+        name: common.training_step(lambda c, o=objective: o.loss([c], encoder)[0], common.adamw(encoder, objective))
+        for name, objective in objectives.items()
     }
-
-    def step(name: str, candidates) -> None:
-        optimizers[name].zero_grad(set_to_none=True)
-        sides[name].loss([candidates], encoder)[0].backward()
-        optimizers[name].step()
-
-    turn = iter(range(10**9))
-    seconds = common.paired(
-        {name: lambda n=name: step(n, sets[next(turn) // 2 % len(sets)]) for name in sides}, device, args.repetitions
-    )
+    seconds = common.over_sets(steps, sets, device, args.repetitions)
     return {
         "ratio": round(common.ratio(seconds["dream"], seconds["infonce"]), 3),
         "geometry": {k: getattr(args, k) for k in ("encoder", "layers", "candidates", "passage", "questions", "rows")},

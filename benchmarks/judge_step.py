@@ -19,45 +19,15 @@ import sys
 
 import torch
 
-from benchmarks import common
-from dream.files import read_json
-from dream.judge import Injection, Judge, Limits, flops
+from benchmarks import common, models
+from dream.judge import Injection, Judge, flops
 from dream.judge.model import DTYPES, pick_dtype
-from dream.manifest import ROOT
-
-LLAMA_8B = {
-    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-TINY = LLAMA_8B | {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-}  # fmt: skip
-LLAMA_HEADS = tuple(map(tuple, read_json(ROOT / "dream/report/reference/heads.json")["dream_top16"]))  # the paper's
-
-
-def random_judge(settings: dict, dtype: torch.dtype, device: torch.device, limits: Limits) -> Judge:
-    """A randomly initialised Llama, made on the device in its dtype."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    with device:
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=dtype)
-    return Judge(model, common.Numbers(settings["vocab_size"]), limits, "random")
 
 
 def build(args: argparse.Namespace) -> tuple[Judge, Injection, list]:
     """The judge, the injection and the instances that the arguments name."""
-    device, limits = torch.device(args.device), Limits(args.passage, 64, args.passage)
-    dtype = pick_dtype(args.dtype, device)
-    if args.judge == "packaged":
-        judge = Judge.load("packaged/smollm2-135m", str(dtype).removeprefix("torch."), device, limits)
-        judge.prompt = type(judge.prompt)(common.Numbers(judge.model.config.vocab_size), limits)
-        heads = common.PACKAGED_HEADS
-    elif args.judge == "llama-8b":
-        judge, heads = random_judge(LLAMA_8B, dtype, device, limits), LLAMA_HEADS
-    else:
-        judge, heads = random_judge(TINY, dtype, device, limits), ((1, 0), (2, 3))
+    device = torch.device(args.device)
+    judge, heads = models.judge(args.judge, pick_dtype(args.dtype, device), device, args.passage)
     sets = common.instances(2, args.candidates, args.passage, args.questions, judge.model.config.vocab_size)
     return judge, Injection(heads, args.rows, args.budget), sets
 
@@ -123,12 +93,8 @@ def run(args: argparse.Namespace) -> dict:
     parameters = list(judge.model.parameters())
     graph = {side: common.graph_bytes(lambda s=side: forward(s, sets[0]), parameters) for side in ("plain", "fast")}
     shared = sum(x.nbytes for layer in judge.read(sets[0]).layers for x in layer)
-    turn = iter(range(10**9))
-    seconds = common.paired(
-        {side: lambda s=side: step(s, sets[next(turn) // 2 % len(sets)]) for side in ("plain", "fast")},
-        device,
-        args.repetitions,
-    )
+    sides = {side: lambda candidates, s=side: step(s, candidates) for side in ("plain", "fast")}
+    seconds = common.over_sets(sides, sets, device, args.repetitions)
     rate = common.matmul_rate(judge.dtype, device)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     memory = {"plain": graph["plain"], "fast": graph["fast"] + shared}
@@ -158,7 +124,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.judge_step", description=__doc__.splitlines()[0])
-    parser.add_argument("--judge", choices=["packaged", "llama-8b", "tiny"], default="packaged")
+    parser.add_argument("--judge", choices=models.JUDGES, default="packaged")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
     parser.add_argument("--candidates", type=int, default=16)

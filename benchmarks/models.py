@@ -1,4 +1,4 @@
-"""The models of the training benchmarks: packaged ones, random ones of the paper's shapes, tiny ones for the tests."""
+"""The models of the benchmarks: packaged ones, random ones of the paper's shapes, tiny ones for the tests."""
 
 from __future__ import annotations
 
@@ -8,28 +8,49 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from benchmarks.judge_step import LLAMA_8B, LLAMA_HEADS, TINY, random_judge
 from dream import config as configs
 from dream.encoder import Encoder
+from dream.files import read_json
 from dream.judge import Judge, Limits
+from dream.manifest import ROOT
 
-# Shapes of the paper's encoders (their published configurations); LLAMA_8B is its judge and its largest encoder.
-LLAMA_1B = LLAMA_8B | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
-LLAMA_3B = LLAMA_8B | {
-    "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128,
+LLAMA_HEADS = tuple(map(tuple, read_json(ROOT / "dream/report/reference/heads.json")["dream_top16"]))  # the paper's
+
+
+def shipped(name: str, rms_norm_eps: float = 1e-5) -> dict[str, Any]:
+    """Shape of one of the paper's models, from the configurations that ``dream-report plan`` reads."""
+    found = read_json(ROOT / f"dream/report/models/{name}.json")
+    return {k: v for k, v in found.items() if k not in ("name", "qk_norm")} | {
+        "max_position_embeddings": 8192, "rms_norm_eps": rms_norm_eps,
+    }  # fmt: skip
+
+
+LLAMA_8B = shipped("llama-3.1-8b")  # the paper's judge, and its largest encoder
+TINY = LLAMA_8B | {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 8,
 }  # fmt: skip
-QWEN_05B = {
-    "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-    "num_key_value_heads": 2, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+SHAPES = {
+    "0.5b": shipped("qwen2.5-0.5b", 1e-6), "1b": shipped("llama-3.2-1b"), "3b": shipped("llama-3.2-3b"), "8b": LLAMA_8B,
+    "tiny": TINY,
 }  # fmt: skip
-SHAPES = {"0.5b": QWEN_05B, "1b": LLAMA_1B, "3b": LLAMA_3B, "8b": LLAMA_8B, "tiny": TINY}
 JUDGES = ("packaged", "llama-8b", "tiny")
 ENCODERS = ("packaged", *SHAPES)
 
 
 def shape(settings: dict[str, Any]) -> SimpleNamespace:
     """A shape as the FLOP model reads it."""
-    return SimpleNamespace(**({"head_dim": None} | settings))
+    return SimpleNamespace(**settings)
+
+
+def random_judge(settings: dict[str, Any], dtype: torch.dtype, device: torch.device, limits: Limits) -> Judge:
+    """A randomly initialised Llama, made on the device in its dtype."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=dtype)
+    return Judge(model, common.Numbers(settings["vocab_size"]), limits, "random")
 
 
 def judge(name: str, dtype: torch.dtype, device: torch.device, passage: int):

@@ -50,27 +50,19 @@ def run(args: argparse.Namespace) -> dict:
     """Measure both sides; return the record that is written."""
     device = torch.device(args.device)
     objective, encoder, sets = build(args)
-    trained = [p for module in (encoder, objective) for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    optimizer = common.adamw(encoder, objective)
     losses = {
         "plain": lambda candidates: plain_loss(objective, encoder, single(candidates)[0]),
         "fast": lambda candidates: objective.loss([candidates], encoder)[0],
     }
-
-    def step(side: str, candidates) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        losses[side](candidates).backward()
-        optimizer.step()
 
     with torch.no_grad():
         one_by_one = torch.stack([plain_loss(objective, encoder, c) for c in single(sets[0])]).mean()
         together = losses["fast"](sets[0])
     frozen = [p for module in (encoder, objective.judge.model) for p in module.parameters()]
     graph = {side: common.graph_bytes(lambda s=side: losses[s](sets[0]), frozen) for side in losses}
-    turn = iter(range(10**9))
-    seconds = common.paired(
-        {side: lambda s=side: step(s, sets[next(turn) // 2 % len(sets)]) for side in losses}, device, args.repetitions
-    )
+    steps = {side: common.training_step(loss, optimizer) for side, loss in losses.items()}
+    seconds = common.over_sets(steps, sets, device, args.repetitions)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     pairs = {"plain": 1, "fast": args.questions}
     return {
