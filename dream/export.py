@@ -28,12 +28,11 @@ from dream.config import Config
 from dream.data import sources
 from dream.encoder import DTYPES, Encoder, quiet, split_revision
 from dream.errors import DreamError
-from dream.evaluation.systems import MODELS
+from dream.evaluation.systems import MODELS, SENTENCE_TRANSFORMERS_POOLING
 from dream.files import read_json, replacing_folder, write_json
+from dream.report import cells as reading
 
 FORMATS = ("peft", "sentence-transformers")
-CELLS = Path("reports/cells")
-POOLINGS = {"last": "lasttoken", "mean": "mean_tokens"}
 MODULES = ("Transformer", "Pooling", "Normalize")
 ARXIV = "2606.24667"
 # Where packaged weights come from, and the licences of the paper's encoders as the hub names them.
@@ -55,7 +54,7 @@ def export(
     formats: tuple[str, ...] = FORMATS,
     force: bool = False,
     name: str | None = None,
-    cells: Path | str = CELLS,
+    cells: Path | str = reading.CELLS,
 ) -> dict[str, Path]:
     """Write a trained system to ``out/<format>/``, each folder whole or not at all.
 
@@ -165,7 +164,7 @@ def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> 
     modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     write_json(
         folder / "1_Pooling" / "config.json",
-        {f"pooling_mode_{mode}": mode == POOLINGS[config.encoder.pooling] for mode in modes}
+        {f"pooling_mode_{mode}": mode == SENTENCE_TRANSFORMERS_POOLING[config.encoder.pooling] for mode in modes}
         | {"word_embedding_dimension": encoder.dimension, "include_prompt": True},
     )
     knobs = config.evaluate
@@ -232,7 +231,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
 
 
 def model_card(
-    kind: str, config: Config, system: str, seed: int, made_with: dict[str, Any], name: str, cells: Path | str = CELLS
+    kind: str, config: Config, system: str, seed: int, made_with: dict[str, Any], name: str, cells: Path | str = reading.CELLS
 ) -> str:
     """The README.md of an exported folder: YAML front matter, use, training data, recipe, scores, licence, citation."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -294,13 +293,12 @@ def objective_line(system: str) -> str:
     return re.sub(r" \([^)]*\)\.", ".", " ".join(text.split("\n\n")[0].split()))
 
 
-def scores(config: Config, system: str, seed: int, cells: Path | str = CELLS) -> tuple[str | None, str]:
+def scores(config: Config, system: str, seed: int, cells: Path | str = reading.CELLS) -> tuple[str | None, str]:
     """The report's main table for this training run alone, beside the references, as Markdown.
 
     Returns:
         The table, or None with the reason: no scores are here, or they belong to another configuration or model.
     """
-    from dream.report import cells as reading
     from dream.report import render, tables
 
     alone = config.model_copy(update={"objectives": [system], "seeds": [seed]})
@@ -324,8 +322,6 @@ def _check_model(runs: dict[str, dict[str, Any]], system: str, seed: int) -> Non
 
 def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
     """A row per training source; counts where ``prepare`` ran with this configuration."""
-    from dream.report import cells as reading
-
     path, counts = Path(cells) / "prepare.json", {}
     run = Path(cells) / "runs" / "prepare.json"
     if path.exists() and run.exists():

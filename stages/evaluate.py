@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 
-from dream import manifest
 from dream.config import load_for_stage
 from dream.errors import exits_cleanly
 
@@ -25,27 +24,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     import torch
 
-    from dream.data import tasks
     from dream.evaluation import cells, systems
 
     torch.set_num_threads(config.training.threads)
-    names = tasks.resolve([asked.tasks], config)
-    cell = cells.cell_name(asked.system, asked.seed, asked.tasks)
-    inputs = [tasks.FOLDER / name for name in names if tasks.kind(name, config) != "mteb"]
-    if asked.seed is not None:
-        inputs.append(systems.MODELS / f"{asked.system}-{asked.seed}")
-    manifest.check(tasks.FOLDER, config)
-    with manifest.recording(config, f"evaluate-{cell}", inputs) as record:
+
+    def load(names: list[str]) -> systems.System:
         system = systems.load(asked.system, config, asked.seed)
         if config.evaluate.workers > 1 and isinstance(system, systems.Dense):
             cells.encode_in_parallel(asked.system, asked.seed, names, config, config.evaluate.workers)
-        table, records = cells.run(system, asked.seed, names, config)
-        cells.write(cell, system, table, records, config)
-        record.flops = system.flops
-    for row in records:
-        print(
-            f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True
-        )
+        return system
+
+    inputs = [] if asked.seed is None else [systems.MODELS / f"{asked.system}-{asked.seed}"]
+    cells.make(config, asked.system, asked.seed, asked.tasks, load, inputs)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import argparse
 
-from dream import manifest
 from dream.config import load_for_stage
 from dream.errors import exits_cleanly
 
@@ -19,21 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from dream import rerank
-    from dream.data import tasks
     from dream.evaluation import cells
 
     torch.set_num_threads(config.training.threads)
-    names = tasks.resolve([asked.tasks], config)
-    cell = cells.cell_name(asked.system, None, asked.tasks)
-    inputs = [rerank.HEADS, *(tasks.FOLDER / name for name in names if tasks.kind(name, config) != "mteb")]
-    manifest.check(tasks.FOLDER, config)
-    with manifest.recording(config, f"evaluate-{cell}", inputs) as record:
-        system = rerank.build(config)
-        table, records = cells.run(system, None, names, config)
-        cells.write(cell, system, table, records, config)
-        record.flops = system.flops
-    for row in records:
-        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)")
+    cells.make(config, asked.system, None, asked.tasks, lambda _: rerank.build(config), [rerank.HEADS])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Embeddings are cached by content, so a cell that was stopped starts again and sp
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,39 @@ RULES = "ties: −score, then id; grades of 0 and below are not relevant; unjudg
 def cell_name(system: str, seed: int | None, entry: str) -> str:
     """``<system>-<tasks>``, or ``<objective>-<seed>-<tasks>`` for a trained system."""
     return f"{system}-{entry}" if seed is None else f"{system}-{seed}-{entry}"
+
+
+def make(
+    config: Config,
+    name: str,
+    seed: int | None,
+    entry: str,
+    load: Callable[[list[str]], systems.System],
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Evaluate one system on a task or a list of tasks, write its cell and its run record, print its scores.
+
+    Args:
+        config: the resolved config.
+        name: of the system.
+        seed: of a trained system.
+        entry: a task, or a list of ``task_lists``.
+        load: gives the system for the names of the tasks; called inside the record, so that its cost counts.
+        inputs: folders that the system reads besides those of the tasks.
+    """
+    names = tasks.resolve([entry], config)
+    cell = cell_name(name, seed, entry)
+    folders = [tasks.FOLDER / task for task in names if tasks.kind(task, config) != "mteb"]
+    manifest.check(tasks.FOLDER, config)
+    with manifest.recording(config, f"evaluate-{cell}", [*folders, *inputs]) as record:
+        system = load(names)
+        table, records = run(system, seed, names, config)
+        write(cell, system, table, records, config)
+        record.flops = system.flops
+    for row in records:
+        print(
+            f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True
+        )
 
 
 def run(

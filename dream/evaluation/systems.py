@@ -26,6 +26,8 @@ from dream.instances import passage_text
 
 MODELS = Path("work/models")
 Run = dict[str, dict[str, float]]
+# Our name of a pooling → that of a sentence-transformers folder.
+SENTENCE_TRANSFORMERS_POOLING = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 
 class System(Protocol):
@@ -235,7 +237,7 @@ def own_pooling(folder: Path) -> str:
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise DreamError(f"{folder} has a module that is not supported: {sorted(unknown)[0]}", "Choose another model")
     settings = read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")
-    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    modes = {f"pooling_mode_{theirs}": ours for ours, theirs in SENTENCE_TRANSFORMERS_POOLING.items()}
     chosen = [ours for theirs, ours in modes.items() if settings.get(theirs)]
     chosen = chosen or [{"lasttoken": "last"}.get(m, m) for m in [settings.get("pooling_mode")] if m]
     if len(chosen) != 1 or chosen[0] not in modes.values():
