@@ -19,6 +19,7 @@ from transformers import (
 
 from dream.instances import CandidateSet, Question
 from dream.judge import Judge
+from dream.judge.prompt import DEFAULT_LIMITS
 
 VOCABULARY = 97
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "mistral": MistralConfig}
@@ -65,10 +66,10 @@ def candidate_set(lengths=(5, 1, 9, 3), questions=2, seed=0):
     return CandidateSet("set", "test", tuple(map(str, range(len(passages)))), passages, asked)
 
 
-def both(kind="llama", **more):
+def both(kind="llama", limits=DEFAULT_LIMITS, **more):
     """A judge, and a second copy of its model for the reference."""
     model = random_model(kind, **more)
-    return Judge(copy.deepcopy(model), Letters()), model
+    return Judge(copy.deepcopy(model), Letters(), limits), model
 
 
 def exact_norms(model):

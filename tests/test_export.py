@@ -83,6 +83,15 @@ def check_vectors(config, texts):
     return folders
 
 
+def check_with_and_without_end_of_text(model):
+    for append in (True, False):
+        config = settings(model, **{"encoder.append_eos": append})
+        train(config)
+        folders = export.export(config, "dream", 0, "out", force=True)
+        found = theirs(folders["sentence-transformers"], TEXTS + SPECIAL)
+        np.testing.assert_allclose(found, ours(config, TEXTS + SPECIAL), atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_both_folders_give_the_encoders_vectors(place, kind, pooling):
@@ -103,12 +112,7 @@ def test_a_tokenizer_that_adds_its_own_end_of_text_token(place):
 
     make_model(place / "model")
     make_tokenizer(place / "model", special=True)
-    for append in (True, False):
-        config = settings(place / "model", **{"encoder.append_eos": append})
-        train(config)
-        folders = export.export(config, "dream", 0, "out", force=True)
-        found = theirs(folders["sentence-transformers"], TEXTS + SPECIAL)
-        np.testing.assert_allclose(found, ours(config, TEXTS + SPECIAL), atol=TOLERANCE)
+    check_with_and_without_end_of_text(place / "model")
 
 
 def test_a_tokenizer_with_a_beginning_of_text_token_like_llamas(place):
@@ -120,12 +124,7 @@ def test_a_tokenizer_with_a_beginning_of_text_token_like_llamas(place):
     template = processors.TemplateProcessing(single="<cls> $A", special_tokens=[("<cls>", 3)])
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     backend.save(str(file))
-    for append in (True, False):
-        config = settings(place / "model", **{"encoder.append_eos": append})
-        train(config)
-        folders = export.export(config, "dream", 0, "out", force=True)
-        found = theirs(folders["sentence-transformers"], TEXTS + SPECIAL)
-        np.testing.assert_allclose(found, ours(config, TEXTS + SPECIAL), atol=TOLERANCE)
+    check_with_and_without_end_of_text(place / "model")
 
 
 def test_a_shortened_encoder_is_exported_short(place):

@@ -8,7 +8,6 @@ import pytest
 import reference
 import torch
 import yaml
-from reference import Letters, random_model
 from test_evaluation_cells import llama, project  # noqa: F401
 
 from dream import config as configs
@@ -27,7 +26,7 @@ HEADS = [(1, 0), (3, 2)]
 
 def both():
     """A judge whose full prompts fit its 512 positions, and its model for the reference."""
-    return Judge(random_model(), Letters(), Limits(20, 20, 20)), random_model()
+    return reference.both(limits=Limits(20, 20, 20))
 
 
 class First:

@@ -84,9 +84,8 @@ def test_the_micro_batch_does_not_change_the_gradient(encoder_folder, config):
         torch.testing.assert_close(g, gradients[1][name], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_a_killed_run_goes_on_to_the_same_bytes(config, monkeypatch, stop_after):
-    whole = run(config, key="whole")
+def killed_and_resumed(monkeypatch, stop_after, start):
+    """Start a run that dies right after the checkpoint of a step is written, start it again; what the second one leaves."""
     saved = training.Checkpoints.save
 
     def save_then_die(self, step, *rest):
@@ -96,9 +95,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, monkeypatch, stop_after)
 
     monkeypatch.setattr(training.Checkpoints, "save", save_then_die)
     with pytest.raises(SystemExit):
-        run(config, key="cut")
+        start()
     monkeypatch.setattr(training.Checkpoints, "save", saved)
-    resumed = run(config, key="cut")
+    return start()
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_killed_run_goes_on_to_the_same_bytes(config, monkeypatch, stop_after):
+    whole = run(config, key="whole")
+    resumed = killed_and_resumed(monkeypatch, stop_after, lambda: run(config, key="cut"))
     assert same(weights(whole), weights(resumed)) and whole.history == resumed.history and whole.pairs == resumed.pairs
 
 
@@ -221,19 +226,9 @@ def test_the_judges_lora_trains_with_the_encoder_and_is_saved_in_its_own_folder(
 
 
 def test_a_killed_run_with_the_judges_lora_goes_on_to_the_same_bytes(encoder_folder, config, monkeypatch):
-    whole = run_dream(encoder_folder, "whole", **{"dream.judge": "lora"})
-    saved = training.Checkpoints.save
-
-    def save_then_die(self, step, *rest):
-        saved(self, step, *rest)
-        if step == 2:
-            raise SystemExit(137)
-
-    monkeypatch.setattr(training.Checkpoints, "save", save_then_die)
-    with pytest.raises(SystemExit):
-        run_dream(encoder_folder, "cut", **{"dream.judge": "lora"})
-    monkeypatch.setattr(training.Checkpoints, "save", saved)
-    resumed = run_dream(encoder_folder, "cut", **{"dream.judge": "lora"})
+    lora = {"dream.judge": "lora"}
+    whole = run_dream(encoder_folder, "whole", **lora)
+    resumed = killed_and_resumed(monkeypatch, 2, lambda: run_dream(encoder_folder, "cut", **lora))
     assert same(weights(whole), weights(resumed)) and whole.history == resumed.history
 
 

@@ -26,6 +26,7 @@ from dream.files import read_json, write_json
 from dream.instances import CandidateSet
 from dream.judge import Injection
 from dream.judge.flops import fast_step
+from dream.judge.model import Reading
 from dream.objectives import Objective, Temperature, ranking_logs, register, similarities
 
 
@@ -83,13 +84,13 @@ class Dream(Objective):
             p = (s / tau).softmax(-1) if self.config.injection.scores == "learned" else torch.full_like(s, 1 / s.shape[1])
             reading = self.judge.read(candidates)
             losses.append(self.judge.target_losses(candidates, p, gate, self.injection, reading=reading).mean())
-            self._count(candidates)
+            self._count(candidates, reading)
             if len(losses) == 1:
                 logs["gap"] = self._gap(candidates, gate, reading)
         return torch.stack(losses).mean(), logs | {"gate": gate.item()}
 
     @torch.no_grad()
-    def _gap(self, candidates: CandidateSet, gate: Tensor, reading) -> float:
+    def _gap(self, candidates: CandidateSet, gate: Tensor, reading: Reading) -> float:
         """The signal in one set: its first question's loss with p on a wrong candidate minus with p on the gold one.
 
         One set a step, without a graph, on the documents that are read anyway.
@@ -102,12 +103,12 @@ class Dream(Objective):
         )
         return (wrong_loss - right_loss).item()
 
-    def _count(self, candidates: CandidateSet) -> None:
+    def _count(self, candidates: CandidateSet, reading: Reading) -> None:
         """Add the operations of one set's step (``dream/judge/flops.py``)."""
-        documents, suffixes = self.judge.prompt.documents(candidates), self.judge.prompt.suffixes(candidates)
+        suffixes = self.judge.prompt.suffixes(candidates)
         self.flops += fast_step(
             self.judge.model.config,
-            len(documents.ids),
+            reading.length,
             [len(s.ids) - 1 for s in suffixes],
             sum(s.target[1] - s.target[0] for s in suffixes),
             min(layer for layer, _ in self.injection.heads),
