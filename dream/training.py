@@ -149,8 +149,9 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
     _shard(accelerator, encoder, knobs)
     parameters = step.trained()
     optimizer = torch.optim.AdamW(parameters.values(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
+    kind = "constant_with_warmup" if knobs.schedule == "constant" else knobs.schedule
     scheduler = get_scheduler(
-        knobs.schedule, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps
+        kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps
     )
     result, checkpoints = Result(step, knobs.micro_batch), Checkpoints(key, knobs.keep_checkpoints)
     checkpoints.restore(parameters, optimizer, scheduler, result)
