@@ -1,4 +1,4 @@
-"""Training that is killed, stopped, starved or fed broken files: the same bytes in the end, or one clear line (docs/faults.md)."""
+"""Training that is killed, stopped, starved or fed broken files: the same bytes, or one clear line (docs/faults.md)."""
 
 import errno
 import pathlib
@@ -7,12 +7,14 @@ import signal
 import zipfile
 
 import pytest
-import toy_project as toy
 import torch
+import toy_project as toy
 from test_training import make_config, make_sets, same, weights
 
 from dream import training
-from dream.errors import explain
+from dream.errors import DreamError, explain
+from dream.judge import Judge
+from stages import train as stage
 
 # `model` is a path that every project of this file shares: it is part of the adapter's bytes
 model = pytest.fixture(scope="module")(toy.model)
@@ -47,7 +49,10 @@ def test_kill_9_at_random_steps_leads_to_the_same_bytes(model, whole, tmp_path):
     finish(folder, whole)
 
 
-@pytest.mark.parametrize(("where", "count"), [("write", 1), ("write", 7), *[("rename", n) for n in random.Random(1).sample(range(1, 17), 4)]])
+MOMENTS = [("write", 1), ("write", 7), *(("rename", n) for n in random.Random(1).sample(range(1, 17), 4))]
+
+
+@pytest.mark.parametrize(("where", "count"), MOMENTS)
 def test_kill_9_in_the_middle_of_a_write_leads_to_the_same_bytes(model, whole, tmp_path, where, count):
     """11 checkpoints are renamed into place, then adapter, state, curves and record: the kill hits any of them."""
     folder = toy.make(tmp_path, model)
@@ -165,3 +170,35 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint_before(model, 
     line = explain(caught.value)
     assert line.startswith(f"no space left on the disk while writing {folder}/step-0000003.pt.") and "\n" not in line
     assert [p.name for p in sorted(folder.iterdir())] == ["step-0000001.pt", "step-0000002.pt"]
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_quantized_judge_without_its_library_is_one_line(model, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(DreamError, match=rf"judge.quantization is {kind}, which needs bitsandbytes. Run `pip install") as caught:
+        Judge.from_config(make_config(model, **{"judge.quantization": kind}))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_judge_is_loaded_once_frozen_and_in_its_own_dtype(model, tmp_path, monkeypatch):
+    """The stage itself, in this process: a bfloat16 judge beside a float32 encoder, its weights before and after."""
+    folder = toy.make(tmp_path, model, **{"judge.dtype": "bfloat16", "training.steps": 2})
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.setattr("sys.argv", ["train", "--size", "toy", "--objective", "dream", "--seed", "0"])
+    loaded, load, results, train = [], Judge.load, [], training.train
+    before = {}
+
+    def watched(*given):
+        loaded.append(load(*given))
+        before.update({k: v.clone() for k, v in loaded[0].model.state_dict().items()})
+        return loaded[-1]
+
+    monkeypatch.setattr(Judge, "load", watched)
+    monkeypatch.setattr(training, "train", lambda *given: results.append(train(*given)) or results[-1])
+    stage.main()
+    (judge,), (result,) = loaded, results
+    assert judge.dtype == torch.bfloat16 and result.step.encoder.dtype == "float32"
+    assert all(p.grad is None for p in judge.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in judge.model.state_dict().items())
+    assert not {id(p) for p in judge.model.parameters()} & {id(p) for p in result.step.parameters()}
