@@ -88,28 +88,25 @@ def test_a_shared_cache_saves_another_machine_the_training(repository, tmp_path)
     assert toy.outs(other, "infonce-1") == toy.outs(repository, "infonce-1")
 
 
-def test_queue_workers_keep_to_the_device_they_were_started_with(tmp_path):
-    """`dvc queue start` names no device; a worker inherits the environment of the command that starts it."""
-    script = "import os, time; open('out', 'w').write(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(25)"
-    (tmp_path / "write.py").write_text(script)
+def test_a_queue_worker_keeps_to_the_device_it_was_started_with(tmp_path):
+    """`dvc queue start` names no device; its worker inherits the environment of the command that starts it."""
+    (tmp_path / "write.py").write_text("import os; open('out', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])")
     (tmp_path / "params.yaml").write_text("number: 0\n")
-    stage = {"cmd": f"{sys.executable} write.py", "deps": ["write.py"], "params": ["number"], "metrics": [{"out": {"cache": False}}]}
+    stage = {"cmd": f"{sys.executable} write.py", "deps": ["write.py"], "params": ["number"]}
+    stage["metrics"] = [{"out": {"cache": False}}]
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"show": stage}}))
     command(tmp_path, "git", "init", "-q", "-b", "main")
     dvc(tmp_path, "init", "-q")
     command(tmp_path, "git", "add", "-A")
     command(tmp_path, "git", "commit", "-q", "-m", "start")
-    for number in ("1", "2"):
-        dvc(tmp_path, "exp", "run", "-q", "--queue", "-n", f"cell-{number}", "-S", f"number={number}")
+    dvc(tmp_path, "exp", "run", "-q", "--queue", "-n", "cell", "-S", "number=1", CUDA_VISIBLE_DEVICES="0")
     try:
-        dvc(tmp_path, "queue", "start", "-j", "1", CUDA_VISIBLE_DEVICES="0")
-        dvc(tmp_path, "queue", "start", "-j", "2", CUDA_VISIBLE_DEVICES="1")
+        dvc(tmp_path, "queue", "start", "-j", "1", CUDA_VISIBLE_DEVICES="1")
         until = time.monotonic() + 200
-        while (said := dvc(tmp_path, "queue", "status")).count("Success") < 2:
+        while "Success" not in (said := dvc(tmp_path, "queue", "status")):
             assert time.monotonic() < until and "Failed" not in said, said
             time.sleep(2)
     finally:
         dvc(tmp_path, "queue", "stop")
     names = command(tmp_path, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
-    seen = {command(tmp_path, "git", "show", f"{n}:out") for n in names if n.endswith(("/cell-1", "/cell-2"))}
-    assert seen == {"0", "1"}
+    assert [command(tmp_path, "git", "show", f"{n}:out") for n in names if n.endswith("/cell")] == ["1"]
