@@ -80,6 +80,7 @@ class BM25(Section):
 
 class Judge(Section):
     dtype: DType
+    quantization: Literal["none", "8bit", "4bit"]
     passage_tokens: Positive
     query_tokens: Positive
     target_tokens: Positive
@@ -141,6 +142,7 @@ class Training(Section):
     keep_checkpoints: Positive
     log_every: Positive
     threads: Positive
+    accelerate: str | None
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Training:

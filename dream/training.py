@@ -1,25 +1,33 @@
 """The training loop: one for all objectives, on ``accelerate``, resumable to the byte.
 
-The order of the candidate sets is a function of seed and step alone, so a run that was killed goes on exactly where it
-stopped. Checkpoints lie in ``$DVC_ROOT/.dream/checkpoints/<key>``, outside DVC's outs (DVC deletes those before a stage
-runs); the key holds everything that can change the result: configuration, code, data, objective, seed.
+The order of the candidate sets and the random numbers of a step are functions of seed and step alone, so a run that was
+killed goes on exactly where it stopped. Checkpoints lie in ``$DVC_ROOT/.dream/checkpoints/<key>``, outside DVC's outs
+(DVC deletes those before a stage runs); the key holds everything that can change the result: configuration, code, data,
+objective, seed.
 
-The global batch of ``training.batch`` sets is split over processes and micro-batches; losses are weighted so that the
-gradient is that of the mean over the global batch, whatever the split.
+The global batch of ``training.batch`` sets is cut into micro-batches, which are dealt to the processes; losses are
+weighted so that the gradient is that of the mean over the global batch, whatever the split. What is trained is small
+(LoRA, tau, gate): every process holds all of it, and the gradients are summed over the processes once a step. So a batch
+need not be divisible by the processes, and a process that runs out of memory or is told to stop can say so before the
+others wait for it. Under an FSDP configuration the encoder's frozen weights are spread over the processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
@@ -37,12 +45,28 @@ COLLAPSED_GATE = 1e-3
 
 @dataclass
 class Result:
-    """What a finished run leaves: the trained step module, its curves, and the number of pairs it saw."""
+    """What a run leaves: the trained step module, its curves, the steps, pairs and operations it took.
+
+    ``micro`` is the micro-batch in use: that of params, unless it did not fit.
+    """
 
     step: Step
+    micro: int
+    steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     pairs: int = 0
     flops: float = 0.0
+
+
+@dataclass
+class Report:
+    """What one process found in one step; :func:`_together` sums the processes'."""
+
+    logs: dict[str, float] = field(default_factory=dict)
+    flops: float = 0.0
+    graded: set[str] = field(default_factory=set)  # names of the parameters that got a gradient
+    out_of_memory: str = ""
+    stop: bool = False
 
 
 class Step(nn.Module):
@@ -119,75 +143,167 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
     sets = used(sets, config)
     torch.set_num_threads(knobs.threads)
     torch.manual_seed(seed)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     encoder = Encoder.load(config, trainable=True, seed=seed, device=accelerator.device)
     step = Step(encoder, objectives.find(name)(config, judge, heads)).to(accelerator.device)
+    _shard(accelerator, encoder, knobs)
     parameters = step.trained()
     optimizer = torch.optim.AdamW(parameters.values(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
+    kind = "constant_with_warmup" if knobs.schedule == "constant" else knobs.schedule
     scheduler = get_scheduler(
-        knobs.schedule, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps
+        kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps
     )
-    wrapped = accelerator.prepare_model(step) if accelerator.num_processes > 1 else step
-    result, checkpoints = Result(step), Checkpoints(key, knobs.keep_checkpoints)
-    begin = checkpoints.restore(parameters, optimizer, scheduler, result)
-    micro, flops_before = knobs.micro_batch, result.flops
+    result, checkpoints = Result(step, knobs.micro_batch), Checkpoints(key, knobs.keep_checkpoints)
+    checkpoints.restore(parameters, optimizer, scheduler, result)
+    result.micro = min(result.micro, math.ceil(knobs.batch / accelerator.num_processes))  # work for every process
+    main = accelerator.is_main_process
     with _stopping_on_sigterm() as stop, tqdm(
-        total=knobs.steps, initial=begin, desc=f"train {name} seed {seed}", unit="step", disable=not accelerator.is_main_process
+        total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main
     ) as bar:
-        for number in range(begin, knobs.steps):
+        for number in range(result.steps, knobs.steps):
             batch = [sets[i] for i in order(len(sets), knobs.batch, number, seed)]
-            while True:
-                try:
-                    optimizer.zero_grad(set_to_none=True)
-                    logs = _backward(wrapped, batch, micro, accelerator)
-                    break
-                except torch.OutOfMemoryError:
-                    if micro == 1:
-                        raise
-                    micro = max(1, micro // 2)
-                    torch.cuda.empty_cache()
-                    bar.write(f"out of memory: micro-batch halved to {micro}, global batch stays {knobs.batch}")
+            report = _gradient(step, batch, result, accelerator, (seed, number), stop, bar)
             norm = nn.utils.clip_grad_norm_(parameters.values(), knobs.clip or math.inf) if parameters else torch.zeros(())
             encoder_norm = _norm(p.grad for p in encoder.parameters() if p.grad is not None)
-            _guard(name, number, logs, encoder_norm, step.objective)
+            _guard(name, number, report.logs, encoder_norm, float(norm), step.objective)
             if step.objective.expects_gradient:
                 optimizer.step()
             lr = scheduler.get_last_lr()[0]
             scheduler.step()
-            result.flops = flops_before + _flops(step)
+            result.steps, result.flops = number + 1, result.flops + report.flops
             result.pairs += sum(len(s.questions) for s in batch)
-            if number % knobs.log_every == 0 or number + 1 == knobs.steps:
-                result.history.append({"step": number + 1, **logs, "learning_rate": lr, "grad_norm": float(norm)})
-            bar.set_postfix(loss=f"{logs['loss']:.3f}", rank=f"{logs.get('gold_rank', math.nan):.2f}")
+            last = result.steps == knobs.steps
+            if number % knobs.log_every == 0 or last:
+                row = {"step": result.steps, **report.logs, "learning_rate": lr, "grad_norm": float(norm)}
+                result.history.append(row)
+            bar.set_postfix(loss=f"{report.logs['loss']:.3f}", rank=f"{report.logs.get('gold_rank', math.nan):.2f}")
             bar.update()
-            done = number + 1
-            if accelerator.is_main_process and (done % knobs.checkpoint_every == 0 or stop.requested) and done < knobs.steps:
-                checkpoints.save(done, parameters, optimizer, scheduler, result)
-            if stop.requested:
-                sys.exit(f"stopped by SIGTERM after step {done}, which is saved. Run the same command again to go on")
+            if main and not last and (result.steps % knobs.checkpoint_every == 0 or report.stop):
+                checkpoints.save(parameters, optimizer, scheduler, result)
+            if report.stop and not last:
+                line = f"stopped by SIGTERM after step {result.steps}, which is saved. Run the same command again to go on"
+                sys.exit(line if main else 1)
     return result
 
 
-def _backward(wrapped: nn.Module, batch: list[CandidateSet], micro: int, accelerator) -> dict[str, float]:
-    """Accumulate the gradient of the mean loss over the global batch; return the batch's mean logs."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    mine = batch[rank::world]
-    pieces = [mine[i : i + micro] for i in range(0, len(mine), micro)]
+def _gradient(step: Step, batch, result: Result, accelerator, moment: tuple[int, int], stop, bar) -> Report:
+    """Leave the gradient of the mean loss over the global batch in every process; halve the micro-batch until it fits.
+
+    Args:
+        moment: seed and step number: what the random numbers of the step (dropout) depend on.
+
+    Raises:
+        DreamError: one candidate set at a time does not fit into memory.
+    """
+    parameters = step.trained()
+    while True:
+        torch.manual_seed(hash((*moment, accelerator.process_index)))
+        step.zero_grad(set_to_none=True)
+        report, before = Report(), _flops(step)
+        try:
+            report.logs = _backward(step, batch, result.micro, accelerator)
+        except (RuntimeError, MemoryError) as error:
+            # Under FSDP the others wait inside a joint pass: this process cannot try again alone.
+            if not _is_out_of_memory(error) or accelerator.distributed_type == "FSDP":
+                raise
+            report.out_of_memory = str(error).strip().split("\n")[0] or type(error).__name__
+        report.flops, report.stop = _flops(step) - before, stop.requested
+        report.graded = {name for name, p in parameters.items() if p.grad is not None}
+        report = _together(report)
+        if not report.out_of_memory:
+            _sum_gradients({name: p for name, p in parameters.items() if name in report.graded}, accelerator)
+            return report
+        step.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if result.micro == 1:
+            raise DreamError(
+                f"one candidate set does not fit into memory ({report.out_of_memory})",
+                "Lower candidates.count, encoder.max_length or judge.passage_tokens, or set training.gradient_checkpointing",
+            )
+        result.micro //= 2
+        if accelerator.is_main_process:
+            bar.write(f"out of memory: micro-batch halved to {result.micro}, global batch stays {len(batch)}")
+
+
+def _backward(step: Step, batch: Sequence[CandidateSet], micro: int, accelerator) -> dict[str, float]:
+    """Accumulate this process's share of the gradient; return its share of the batch's mean logs."""
     totals: dict[str, float] = {}
-    for n, piece in enumerate(pieces):
-        last = n + 1 == len(pieces)
-        with contextlib.nullcontext() if last or world == 1 else wrapped.no_sync():
-            loss, logs = wrapped(piece)
-            share = len(piece) / len(batch)
-            if loss.requires_grad:
-                (loss * share * world).backward()
+    for piece in dealt(batch, micro, accelerator.num_processes, accelerator.process_index):
+        loss, logs = step(piece)
+        share = len(piece) / len(batch)
+        if loss.requires_grad:
+            (loss * share).backward()
         for key, value in {"loss": float(loss.detach()), **logs}.items():
             totals[key] = totals.get(key, 0.0) + value * share
-    if world > 1:
-        names = sorted(totals)
-        summed = accelerator.reduce(torch.tensor([totals[k] for k in names], device=accelerator.device), "sum")
-        totals = dict(zip(names, summed.tolist(), strict=True))
     return totals
+
+
+def dealt(batch: Sequence, micro: int, processes: int, process: int) -> list[Sequence]:
+    """The micro-batches of one process: the global batch is cut first, then dealt, so that the pieces are the same for any
+    number of processes.
+
+    >>> [dealt("abcde", 2, 2, process) for process in range(2)]
+    [['ab', 'e'], ['cd']]
+    """
+    return [batch[i : i + micro] for i in range(0, len(batch), micro)][process::processes]
+
+
+def _together(report: Report) -> Report:
+    """The sum of all processes' reports; the same in every process."""
+    from accelerate.utils import gather_object
+
+    reports = gather_object([report])
+    logs: dict[str, float] = {}
+    for key, value in (item for r in reports for item in r.logs.items()):
+        logs[key] = logs.get(key, 0.0) + value
+    return Report(
+        logs,
+        sum(r.flops for r in reports),
+        set().union(*(r.graded for r in reports)),
+        next((r.out_of_memory for r in reports if r.out_of_memory), ""),
+        any(r.stop for r in reports),
+    )
+
+
+def _sum_gradients(parameters: dict[str, nn.Parameter], accelerator) -> None:
+    """Sum the gradients over the processes, all in one message; a process without one adds zero."""
+    if accelerator.num_processes == 1 or not parameters:
+        return
+    several = parameters.values()
+    message = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in several])
+    summed = accelerator.reduce(message, "sum").split([p.numel() for p in several])
+    for p, gradient in zip(several, summed, strict=True):
+        p.grad = gradient.view_as(p).to(p.dtype)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and Python have a class for it, the CPU's allocator a RuntimeError with one of these texts."""
+    texts = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error).lower() for text in texts)
+
+
+def _shard(accelerator, encoder: nn.Module, knobs) -> None:
+    """Under an FSDP configuration spread the encoder's frozen weights over the processes; what is trained stays whole.
+
+    Gathering a layer's weights is a joint act: every process must make the same number of forward passes. So each piece is
+    one pass (no token budget), and the pieces must be the same number in every process.
+    """
+    if accelerator.distributed_type != "FSDP":
+        return
+    if not accelerator.is_fsdp2:
+        raise DreamError("only FSDP version 2 is supported", "Set fsdp_version: 2 in the accelerate configuration")
+    if (knobs.batch // knobs.micro_batch) % accelerator.num_processes:
+        raise DreamError(
+            f"under FSDP the {knobs.batch // knobs.micro_batch} micro-batches of a step must be a multiple of the "
+            f"{accelerator.num_processes} processes",
+            "Change training.batch or training.micro_batch",
+        )
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    trained = [m for m in encoder.backbone.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    accelerator.state.fsdp_plugin.ignored_modules = trained
+    encoder.backbone = fsdp2_prepare_model(accelerator, encoder.backbone)
+    encoder.token_budget = sys.maxsize
 
 
 def _flops(step: Step) -> float:
@@ -200,11 +316,11 @@ def _norm(gradients) -> float:
     return torch.stack(squares).sum().sqrt().item() if squares else 0.0
 
 
-def _guard(name: str, number: int, logs: dict[str, float], encoder_norm: float, objective) -> None:
+def _guard(name: str, number: int, logs: dict[str, float], encoder_norm: float, norm: float, objective) -> None:
     """Stop before a bad model is made: non-finite loss, no gradient in step 1, a gate that closed."""
-    if not math.isfinite(logs["loss"]) or not math.isfinite(encoder_norm):
+    if not all(map(math.isfinite, (logs["loss"], encoder_norm, norm))):
         raise DreamError(
-            f"{name}: loss {logs['loss']} and gradient norm {encoder_norm} at step {number + 1} are not finite",
+            f"{name}: loss {logs['loss']} and gradient norm {norm} at step {number + 1} are not both finite",
             "Lower training.learning_rate, or set judge.dtype and encoder.dtype to float32",
         )
     if number == 0 and objective.expects_gradient and encoder_norm == 0:
@@ -212,7 +328,7 @@ def _guard(name: str, number: int, logs: dict[str, float], encoder_norm: float, 
             f"{name}: the encoder gets no gradient in step 1",
             "Its loss does not depend on the scores: check heads, injection.rows and injection.gate",
         )
-    if objective.expects_gradient and 0 < logs.get("gate", 1) < COLLAPSED_GATE:
+    if objective.expects_gradient and logs.get("gate", 1) < COLLAPSED_GATE:
         raise DreamError(
             f"{name}: the gate closed to {logs['gate']:.1e} at step {number + 1}: the judge prefers no injection",
             "Set injection.gate=fixed, or choose heads and rows with a larger loss gap",
@@ -226,45 +342,77 @@ class Checkpoints:
         self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "checkpoints" / key
         self.keep = keep
 
-    def save(self, step: int, parameters, optimizer, scheduler, result: Result) -> None:
-        """Write ``step-<n>.pt`` and drop the oldest ones."""
+    def save(self, parameters, optimizer, scheduler, result: Result) -> None:
+        """Write ``step-<n>.pt`` and drop the oldest ones.
+
+        Raises:
+            OSError: the disk is full, for one; the error names the file, and what was there before stays.
+        """
         state = {
-            "step": step,
+            "step": result.steps,
             "parameters": {name: p.detach().cpu() for name, p in parameters.items()},
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
             "history": result.history,
             "pairs": result.pairs,
             "flops": result.flops,
+            "micro": result.micro,
         }
-        with replacing(self.folder / f"step-{step:07d}.pt") as temporary:
-            torch.save(state, temporary)
+        path, buffer = self.folder / f"step-{result.steps:07d}.pt", io.BytesIO()
+        torch.save(state, buffer)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(buffer.getbuffer())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         for old in sorted(self.folder.glob("step-*.pt"))[: -self.keep]:
             old.unlink()
 
-    def restore(self, parameters, optimizer, scheduler, result: Result) -> int:
-        """Load the newest readable checkpoint into the given objects; return its step, 0 where there is none."""
+    def restore(self, parameters, optimizer, scheduler, result: Result) -> None:
+        """Put the newest sound checkpoint into the given objects of every process; without one they stay as they are.
+
+        The main process reads it: another machine need not see the folder.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        box = [self._newest(parameters, optimizer) if is_main_process() else None]
+        (state,) = broadcast_object_list(box)
+        if state is None:
+            return
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(state["parameters"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        result.steps, result.micro = state["step"], state["micro"]
+        result.history, result.pairs, result.flops = state["history"], state["pairs"], state["flops"]
+
+    def _newest(self, parameters, optimizer) -> dict[str, Any] | None:
         for path in sorted(self.folder.glob("step-*.pt"), reverse=True):
             try:
-                state = torch.load(path, weights_only=True)
+                return _sound(path, parameters, optimizer)
             except Exception as error:
-                warnings.warn(f"checkpoint {path} cannot be read ({type(error).__name__}): trying the one before", stacklevel=2)
-                continue
-            with torch.no_grad():
-                for name, p in parameters.items():
-                    p.copy_(state["parameters"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            torch.set_rng_state(state["rng"])
-            result.history, result.pairs, result.flops = state["history"], state["pairs"], state["flops"]
-            return state["step"]
-        return 0
+                reason = f"{type(error).__name__}: {error}".split("\n")[0]
+                warnings.warn(f"checkpoint {path} cannot be read ({reason}). Trying the one before", stacklevel=4)
+        return None
 
     def clear(self) -> None:
-        """Remove the resume points of a finished run."""
-        for path in self.folder.glob("step-*.pt"):
-            path.unlink()
+        """Remove the resume points of a finished run, and what a kill left half-written beside them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sound(path: Path, parameters: dict[str, nn.Parameter], optimizer) -> dict[str, Any]:
+    """Read a checkpoint; raise if a checksum is wrong (torch does not compare them), a part is missing or does not fit."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"checksum of {damaged} is wrong")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if missing := {"step", "parameters", "optimizer", "scheduler", "history", "pairs", "flops", "micro"} - set(state):
+        raise ValueError(f"{', '.join(sorted(missing))} missing")
+    if {k: v.shape for k, v in state["parameters"].items()} != {k: p.shape for k, p in parameters.items()}:
+        raise ValueError("it holds other parameters")
+    optimizer.load_state_dict(state["optimizer"])
+    return state
 
 
 class _Stop:
@@ -291,7 +439,7 @@ def save(result: Result, folder: Path | str, made_with: dict[str, Any]) -> None:
     with replacing_folder(folder) as temporary:
         result.step.encoder.save_adapter(temporary / "adapter")
         result.step.objective.save(temporary)
-        write_json(temporary / "state.json", {**result.step.objective.state(), "steps": len(result.history), "pairs": result.pairs})
+        write_json(temporary / "state.json", {**result.step.objective.state(), "steps": result.steps, "pairs": result.pairs})
         write_json(temporary / "made_with.json", made_with)
 
 
@@ -299,3 +447,57 @@ def save_curves(result: Result, path: Path | str) -> None:
     """Write the training curves, one row a logged step."""
     with replacing(path) as temporary:
         pd.DataFrame(result.history).round(6).to_csv(temporary, index=False)
+
+
+# ------------------------------------------------------------------------------------------------------- several processes
+
+
+def is_main_process() -> bool:
+    """True in the one process that writes: rank 0 of all machines."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def device() -> torch.device:
+    """The device of this process; joins the process group where there is one."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available()).device
+
+
+def finish() -> None:
+    """Wait until every process is here (the main one has written its files), then leave the process group."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def launched() -> bool:
+    """True in a process that ``accelerate launch`` or ``torchrun`` started."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "RANK" in os.environ
+
+
+def launch(settings: Path | str, module: str, arguments: Sequence[str]) -> NoReturn:
+    """Run ``python -m <module> <arguments>`` under ``accelerate launch``, then exit with its outcome.
+
+    Args:
+        settings: an accelerate configuration file, such as those in configs/accelerate.
+
+    Raises:
+        DreamError: the file is missing or is not an accelerate configuration.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not Path(settings).is_file():
+        raise DreamError(f"training.accelerate: {settings} is missing", "configs/accelerate holds some")
+    given = ["--config_file", str(settings), "--module", module, *arguments]
+    try:
+        launch_command(launch_command_parser().parse_args(given))
+    except (ChildFailedError, subprocess.CalledProcessError, SignalException) as error:
+        sys.exit(f"training under {settings} ended early ({type(error).__name__}): the reason stands above")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DreamError(f"training.accelerate: {settings} cannot be used ({str(error).splitlines()[0]})") from error
+    sys.exit(0)

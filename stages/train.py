@@ -1,6 +1,8 @@
 """Stage train: one objective, one seed → a PEFT adapter and its training curves."""
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
 from dream import config as configs
@@ -20,11 +22,16 @@ def main() -> None:
     args = parser.parse_args()
 
     config = configs.load_for_stage(args.size)
+    from dream import training
+
+    if config.training.accelerate and not training.launched():
+        training.launch(config.training.accelerate, "stages.train", sys.argv[1:])
     name = f"{args.objective}-{args.seed}"
     inputs = ["work/data", "work/candidates", "work/heads"]
-    with manifest.recording(config, f"train-{name}", inputs) as record:
-
-        from dream import objectives, training
+    main_process = training.is_main_process()
+    silent = contextlib.nullcontext(manifest.Record(name))
+    with manifest.recording(config, f"train-{name}", inputs) if main_process else silent as record:
+        from dream import objectives
         from dream.instances import load_sets
         from dream.judge import Judge, diagnostics
 
@@ -35,16 +42,18 @@ def main() -> None:
         if objective.needs_judge:
             heads = read_json("work/heads/heads.json")["selected"]
             diagnostics.require_signal(read_json("work/heads/diagnostic.json"), config.injection.force)
-            judge = Judge.from_config(config)
+            judge = Judge.from_config(config, training.device())
         sections = (*SECTIONS, *objectives.own_section(args.objective))
         made_with = manifest.made_with(config, *sections, objective=args.objective, seed=args.seed)
         key = value_hash([made_with, manifest.code_hash(), *map(manifest.content_hash, inputs)])[:24]
         result = training.train(config, args.objective, args.seed, load_sets(), judge, heads, key)
-        training.save(result, Path("work/models") / name, made_with)
-        training.save_curves(result, Path("reports/cells/train") / f"{name}.csv")
-        training.Checkpoints(key, 1).clear()
+        if main_process:
+            training.save(result, Path("work/models") / name, made_with)
+            training.save_curves(result, Path("reports/cells/train") / f"{name}.csv")
+            training.Checkpoints(key, 1).clear()
         record.flops = result.flops
         record.notes |= {"pairs_trained": result.pairs, **result.step.objective.state()}
+    training.finish()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -133,7 +134,12 @@ class Judge:
 
     @classmethod
     def load(
-        cls, reference: str, dtype: str = "auto", device: torch.device | str | None = None, limits=DEFAULT_LIMITS
+        cls,
+        reference: str,
+        dtype: str = "auto",
+        device: torch.device | str | None = None,
+        limits=DEFAULT_LIMITS,
+        quantization: str = "none",
     ) -> Judge:
         """Load a judge from a packaged name, a hub id or a local folder; safetensors weights only.
 
@@ -142,6 +148,10 @@ class Judge:
             dtype: float32, bfloat16, or auto (see :func:`pick_dtype`).
             device: by default CUDA if there is one, else CPU.
             limits: longest passage, question and target in tokens.
+            quantization: none, or 8bit or 4bit weights (bitsandbytes) that compute in ``dtype``.
+
+        Raises:
+            DreamError: the architecture is not supported, or quantization is asked for without bitsandbytes.
         """
         from dream import assets
 
@@ -149,17 +159,23 @@ class Judge:
         folder = assets.model_path(reference)
         refuse_unsupported(AutoConfig.from_pretrained(folder))
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=pick_dtype(dtype, device), use_safetensors=True, attn_implementation="sdpa"
+            folder,
+            dtype=pick_dtype(dtype, device),
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            **_quantized(quantization, pick_dtype(dtype, device), device),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(model.to(device), tokenizer, limits, reference, assets.content_hash(reference))
+        if quantization == "none":
+            model = model.to(device)
+        return cls(model, tokenizer, limits, reference, assets.content_hash(reference))
 
     @classmethod
     def from_config(cls, config: Config, device: torch.device | str | None = None) -> Judge:
         """The judge that params names, with the lengths of its section ``judge``."""
         knobs = config.judge
         limits = Limits(knobs.passage_tokens, knobs.query_tokens, knobs.target_tokens)
-        return cls.load(config.size.judge, knobs.dtype, device, limits)
+        return cls.load(config.size.judge, knobs.dtype, device, limits, knobs.quantization)
 
     @property
     def device(self) -> torch.device:
@@ -379,3 +395,20 @@ def refuse_unsupported(config: Any) -> None:
             f"judge {name} has the architecture {config.model_type!r}, which is not supported",
             f"Choose one of {', '.join(ARCHITECTURES)}",
         )
+
+
+def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What ``from_pretrained`` needs for 8-bit or 4-bit weights; nothing for none."""
+    if quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise DreamError(
+            f"judge.quantization is {quantization}, which needs bitsandbytes", "Run `pip install bitsandbytes`, or set it to none"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": settings, "device_map": {"": device}}
