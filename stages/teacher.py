@@ -1,4 +1,4 @@
-"""Stage teacher: RePlug's teacher scores, computed once for all seeds (empty where replug is not among the objectives)."""
+"""Stage teacher: the judge's likelihoods that RePlug learns from, computed once for all seeds; a folder per objective."""
 
 import argparse
 
@@ -21,14 +21,14 @@ def main() -> None:
         import torch
         from tqdm import tqdm
 
-        from dream import training
+        from dream import objectives, training
         from dream.instances import load_sets
         from dream.judge import Judge
 
         for folder in inputs:
             manifest.check(folder, config)
-        rows = []
-        if "replug" in config.objectives:
+        rows, taught = [], [name for name in config.objectives if objectives.find(name).needs_teacher]
+        if taught:
             torch.set_num_threads(config.training.threads)
             judge = Judge.from_config(config)
             for candidates in tqdm(training.used(load_sets(), config), desc="teacher", unit="set"):
@@ -36,10 +36,15 @@ def main() -> None:
                 rows += [{"instance_id": q.id, "log_likelihoods": s} for q, s in zip(candidates.questions, scores, strict=True)]
             record.notes["questions"] = len(rows)
         else:
-            print("replug is not among the objectives: nothing to compute")
-        with replacing_folder("work/teacher") as folder:
-            pd.DataFrame(rows, columns=["instance_id", "log_likelihoods"]).to_parquet(folder / "teacher.parquet")
-            manifest.stamp(folder, config, "judge")
+            print("no objective has a teacher: nothing to compute")
+        with replacing_folder("work/teacher") as temporary:
+            for name in config.objectives:  # a folder each: another list of objectives leaves the other runs as they are
+                (temporary / name).mkdir()
+                if name in taught:
+                    pd.DataFrame(rows, columns=["instance_id", "log_likelihoods"]).to_parquet(temporary / name / "teacher.parquet")
+                    manifest.stamp(temporary / name, config, "judge")
+                else:
+                    (temporary / name / "none.txt").write_text("This objective has no teacher.\n")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def repository(tmp_path_factory):
     """A trained and pushed repository; its remote is the folder beside it."""
     folder = tmp_path_factory.mktemp("first") / "repository"
     toy.make(folder, toy.model(tmp_path_factory), **{"training.steps": 3})
-    (folder / "work" / "teacher").mkdir()
-    (folder / "work" / "teacher" / "empty").write_text("")
+    (folder / "work" / "teacher" / "infonce").mkdir(parents=True)
+    (folder / "work" / "teacher" / "infonce" / "none.txt").write_text("")
     raw = yaml.safe_load((folder / "params.yaml").read_text())
     raw |= {"objectives": ["infonce"], "seeds": [0, 1]}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))

@@ -32,11 +32,13 @@ class Objective(nn.Module):
 
     Attributes:
         needs_judge: True where :meth:`loss` asks the frozen LLM; the loop then loads it once per process.
+        needs_teacher: True where :meth:`loss` reads the likelihoods that stage ``teacher`` computed once.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
             then accepts a gradient of zero.
     """
 
     needs_judge = False
+    needs_teacher = False
     expects_gradient = True
 
     def __init__(self, config: Config, judge: Any = None, heads: Sequence[tuple[int, int]] = ()) -> None:

@@ -22,12 +22,14 @@ from dream.errors import DreamError
 from dream.instances import CandidateSet
 from dream.objectives import Objective, Temperature, gold, ranking_logs, register, similarities
 
-TEACHER = Path("work/teacher/teacher.parquet")
+TEACHER = Path("work/teacher/replug/teacher.parquet")
 
 
 @register("replug")
 class RePlug(Objective):
     """Distillation of the frozen LM's preferences."""
+
+    needs_teacher = True
 
     def __init__(self, config, judge=None, heads=(), teacher: dict[str, Sequence[float]] | None = None) -> None:
         super().__init__(config)
