@@ -45,7 +45,7 @@ def run(project, monkeypatch):
 
 
 def test_the_subcommands_are_those_of_the_readme():
-    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "tables"]
+    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "sweep", "tables"]
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
