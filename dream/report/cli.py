@@ -157,7 +157,7 @@ def paper(
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Set the paper's printed numbers beside ours, and say which have not been run."""
+    """Set the paper's printed numbers, ablations too, beside ours, and say which have not been run."""
     from dream.errors import DreamError
     from dream.report import paper as printed
 
@@ -166,7 +166,7 @@ def paper(
         results = load(params, cells)
     except DreamError as error:
         results, remark = None, f"No results to compare with: {error}"
-    show_tables([printed.table(results, rows)], json)
+    show_tables([printed.table(results, rows), printed.ablations(), printed.scaling()], json)
     if remark:
         typer.echo(remark, err=True)
 
