@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dream.errors import DreamError
 from dream.files import value_hash
@@ -99,7 +99,7 @@ class Heads(Section):
 class Injection(Section):
     rows: Literal["query", "query+label", "all"]
     budget: Literal["paper", "preserve"]
-    gate: Literal["learned", "fixed", "off"]
+    gate: Annotated[Literal["learned", "fixed", "off"], BeforeValidator(lambda v: "off" if v is False else v)]  # YAML reads off as false
     gate_init: Annotated[float, Field(gt=0, lt=1)]
     scores: Literal["learned", "uniform"]
     diagnostic: Positive

@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+import re
 
 import pytest
 import yaml
@@ -95,3 +96,9 @@ def test_the_hash_covers_what_an_artefact_depends_on():
     assert base.hash("heads") == config.load(overrides={"candidates.count": 4}).hash("heads")
     assert base.hash("heads") != config.load(overrides={"heads.count": 4}).hash("heads")
     assert base.hash("heads") != config.load(overrides={"model.size": "tiny-4l"}).hash("heads")
+
+
+def test_off_is_a_word_although_yaml_reads_it_as_false(tmp_path):
+    text = pathlib.Path("params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(re.sub(r"gate: learned ", "gate: off ", text))
+    assert config.load(tmp_path / "params.yaml").injection.gate == "off"

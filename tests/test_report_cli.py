@@ -45,7 +45,7 @@ def run(project, monkeypatch):
 
 
 def test_the_subcommands_are_those_of_the_readme():
-    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "tables"]
+    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "sweep", "tables"]
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -125,7 +125,8 @@ def test_json_reads_back(run):
     assert {row["system"] for row in table["rows"]} == {"bm25", "untrained", "dream", "infonce"}
     assert json.loads(run("compare", "dream", "bm25", "--json"))["changed"]
     assert json.loads(run("plan", "--size", "3b", "--json"))["parameters"]["judge"] == 8_030_261_248
-    (paper,) = json.loads(run("paper", "--json"))
+    paper, ablations, scaling = json.loads(run("paper", "--json"))
+    assert len(ablations["rows"]) == 10 and len(scaling["rows"]) == 5
     assert len(paper["rows"]) == 299
 
 

@@ -148,6 +148,15 @@ def test_a_row_that_was_run_is_compared(results):
     ].startswith("not run")
 
 
+def test_the_papers_ablations_stand_beside_our_sweeps(tmp_path):
+    assert set(paper.ablations(tmp_path).data["here"].isna()) == {True}
+    (tmp_path / "judge").mkdir()
+    rows = [("frozen", "dream", 0.3), ("LoRA", "dream", 0.25), ("LoRA", "infonce", 0.9)]
+    pd.DataFrame(rows, columns=["point", "system", "ndcg_at_10"]).to_csv(tmp_path / "judge" / "judge.csv", index=False)
+    found = paper.ablations(tmp_path).data
+    assert set(found[found.ablation == "judge_lora"].here) == {0.25} and found[found.ablation == "heads"].here.isna().all()
+
+
 # ------------------------------------------------------------------------------------------------------------ runs
 
 

@@ -29,7 +29,7 @@ RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", "ndcg_
 EVALUATE_SECTIONS = ("evaluate",)
 SYSTEM_SECTIONS = {"bm25": ("bm25",), "qrhead": ("bm25", "judge", "heads", "qrhead")}
 TRAIN_SECTIONS = ("training", "encoder", "temperature")
-JUDGE_SECTIONS = ("judge", "injection")
+JUDGE_SECTIONS = ("judge", "injection", "dream")
 # Knobs that cannot change a number.
 HARMLESS = {
     "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "injection.force",

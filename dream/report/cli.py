@@ -157,7 +157,7 @@ def paper(
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Set the paper's printed numbers beside ours, and say which have not been run."""
+    """Set the paper's printed numbers, ablations too, beside ours, and say which have not been run."""
     from dream.errors import DreamError
     from dream.report import paper as printed
 
@@ -166,7 +166,7 @@ def paper(
         results = load(params, cells)
     except DreamError as error:
         results, remark = None, f"No results to compare with: {error}"
-    show_tables([printed.table(results, rows)], json)
+    show_tables([printed.table(results, rows), printed.ablations(), printed.scaling()], json)
     if remark:
         typer.echo(remark, err=True)
 
@@ -189,6 +189,36 @@ def runs(
     if format == "text" or json:
         return show_tables([table], json)
     typer.echo(render.render(table, format), nl=False)
+
+
+@app.command(epilog=examples("dream-report sweep", "dream-report sweep heads", "dream-report sweep heads --run --collect"))
+def sweep(
+    name: Annotated[str | None, typer.Argument(help="A sweep of sweeps.yaml; without it all are listed.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run the points that have not been run, one after another.")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Put them in DVC's queue instead: `dvc queue start`.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Read the results into reports/sweeps.")] = False,
+    json: Json = False,
+    file: Annotated[Path, typer.Option("--file", help="Where the sweeps stand.")] = Path("sweeps.yaml"),
+) -> None:
+    """Print, run, queue or collect the experiments of an ablation. Without an option: the commands that it takes."""
+    from dream.errors import DreamError
+    from dream.report import sweeps
+
+    if run and queue:
+        raise DreamError("--run and --queue are two ways to start the same experiments", "Give one of them")
+    if name is None:
+        if run or queue or collect:
+            raise DreamError("no sweep is named", "Run `dream-report sweep` to see them")
+        return show_tables([sweeps.overview(file)], json)
+    found = sweeps.find(name, file)
+    if run or queue:
+        count = sweeps.run(found, queue)
+        typer.echo(f"{count} of {len(found.points)} points {'queued' if queue else 'run'}, the others were there", err=json)
+    if collect:
+        return show_tables([sweeps.collect(found)], json)
+    if not (run or queue):
+        lines = sweeps.commands(found)
+        show(lines, json, lambda: "\n".join(lines))
 
 
 @app.command(epilog=examples("dream-report plan --size 3b", "dream-report plan --size 8b --tflops 400 --device-gib 80"))

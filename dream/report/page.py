@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dream.report import build, compare, plots, render, tables
+from dream.report import build, compare, plots, render, sweeps, tables
 from dream.report.cells import Results, expected
 from dream.report.render import number
 
@@ -48,7 +48,7 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
         in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
         "tables": [
             {"name": t.name, "title": t.title, "notes": t.notes, "html": Markup(render.html_table(replace(t, title="",
-            notes=[])))} for t in tables.build(results)
+            notes=[])))} for t in [*tables.build(results), *sweeps.stored()]
         ],
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
         "cells": _cells(results), "settings": _settings(results),

@@ -1,0 +1,294 @@
+"""Sweeps: questions that take several experiments, as data in sweeps.yaml, run by DVC and read back from git.
+
+A point of a sweep is one ``dvc exp run --temp`` under a name of its own: it runs in a copy of the workspace, DVC's
+run-cache restores every stage that another experiment has run already, and a point whose experiment exists is not run
+again. :func:`collect` reads the experiments from git and writes ``reports/sweeps/<name>``: table and figure, with the
+experiment and commit of every number. That folder is what git keeps; experiments stay in the clone that ran them.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from dream.errors import DreamError
+from dream.evaluation import stats
+from dream.files import replacing_folder
+from dream.report import render, runs, tables
+from dream.report.cells import Results
+from dream.report.render import Cell, Table, cells, number
+
+FILE, FOLDER = Path("sweeps.yaml"), Path("reports/sweeps")
+KEYS = {"question", "paper", "base", "points", "against"}
+COLUMNS = ["sweep", "point", "overrides", "system", "seeds", "pairs", "tasks", "queries", "ndcg_at_10", "ci_low", "ci_high",
+           "against", "difference", "diff_low", "diff_high", "p", "p_holm", "gap", "experiment", "commit"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep: a label for people, the overrides of params.yaml, the name that DVC knows it by."""
+
+    label: str
+    overrides: tuple[str, ...]
+    experiment: str
+
+    def command(self, queue: bool = False) -> list[str]:
+        """The ``dvc exp run`` call, run at once in a copy of the workspace, or queued."""
+        settings = [part for override in self.overrides for part in ("-S", override)]
+        return ["dvc", "exp", "run", "--queue" if queue else "--temp", "-n", self.experiment, *settings]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A question, its points in order, and the point that the others are tested against."""
+
+    name: str
+    question: str
+    paper: str
+    points: tuple[Point, ...]
+    against: str
+
+
+def load(path: Path | str = FILE) -> dict[str, Sweep]:
+    """Read the sweeps by name.
+
+    Raises:
+        DreamError: the file is missing or not YAML, or a sweep has an unknown key, no points, or an override that is
+            not ``key=value``.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text()) or {}
+    except FileNotFoundError:
+        raise DreamError(f"{path} is missing", "Run from the project's root folder") from None
+    except yaml.YAMLError as error:
+        raise DreamError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    return {str(name): _sweep(str(name), entry, path) for name, entry in raw.items()}
+
+
+def _sweep(name: str, entry: dict, path: Path | str) -> Sweep:
+    if not isinstance(entry, dict) or not entry.get("points"):
+        raise DreamError(f"{path}: sweep {name} has no points", "Add `points:` with one label and its overrides a line")
+    if unknown := set(entry) - KEYS:
+        raise DreamError(f"{path}: sweep {name} has the unknown key {min(unknown)}", f"Known: {', '.join(sorted(KEYS))}")
+    points = []
+    for label, own in entry["points"].items():
+        overrides = [*map(str, entry.get("base") or []), *map(str, own or [])]
+        for override in overrides:
+            if not re.match(r"[\w.-]+=", override):
+                raise DreamError(f"{path}: sweep {name}, point {label}: {override!r} is not key=value")
+        points.append(Point(str(label), tuple(overrides), f"{name}-{_plain(str(label))}"))
+    against = str(entry.get("against", points[0].label))
+    if against not in [point.label for point in points]:
+        raise DreamError(f"{path}: sweep {name} is tested against {against!r}, which is none of its points")
+    return Sweep(name, str(entry.get("question", "")), str(entry.get("paper", "")), tuple(points), against)
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"\W+", "-", label).strip("-").lower()
+
+
+def find(name: str, path: Path | str = FILE) -> Sweep:
+    """The sweep of that name, or one line with the known ones."""
+    known = load(path)
+    if name not in known:
+        raise DreamError(f"sweep {name!r} is unknown", f"Choose one of {', '.join(known)}, or add it to {path}")
+    return known[name]
+
+
+def done(sweep: Sweep) -> dict[str, str]:
+    """Label → commit of the points whose experiment exists in this clone."""
+    names = {revision.name: revision.commit for revision in runs.found(0)}
+    return {point.label: names[point.experiment] for point in sweep.points if point.experiment in names}
+
+
+def commands(sweep: Sweep, queue: bool = False, missing_only: bool = False) -> list[str]:
+    """The commands of a sweep as a shell would take them."""
+    there = done(sweep) if missing_only else {}
+    return [shlex.join(point.command(queue)) for point in sweep.points if point.label not in there]
+
+
+def run(sweep: Sweep, queue: bool = False) -> int:
+    """Run (or queue) the points whose experiment does not exist yet; return how many. Stopped, it goes on where it was.
+
+    Raises:
+        DreamError: an experiment failed; those before it are kept.
+    """
+    waiting = commands(sweep, queue, missing_only=True)
+    for command in waiting:
+        print(f"> {command}", flush=True)
+        if subprocess.run(shlex.split(command), check=False).returncode:
+            raise DreamError(f"sweep {sweep.name}: `{command}` failed", "Its output is above; mend it and run the same command again")
+    return len(waiting)
+
+
+def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
+    """Read the sweep's experiments and write ``<folder>/<name>/``: the table, the figure, the full tables of a sweep of one point.
+
+    Raises:
+        DreamError: a point has not been run, or its results do not belong together.
+    """
+    there = done(sweep)
+    if lacking := [point.label for point in sweep.points if point.label not in there]:
+        raise DreamError(f"sweep {sweep.name} lacks {', '.join(lacking)}", f"Run `dream-report sweep {sweep.name} --run`")
+    opened = {p.label: runs.open_revision(runs.Revision(p.experiment, there[p.label])) for p in sweep.points}
+    frame = pd.DataFrame(_rows(sweep, opened, there), columns=COLUMNS)
+    table = shown(frame, sweep)
+    with replacing_folder(Path(folder) / sweep.name) as temporary:
+        for name in ("csv", "md"):
+            ending, write = render.FORMATS[name]
+            (temporary / f"{sweep.name}.{ending}").write_text(write(table), encoding="utf-8")
+        _figure(frame, sweep, opened, temporary)
+        if len(opened) == 1:
+            _whole(next(iter(opened.values())), temporary)
+    return table
+
+
+def _whole(results: Results, folder: Path) -> None:
+    """All tables of the one experiment, and its plot of systems."""
+    from dream.report import plots
+
+    for table in tables.build(results):
+        for name in ("csv", "md"):
+            ending, write = render.FORMATS[name]
+            (folder / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
+    plots.draw(results, folder, ["systems", "cost"])
+
+
+def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> list[dict]:
+    rows = []
+    first = opened[sweep.against]
+    for point in sweep.points:
+        results = opened[point.label]
+        tasks = tables.overall(results)[2]
+        if tasks != tables.overall(first)[2]:
+            raise DreamError(f"sweep {sweep.name}: {point.label} was evaluated on other tasks than {sweep.against}", "Give all points the same tasks")
+        for system in [*results.config.rerankers, *results.config.objectives]:
+            found = tables.measured(results, system, tasks)
+            row = {
+                "sweep": sweep.name, "point": point.label, "overrides": " ".join(point.overrides), "system": system,
+                "seeds": max(1, len(results.seeds(system))), "pairs": results.pairs_trained(system), "tasks": len(tasks),
+                "queries": sum(len(results.scores(system, task)) for task in tasks),
+                "ndcg_at_10": found.value, "ci_low": found.low, "ci_high": found.high, "gap": _gap(results),
+                "experiment": point.experiment, "commit": commits[point.label][:10],
+            }  # fmt: skip
+            if point.label != sweep.against and system in first.systems:
+                row |= _difference(results, first, system, tasks) | {"against": sweep.against}
+            rows.append(row)
+    tested = [row for row in rows if "p" in row]
+    for row, p in zip(tested, stats.holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    return rows
+
+
+def _difference(ours: Results, theirs: Results, system: str, tasks: list[str]) -> dict[str, float]:
+    """Paired over queries, every task weighs the same."""
+    pairs = [ours.scores(system, task).align(theirs.scores(system, task), join="inner") for task in tasks]
+    for task, (a, _) in zip(tasks, pairs, strict=True):
+        if len(a) != len(ours.scores(system, task)) or len(a) != len(theirs.scores(system, task)):
+            raise DreamError(f"task {task} was scored on different queries", "Run both points from the same commit")
+    report = ours.config.report
+    found = stats.paired([a.to_numpy() for a, _ in pairs], [b.to_numpy() for _, b in pairs], report.resamples, report.confidence, report.seed)
+    return {"difference": found.value, "diff_low": found.low, "diff_high": found.high, "p": found.p}
+
+
+def _gap(results: Results) -> float | None:
+    """The loss gap before training with the rows that training used."""
+    used = [row["gap"] for row in tables.diagnostic_rows(results) if row.get("used")]
+    return float(used[0]) if used else None
+
+
+def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
+    """The stored rows as a table; the best of each system in bold."""
+    best = frame.groupby("system").ndcg_at_10.transform("max").round(3)
+    several = frame.point.nunique() > 1
+    rows = []
+    for row, top in zip(frame.to_dict("records"), best, strict=True):
+        score = f"{number(row['ndcg_at_10'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
+        tested = not pd.isna(row["p"])
+        change = f"{_signed(row['difference'])} [{_signed(row['diff_low'])}, {_signed(row['diff_high'])}]" if tested else "–"
+        rows.append(cells(
+            row["point"], row["system"], Cell(score, several and round(row["ndcg_at_10"], 3) == top), change,
+            tables._p(row["p_holm"]) if tested else "–", number(row["gap"]), row["seeds"], render.grouped(row["pairs"]), str(row["commit"])[:7],
+        ))  # fmt: skip
+    notes = [
+        f"Mean nDCG@10 over {int(frame.tasks.iloc[0])} tasks with its interval over queries; differences are paired over queries "
+        f"with “{sweep.against}”, p of a randomisation test after Holm's correction over this table.",
+        "Loss gap: wrong − gold on the frozen judge before training, in nats a token. Seeds are averaged per query: intervals "
+        "say nothing about other seeds.",
+        *([f"The paper: {sweep.paper}"] if sweep.paper else []),
+        f"Made with `dream-report sweep {sweep.name} --run` and `--collect`; the commit is the experiment's.",
+    ]
+    head = ["Point", "System", "nDCG@10", "Difference", "p", "Loss gap", "Seeds", "Pairs", "Commit"]
+    return Table(sweep.name, sweep.question, frame, head, rows, notes)
+
+
+def _signed(value: float) -> str:
+    return number(value) if value < 0 else f"+{number(value)}"
+
+
+def stored(folder: Path | str = FOLDER, path: Path | str = FILE) -> list[Table]:
+    """The collected tables that the folder holds, in the order of sweeps.yaml."""
+    if not Path(path).exists():
+        return []
+    found = {name: Path(folder) / name / f"{name}.csv" for name in load(path)}
+    return [shown(pd.read_csv(file), find(name, path)) for name, file in found.items() if file.exists()]
+
+
+def overview(path: Path | str = FILE) -> Table:
+    """Every sweep with its question and how many of its points have been run in this clone."""
+    rows, data = [], []
+    for sweep in load(path).values():
+        ran = len(done(sweep))
+        data.append({"sweep": sweep.name, "question": sweep.question, "points": len(sweep.points), "run": ran})
+        rows.append(cells(sweep.name, sweep.question, len(sweep.points), ran))
+    return Table("sweeps", "Sweeps", pd.DataFrame(data), ["Sweep", "Question", "Points", "Run here"], rows)
+
+
+def _figure(frame: pd.DataFrame, sweep: Sweep, opened: dict[str, Results], folder: Path) -> None:
+    """nDCG@10 at every point with its interval: a line where the points are numbers, bars of dots where they are names."""
+    from dream.report import plots
+
+    labels = [point.label for point in sweep.points]
+    numeric = len(labels) > 1 and all(re.fullmatch(r"\d+(\.\d+)?", label) for label in labels)
+    with plots.mpl.rc_context(plots.STYLE):
+        systems = list(dict.fromkeys(frame.system))
+        size = (5.2, 3.4) if numeric else (6.4, 1.2 + 0.28 * len(labels) * max(1, len(systems)))
+        figure, axis = plots.plt.subplots(figsize=size)
+        for index, system in enumerate(systems):
+            part = frame[frame.system == system]
+            place = np.array([labels.index(label) for label in part.point], dtype=float)
+            error = np.abs(part[["ci_low", "ci_high"]].to_numpy().T - part.ndcg_at_10.to_numpy())
+            look = {"color": plots.COLOURS[index], "marker": plots.MARKERS[index], "label": system, "capsize": 2, "markersize": 5}
+            if numeric:
+                axis.errorbar(part.point.astype(float), part.ndcg_at_10, yerr=error, linestyle=plots.LINES[index], **look)
+            else:
+                shift = 0.5 * ((index + 0.5) / len(systems) - 0.5)
+                axis.errorbar(part.ndcg_at_10, place + shift, xerr=error, linestyle="none", **look)
+        _floor(axis, opened[sweep.against], numeric)
+        if numeric:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks([float(label) for label in labels], labels)
+            axis.minorticks_off()
+            axis.set(xlabel=sweep.name, ylabel="nDCG@10, mean over tasks")
+        else:
+            axis.set_yticks(range(len(labels)), labels)
+            axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="nDCG@10, mean over tasks")
+            axis.grid(axis="y", visible=False)
+        figure.suptitle(sweep.question, fontsize=9)
+        axis.legend(loc="best", fontsize=8)
+        plots.save(figure, folder / sweep.name)
+
+
+def _floor(axis, results: Results, horizontal: bool) -> None:
+    """A thin line where the untrained encoder is, if the experiment evaluated it."""
+    if tables.UNTRAINED in results.systems:
+        value = tables.measured(results, tables.UNTRAINED, tables.overall(results)[2]).value
+        line = axis.axhline if horizontal else axis.axvline
+        line(value, color="#444444", linewidth=0.9, linestyle=":", label=tables.UNTRAINED)
