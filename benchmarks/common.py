@@ -116,6 +116,12 @@ def paired(
     return seconds
 
 
+def resident_peak() -> int:
+    """Peak resident memory of this process in KiB since it was last reset (Linux: 5 written to /proc/self/clear_refs)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
 def over_sets(
     sides: dict[str, Callable[[CandidateSet], Any]], sets: list[CandidateSet], device: torch.device, repetitions: int
 ) -> dict[str, list[float]]:

@@ -12,10 +12,10 @@ are added to its side), and the peak of the process (resident memory of a proces
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -65,9 +65,11 @@ def added_peak(args: argparse.Namespace, side: str) -> float:
     judge, injection, sets = build(args)
     _, step = steps(judge, injection, sets)
     if args.device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step(side, common.instances(1, args.candidates, 8, args.questions, judge.model.config.vocab_size)[0])  # libraries are loaded, threads started
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the weights
+        before = common.resident_peak()
         step(side, sets[0])
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+        return (common.resident_peak() - before) / 2**20
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step(side, sets[0])

@@ -321,3 +321,14 @@ def test_manifest_holds_what_is_needed_to_repeat_a_run(results):
     assert made["versions"]["mteb"] == "2.26.24" and made["hardware"]["cores"] == 2
     assert set(made["runs"]) >= {"train-dream-0", "evaluate-bm25-general", "heads"}
     assert np.isfinite(made["runs"]["train-dream-0"]["wall_s"])
+
+
+def test_a_published_system_is_said_to_follow_its_own_rules(results):
+    """The numbers of a published model depend on other settings than ours: the committed report names them."""
+    from dream import config
+    from dream.report import notes
+
+    committed = cells.load(config.load(Path(__file__).parent.parent / "params.yaml"), Path(__file__).parent.parent / "reports" / "cells")
+    (note,) = [n for n in notes.footnotes(committed) if n.startswith("minilm:")]
+    assert "packaged/minilm" in note and "mean pooling" in note and "256 tokens" in note
+    assert not [n for n in notes.footnotes(results) if n.startswith("minilm:")]

@@ -10,6 +10,7 @@ def footnotes(results: Results) -> list[str]:
     config = results.config
     made = [
         _encoder(results),
+        *_published(results),
         _training(results),
         _bm25(results),
         _tasks(results),
@@ -25,11 +26,27 @@ def _encoder(results: Results) -> str:
     layers = f", first {size.encoder_layers} layers" if size.encoder_layers else ""
     prompts = [f"{kind} {text!r}" for kind, text in _prompts(config) if text]
     return (
-        f"Encoder {size.encoder}{layers}: {config.encoder.pooling}-token pooling"
+        f"Untrained and trained encoder {size.encoder}{layers}: {config.encoder.pooling}-token pooling"
         f"{', end-of-text token appended' if config.encoder.append_eos else ''}, at most "
         f"{config.evaluate.max_length} tokens per "
         f"query or document, weights {config.evaluate.dtype}, scores float32; prompts: {', '.join(prompts) or 'none'}."
     ).replace("mean-token pooling", "mean pooling")
+
+
+def _published(results: Results) -> list[str]:
+    """A note for every system that others trained: it was run by its own rules, not by those of `evaluate`."""
+    notes = []
+    for name in results.systems:
+        if name in results.config.published:
+            used = results.record(name, results.tasks[0][1])["settings"]
+            adapter = f" with adapter {used['adapter']}" if used.get("adapter") else ""
+            eos = ", end-of-text token appended" if used.get("append_eos") else ""
+            prompts = [f"{kind} {used[f'{kind}_prompt']!r}" for kind in ("query", "document") if used.get(f"{kind}_prompt")]
+            notes.append(
+                f"{name}: {used['model']}{adapter}, trained by others: {used['pooling']} pooling{eos}, at most {used['max_length']} tokens, "
+                f"weights {used['dtype']}; prompts: {', '.join(prompts) or 'none'}."
+            )
+    return notes
 
 
 def _prompts(config) -> list[tuple[str, str]]:
