@@ -20,10 +20,15 @@ def write_tables(results: Results, folder: Path | str = REPORTS / "tables") -> l
     built = tables.build(results)
     with replacing_folder(folder) as temporary:
         for table in built:
-            for name in ("csv", "md"):
-                ending, write = render.FORMATS[name]
-                (temporary / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
+            write_table(table, temporary)
     return built
+
+
+def write_table(table: render.Table, folder: Path) -> None:
+    """Write one table as CSV and Markdown under its name."""
+    for name in ("csv", "md"):
+        ending, write = render.FORMATS[name]
+        (folder / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
 
 
 def write_plots(results: Results, folder: Path | str = REPORTS / "plots") -> list[str]:

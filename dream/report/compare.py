@@ -74,7 +74,7 @@ def table(ours: Side, theirs: Side) -> Table:
         raise DreamError(
             f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks"
         )
-    columns = {task: _aligned(ours, theirs, task) for _, task in shared}
+    columns = {task: aligned(ours, theirs, task) for _, task in shared}
     scopes = [(suite, task, [task]) for suite, task in shared] + [("all", "mean", [task for _, task in shared])]
     report, rows, data = ours.results.config.report, [], []
     found = [
@@ -122,7 +122,8 @@ def table(ours: Side, theirs: Side) -> Table:
     return Table("compare", f"{ours.label} against {theirs.label}", pd.DataFrame(data), head, rows, notes)
 
 
-def _aligned(ours: Side, theirs: Side, task: str) -> tuple[np.ndarray, np.ndarray]:
+def aligned(ours: Side, theirs: Side, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores per query of both sides on a task, in one order; stop if they were scored on different queries."""
     a, b = ours.results.scores(ours.system, task), theirs.results.scores(theirs.system, task)
     if not a.index.equals(b.index):
         raise DreamError(
@@ -137,7 +138,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
     frames = []
     for _, task in ours.results.tasks:
         if task in dict(map(reversed, theirs.results.tasks)):
-            a, b = _aligned(ours, theirs, task)
+            a, b = aligned(ours, theirs, task)
             ids = ours.results.scores(ours.system, task).index
             frames.append(pd.DataFrame({"task": task, "query_id": ids, "ours": a, "theirs": b}))
     ranked = pd.concat(frames)

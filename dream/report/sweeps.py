@@ -21,9 +21,10 @@ import yaml
 from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.files import replacing_folder
-from dream.report import render, runs, tables
+from dream.report import build, compare, render, runs, tables
 from dream.report.cells import Results
 from dream.report.render import Cell, Table, cells, number
+from dream.report.tables import _p, _signed
 
 FILE, FOLDER = Path("sweeps.yaml"), Path("reports/sweeps")
 KEYS = {"question", "paper", "base", "points", "against"}
@@ -102,16 +103,19 @@ def find(name: str, path: Path | str = FILE) -> Sweep:
     return known[name]
 
 
-def done(sweep: Sweep) -> dict[str, str]:
-    """Label → commit of the points whose experiment exists in this clone."""
-    names = {revision.name: revision.commit for revision in runs.found(0)}
+def experiments() -> dict[str, str]:
+    """Name → commit of the experiments in this clone."""
+    return {revision.name: revision.commit for revision in runs.found(0)}
+
+
+def done(sweep: Sweep, names: dict[str, str]) -> dict[str, str]:
+    """Label → commit of the points whose experiment is among ``names`` (see :func:`experiments`)."""
     return {point.label: names[point.experiment] for point in sweep.points if point.experiment in names}
 
 
-def commands(sweep: Sweep, queue: bool = False, missing_only: bool = False) -> list[str]:
+def commands(sweep: Sweep) -> list[str]:
     """The commands of a sweep as a shell would take them."""
-    there = done(sweep) if missing_only else {}
-    return [shlex.join(point.command(queue)) for point in sweep.points if point.label not in there]
+    return [shlex.join(point.command()) for point in sweep.points]
 
 
 def run(sweep: Sweep, queue: bool = False) -> int:
@@ -120,11 +124,13 @@ def run(sweep: Sweep, queue: bool = False) -> int:
     Raises:
         DreamError: an experiment failed; those before it are kept.
     """
-    waiting = commands(sweep, queue, missing_only=True)
-    for command in waiting:
-        print(f"> {command}", flush=True)
-        if subprocess.run(shlex.split(command), check=False).returncode:
-            raise DreamError(f"sweep {sweep.name}: `{command}` failed", "Its output is above; mend it and run the same command again")
+    there = done(sweep, experiments())
+    waiting = [point for point in sweep.points if point.label not in there]
+    for point in waiting:
+        command = point.command(queue)
+        print(f"> {shlex.join(command)}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            raise DreamError(f"sweep {sweep.name}: `{shlex.join(command)}` failed", "Its output is above; mend it and run the same command again")
     return len(waiting)
 
 
@@ -134,16 +140,14 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     Raises:
         DreamError: a point has not been run, or its results do not belong together.
     """
-    there = done(sweep)
+    there = done(sweep, experiments())
     if lacking := [point.label for point in sweep.points if point.label not in there]:
         raise DreamError(f"sweep {sweep.name} lacks {', '.join(lacking)}", f"Run `dream-report sweep {sweep.name} --run`")
     opened = {p.label: runs.open_revision(runs.Revision(p.experiment, there[p.label])) for p in sweep.points}
     frame = pd.DataFrame(_rows(sweep, opened, there), columns=COLUMNS)
     table = shown(frame, sweep)
     with replacing_folder(Path(folder) / sweep.name) as temporary:
-        for name in ("csv", "md"):
-            ending, write = render.FORMATS[name]
-            (temporary / f"{sweep.name}.{ending}").write_text(write(table), encoding="utf-8")
+        build.write_table(table, temporary)
         _figure(frame, sweep, opened, temporary)
         if len(opened) == 1:
             _whole(next(iter(opened.values())), temporary)
@@ -155,9 +159,7 @@ def _whole(results: Results, folder: Path) -> None:
     from dream.report import plots
 
     for table in tables.build(results):
-        for name in ("csv", "md"):
-            ending, write = render.FORMATS[name]
-            (folder / f"{table.name}.{ending}").write_text(write(table), encoding="utf-8")
+        build.write_table(table, folder)
     plots.draw(results, folder, ["systems", "cost"])
 
 
@@ -179,7 +181,7 @@ def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> 
                 "experiment": point.experiment, "commit": commits[point.label][:10],
             }  # fmt: skip
             if point.label != sweep.against and system in first.systems:
-                row |= _difference(results, first, system, tasks) | {"against": sweep.against}
+                row |= _difference(point.label, results, sweep.against, first, system, tasks) | {"against": sweep.against}
             rows.append(row)
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, stats.holm([row["p"] for row in tested]), strict=True):
@@ -187,14 +189,12 @@ def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> 
     return rows
 
 
-def _difference(ours: Results, theirs: Results, system: str, tasks: list[str]) -> dict[str, float]:
+def _difference(label: str, ours: Results, against: str, theirs: Results, system: str, tasks: list[str]) -> dict[str, float]:
     """Paired over queries, every task weighs the same."""
-    pairs = [ours.scores(system, task).align(theirs.scores(system, task), join="inner") for task in tasks]
-    for task, (a, _) in zip(tasks, pairs, strict=True):
-        if len(a) != len(ours.scores(system, task)) or len(a) != len(theirs.scores(system, task)):
-            raise DreamError(f"task {task} was scored on different queries", "Run both points from the same commit")
+    mine, other = compare.Side(label, system, ours), compare.Side(against, system, theirs)
+    pairs = [compare.aligned(mine, other, task) for task in tasks]
     report = ours.config.report
-    found = stats.paired([a.to_numpy() for a, _ in pairs], [b.to_numpy() for _, b in pairs], report.resamples, report.confidence, report.seed)
+    found = stats.paired([a for a, _ in pairs], [b for _, b in pairs], report.resamples, report.confidence, report.seed)
     return {"difference": found.value, "diff_low": found.low, "diff_high": found.high, "p": found.p}
 
 
@@ -215,7 +215,7 @@ def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
         change = f"{_signed(row['difference'])} [{_signed(row['diff_low'])}, {_signed(row['diff_high'])}]" if tested else "–"
         rows.append(cells(
             row["point"], row["system"], Cell(score, several and round(row["ndcg_at_10"], 3) == top), change,
-            tables._p(row["p_holm"]) if tested else "–", number(row["gap"]), row["seeds"], render.grouped(row["pairs"]), str(row["commit"])[:7],
+            _p(row["p_holm"]) if tested else "–", number(row["gap"]), row["seeds"], render.grouped(row["pairs"]), str(row["commit"])[:7],
         ))  # fmt: skip
     notes = [
         f"Mean nDCG@10 over {int(frame.tasks.iloc[0])} tasks with its interval over queries; differences are paired over queries "
@@ -229,23 +229,19 @@ def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
     return Table(sweep.name, sweep.question, frame, head, rows, notes)
 
 
-def _signed(value: float) -> str:
-    return number(value) if value < 0 else f"+{number(value)}"
-
-
 def stored(folder: Path | str = FOLDER, path: Path | str = FILE) -> list[Table]:
     """The collected tables that the folder holds, in the order of sweeps.yaml."""
     if not Path(path).exists():
         return []
-    found = {name: Path(folder) / name / f"{name}.csv" for name in load(path)}
-    return [shown(pd.read_csv(file), find(name, path)) for name, file in found.items() if file.exists()]
+    found = [(sweep, Path(folder) / name / f"{name}.csv") for name, sweep in load(path).items()]
+    return [shown(pd.read_csv(file), sweep) for sweep, file in found if file.exists()]
 
 
 def overview(path: Path | str = FILE) -> Table:
     """Every sweep with its question and how many of its points have been run in this clone."""
-    rows, data = [], []
+    rows, data, names = [], [], experiments()
     for sweep in load(path).values():
-        ran = len(done(sweep))
+        ran = len(done(sweep, names))
         data.append({"sweep": sweep.name, "question": sweep.question, "points": len(sweep.points), "run": ran})
         rows.append(cells(sweep.name, sweep.question, len(sweep.points), ran))
     return Table("sweeps", "Sweeps", pd.DataFrame(data), ["Sweep", "Question", "Points", "Run here"], rows)
