@@ -50,6 +50,7 @@ class Data(Section):
     task_queries: Positive | None
     task_documents: Positive | None
     passage_words: Positive
+    development: Annotated[float, Field(ge=0, lt=1)]
     seed: int
 
 
@@ -59,6 +60,8 @@ class Questions(Section):
     per_set: Positive
     max_new_tokens: Positive
     batch: Positive
+    dtype: DType
+    round_trip: Annotated[int, Field(ge=0)]
 
 
 class Candidates(Section):
@@ -151,13 +154,20 @@ class Training(Section):
         return self
 
 
-class Dream(Section):
+class Tuned(Section):
+    """Settings of one objective alone, where the search found better ones than the common ones (null: those)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None
+    temperature: Annotated[float, Field(gt=0)] | None
+
+
+class Dream(Tuned):
     judge: Literal["frozen", "lora"]
     r: Positive
     alpha: Positive
 
 
-class InfoNCE(Section):
+class InfoNCE(Tuned):
     in_batch_negatives: bool
 
 
@@ -174,13 +184,14 @@ class Published(Section):
     dtype: DType = "bfloat16"
 
 
-class RePlug(Section):
+class RePlug(Tuned):
     direction: Literal["teacher_student", "student_teacher"]
     tau_lm: Annotated[float, Field(gt=0)]
     mask_target: bool
 
 
 class Revela(Section):
+    learning_rate: Annotated[float, Field(gt=0)] | None
     tau: Annotated[float, Field(gt=0)]
     value_normalisation: bool
     lm: Literal["lora", "frozen"]
@@ -260,6 +271,14 @@ class Config(Section):
     def size(self) -> Size:
         """The entry of ``sizes`` that ``model.size`` names."""
         return self.sizes[self.model.size]
+
+    def tuned(self, objective: str) -> Config:
+        """The config as one objective trains with it: its section's learning rate and temperature in the common ones' place."""
+        own = getattr(self, objective, None)
+        rate, temperature = getattr(own, "learning_rate", None), getattr(own, "temperature", None)
+        training = self.training.model_copy(update={"learning_rate": rate} if rate else {})
+        start = self.temperature.model_copy(update={"init": temperature} if temperature else {})
+        return self.model_copy(update={"training": training, "temperature": start})
 
     def part(self, *sections: str) -> dict[str, Any]:
         """The plain values of some sections plus size and recipe: what an artefact was made with.

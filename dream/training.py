@@ -139,6 +139,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
 
     from dream.encoder import Encoder
 
+    config = config.tuned(name)
     knobs = config.training
     sets = used(sets, config)
     torch.set_num_threads(knobs.threads)

@@ -18,11 +18,10 @@ def main() -> None:
 
     config = configs.load_for_stage(args.size)
     with manifest.recording(config, "assets") as record:
-        from dream import assets
-        from dream.data import code
+        from dream.data import code, needs
 
-        assets.check_available(config)
-        records = assets.ensure(config)
+        needs.check_available(config)
+        records = needs.ensure(config)
         with replacing_folder("work/assets") as folder:
             write_json(folder / "assets.json", {"assets": records, "code": code.versions()})
             manifest.stamp(folder, config, *SECTIONS)

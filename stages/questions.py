@@ -1,4 +1,4 @@
-"""Stage questions: passages of sources without questions → generated questions (an empty table if none are needed)."""
+"""Stage questions: passages of sources without questions → generated questions, filtered on request; else an empty table."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from dream import manifest
 from dream.errors import exits_cleanly
 from dream.files import replacing_folder
 
-SECTIONS = ("data", "questions", "own")
+SECTIONS = ("data", "questions", "bm25", "own")
 
 
 @exits_cleanly
@@ -20,20 +20,30 @@ def main() -> None:
     with manifest.recording(config, "questions", ["work/assets"]) as record:
         import pandas as pd
 
-        from dream.data import questions
+        from dream.candidates import round_trip
+        from dream.data import questions, sources
 
         manifest.check("work/assets", config)
         needed = questions.needed(config)
+        written = kept = pd.DataFrame(columns=questions.COLUMNS, dtype="str")
         if needed:
             written = questions.generate(config, questions.targets(config))
-        else:
-            written = pd.DataFrame(columns=questions.COLUMNS, dtype="str")
+            kept = pd.concat(
+                [
+                    round_trip.keep(written[written["source"] == name], sources.get(name, config).passages(config), config)
+                    for name in needed
+                ],
+                ignore_index=True,
+            )
         with replacing_folder("work/questions") as folder:
-            written.to_parquet(folder / "questions.parquet", index=False)
+            kept.to_parquet(folder / "questions.parquet", index=False)
             manifest.stamp(folder, config, *SECTIONS)
-        record.notes = {"sources": needed, "questions": len(written)}
-    print(f"[questions] {len(written)} questions for {', '.join(needed)}" if needed else
-          "[questions] every source has its own questions: nothing to write")  # fmt: skip
+        record.notes = {"sources": needed, "questions": len(kept), "written": len(written)}
+    if not needed:
+        print("[questions] every source has its own questions: nothing to write")
+        return
+    print(f"[questions] {len(written)} written for {', '.join(needed)}, {len(kept)} kept"
+          + (f" (passage among BM25's {config.questions.round_trip} best)" if config.questions.round_trip else ""))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from dream import assets
 from dream import config as configs
 from dream.assets import hub, models, registry, wheels
+from dream.data import needs
 from dream.errors import DreamError, explain
 from dream.files import sha256
 
@@ -199,7 +200,7 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_a_size_without_assets_offline_is_one_line(size, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DreamError) as caught:
-        assets.check_available(configs.load(overrides={"model.size": size}))
+        needs.check_available(configs.load(overrides={"model.size": size}))
     line = str(caught.value)
     assert "not in the local Hugging Face cache and the hub cannot be reached" in line
     assert "hf download" in line and "model.size=tiny" in line and "\n" not in line
@@ -211,9 +212,9 @@ def test_hub_references():
 
 
 def test_everything_the_default_config_names_is_known():
-    needed = assets.model_references(configs.load())
+    needed = needs.model_references(configs.load())
     assert needed["packaged/smollm2-135m"] == "encoder, judge"
-    dense = assets.model_references(configs.load(overrides={"candidates.source": "dense", "references": ["minilm"]}))
+    dense = needs.model_references(configs.load(overrides={"candidates.source": "dense", "references": ["minilm"]}))
     assert "packaged/minilm" in dense
 
 

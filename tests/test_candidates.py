@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dream import config as configs
-from dream.candidates import BM25Index, build
+from dream.candidates import BM25Index, build, round_trip
 from dream.candidates.sets import mixed
 from dream.data.tables import INSTANCES, PASSAGES
 from dream.errors import DreamError
@@ -179,3 +179,13 @@ def test_bm25_options():
     stops = SETTINGS.model_copy(update={"stopwords": "english"})
     assert (BM25Index(TEXTS, stops).search(["the"], 5)[1] > 0).sum() == 0
     assert "k1 0.9" in BM25Index(TEXTS, SETTINGS).describe()
+
+
+def test_round_trip_keeps_questions_that_lead_back_to_their_passage():
+    passages = pd.DataFrame(
+        {"passage_id": list("abc"), "title": "", "text": ["red apples grow", "green pears grow", "blue plums fall"]}
+    )
+    written = pd.DataFrame({"source": "s", "target_id": list("abc"), "query": ["red apples?", "blue plums?", "what falls?"]})
+    for k, targets in {0: "abc", 1: "ac", 3: "abc"}.items():
+        config = configs.load(overrides={"questions.round_trip": k})
+        assert "".join(round_trip.keep(written, passages, config)["target_id"]) == targets

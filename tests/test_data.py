@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dream import config as configs
-from dream.data import code, packaged, prepare, questions, sources, tasks
+from dream.data import code, development, packaged, prepare, questions, sources, tasks
 from dream.data.sources import wikipedia
 from dream.data.tables import fingerprint, frames, normalise, quotas
 from dream.data.tasks import mteb as mteb_tasks
@@ -37,7 +37,8 @@ def write_set(folder, train=True):
 def own(tmp_path, monkeypatch):
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
     path = write_set(tmp_path / "set")
-    return configs.load(overrides={"own": {"mine": path}, "data.sources": [], "tasks": ["mine"], "data.instances": 8})
+    overrides = {"own": {"mine": path}, "data.sources": [], "tasks": ["mine"], "data.instances": 8, "data.development": 0.0}
+    return configs.load(overrides=overrides)
 
 
 def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
@@ -55,6 +56,34 @@ def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
     assert row["target_id"] == f"mine-d{number + 1}"  # the highest-graded document
     prepare.write(prepared, tmp_path / "data")
     assert len(pd.read_parquet(tmp_path / "data/instances.parquet")) == 8
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_development_task_and_training_share_no_question(tmp_path, monkeypatch, grouped):
+    """Held out by group where there are groups, with their passages; by target where there are none."""
+    path = write_set(tmp_path / "set")
+    config = configs.load(overrides={"own": {"mine": path}, "data.sources": [], "tasks": ["development"], "data.development": 0.4})
+    if grouped:
+        load = sources.load
+
+        def with_groups(*arguments):
+            return [table.assign(group=table.iloc[:, -1].str[-1] if "target_id" in table else table["passage_id"].str[-1])
+                    for table in load(*arguments)]  # fmt: skip
+
+        monkeypatch.setattr(sources, "load", with_groups)
+    prepared = prepare.prepare(config, folder=tmp_path / "tasks")
+    asked = set(tasks.load("development", config, tmp_path / "tasks").queries["text"])
+    trained = set(prepared.instances["query"])
+    assert asked and trained and not asked & trained and len(asked | trained) == 12
+    assert len(prepared.passages) < 30 if grouped else len(prepared.passages) == 30
+    share = config.data.development
+    assert not grouped or not development.held_out(prepared.passages["group"], share).any()
+
+
+def test_held_out_shares_are_about_what_was_asked():
+    names = pd.Series([f"article {i}" for i in range(5000)])
+    assert development.held_out(names, 0.1).mean() == pytest.approx(0.1, abs=0.02)
+    assert not development.held_out(names, 0.0).any()
 
 
 def test_tasks_are_read_back_as_written(own, tmp_path):
@@ -211,7 +240,7 @@ def test_paper_data_from_stream_to_instances(tmp_path, monkeypatch):
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path))
     rows = ({"title": f"t{i}", "text": " ".join(f"w{i}x{j}" for j in range(1700))} for i in range(60))
     monkeypatch.setattr(wikipedia, "_stream", lambda: rows)
-    config = configs.load(overrides={"data.sources": ["wikipedia"], "data.instances": 6})
+    config = configs.load(overrides={"data.sources": ["wikipedia"], "data.instances": 6, "data.development": 0.0})
     chosen = questions.targets(config)
     assert len(chosen) == 6 and chosen["group"].is_unique
     with pytest.raises(DreamError, match=r"source wikipedia has no questions. Run the stage `questions`"):

@@ -174,8 +174,8 @@ def test_published_entries_are_complete_and_one_line_each_offline(monkeypatch):
     """Issue: released DREAM, Revela, BGE, E5-mistral, Qwen3-Embedding; no hub, no traceback, the model is named."""
     import huggingface_hub
 
-    from dream import assets
     from dream.assets import hub
+    from dream.data import needs
 
     def offline(*args, **kwargs):
         raise ConnectionError("no network")
@@ -190,15 +190,15 @@ def test_published_entries_are_complete_and_one_line_each_offline(monkeypatch):
         if name == "minilm":
             continue
         config = load(overrides={"references": [name]})
-        assert {entry.model, entry.adapter} - {None} <= assets.model_references(config).keys()
+        assert {entry.model, entry.adapter} - {None} <= needs.model_references(config).keys()
         with pytest.raises(DreamError) as caught:
-            assets.check_available(config)
+            needs.check_available(config)
         line = str(caught.value)
         assert "\n" not in line and entry.model in line and "hf download" in line, line
         if entry.adapter:
             monkeypatch.setattr(hub, "cached", lambda r, base=entry.model: Path() if r == base else None)
             with pytest.raises(DreamError, match=f"model {entry.adapter} is not in the local"):
-                assets.check_available(config)
+                needs.check_available(config)
             monkeypatch.setattr(hub, "cached", lambda reference: None)
 
 

@@ -1,7 +1,8 @@
 """What the stage ``prepare`` does: tasks first, then training data that holds none of their queries.
 
 1. Every evaluation task is built (packaged, own) or loaded (mteb); its queries are remembered by fingerprint.
-2. Every source is loaded; instances whose query is an evaluation query (equal normalised text) are dropped, counted.
+2. Every source is loaded without its held-out groups (:mod:`dream.data.development`); instances whose query is an
+   evaluation query (equal normalised text) are dropped, counted.
 3. ``data.instances`` instances are drawn, evenly over the sources.
 4. Passages that stand in training and in an evaluation corpus are counted, for all documents and for relevant ones.
 """
@@ -18,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dream.config import Config
-from dream.data import sources, tasks
+from dream.data import development, sources, tasks
 from dream.data.tables import draw, fingerprint, quotas, rng
 from dream.data.tasks.base import Task
 from dream.errors import DreamError
@@ -79,7 +80,7 @@ def training(
     loaded, kept = {}, {}
     for name in sources.of(config):
         asked = None if questions is None or questions.empty else questions[questions["source"] == name]
-        loaded[name] = sources.load(name, config, asked)
+        loaded[name] = development.trained(*sources.load(name, config, asked), config.data.development)
         found = loaded[name][1]
         kept[name] = found[[fingerprint(query) not in evaluation_queries for query in found["query"]]]
     if not any(len(table) for table in kept.values()):

@@ -96,7 +96,7 @@ class Writer:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=remote
+            folder, dtype=getattr(torch, self.settings.dtype), use_safetensors=True, trust_remote_code=remote
         ).eval()
         if torch.cuda.is_available():
             self.model = self.model.cuda()
@@ -145,7 +145,7 @@ def clean(answer: str) -> str:
 
 
 def _journal(config: Config) -> Path:
-    key = value_hash([config.questions.model_dump(), config.data.model_dump()])[:16]
+    key = value_hash([config.questions.model_dump(exclude={"round_trip"}), config.data.model_dump()])[:16]
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
 
 

@@ -221,14 +221,14 @@ def recipes(config: Config | None) -> Iterator[Check]:
         return
     import yaml
 
-    from dream import assets as room
     from dream import config as configs
+    from dream.data import needs
 
     raw = yaml.safe_load(Path("params.yaml").read_text()) if Path("params.yaml").exists() else None
     for size in config.sizes if raw else []:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})
-            room.check_available(resolved)
+            needs.check_available(resolved)
             yield Check(
                 f"size {size}", OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ ONE_IN = 4  # share of the titles that may be drawn
 
 def passages(config: Config) -> pd.DataFrame:
     """Chunks of as many articles as there are instances to prepare, streamed once and kept in the cache."""
-    wanted = -(-config.data.instances // (config.questions.per_set * len(config.data.sources)))
+    wanted = _wanted(config)
     kept = _kept(config, wanted)
     if not kept.exists():
         rows = itertools.islice(chunked(articles(_stream()), config.data.passage_words, config.data.seed), wanted)
@@ -36,6 +37,12 @@ def passages(config: Config) -> pd.DataFrame:
         with replacing(kept) as temporary:
             table.to_parquet(temporary)
     return pd.read_parquet(kept)
+
+
+def _wanted(config: Config) -> int:
+    """Articles to chunk: as many as there are instances to prepare, and the held-out ones."""
+    trained = config.data.instances / (config.questions.per_set * len(config.data.sources))
+    return math.ceil(trained / (1 - config.data.development))
 
 
 def _kept(config: Config, wanted: int) -> Path:
@@ -84,7 +91,7 @@ def _rows(found: Iterable[tuple[str, list[str]]], total: int) -> Iterator[tuple[
 
 def check(config: Config) -> None:
     """The chunks are in the cache, or the hub can be reached."""
-    wanted = -(-config.data.instances // (config.questions.per_set * len(config.data.sources)))
+    wanted = _wanted(config)
     if not _kept(config, wanted).exists():
         hub.check_dataset(DATASET, wanted_by=" (data.sources: wikipedia)")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dream.config import Config
-from dream.data import code, packaged
+from dream.data import code, development, packaged
 from dream.data.packaged import Pair
 from dream.data.sources.squad import in_training
 from dream.data.tables import CORPUS, QRELS, QUERIES, draw, rng, text_id
@@ -81,6 +81,11 @@ PACKAGED: dict[str, Packaged] = {
     "docstring-statsmodels": Packaged(
         "First sentence of a docstring → function, in a package that is not trained on", "BSD-3-Clause",
         lambda c: code.pairs("statsmodels"),
+    ),
+    "development": Packaged(
+        "Questions of the training sources' held-out groups → target: settings are searched here, tables leave it out",
+        "that of each source", development.pairs,
+        notes=("held-out groups of the training sources (data.development)",),
     ),
 }  # fmt: skip
 

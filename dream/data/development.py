@@ -1,0 +1,57 @@
+"""Held out from every run: a share of each training source's groups, asked by the evaluation task ``development``.
+
+Settings are searched on these questions, so that no table reports what a setting was chosen on. A group is an article, a
+module or a page title; of a source without groups single targets are held out, and their passages stay in its pool.
+The choice is a hash of the group's name: it does not depend on seeds, draws or the other sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from dream.config import Config
+from dream.data.packaged import Pair
+
+QUESTIONS = Path("work/questions/questions.parquet")
+
+
+def held_out(names: pd.Series, share: float) -> pd.Series:
+    """True for the groups (or target ids) of a source that no run trains on.
+
+    >>> held_out(pd.Series(["a", "b", "c", "d", "a"]), 0.5).tolist()
+    [False, True, True, True, False]
+    """
+    chosen = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) < share * 2**32 for name in names.unique()}
+    return names.map(chosen).astype(bool)
+
+
+def trained(passages: pd.DataFrame, instances: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a source may train on: its tables without the held-out groups."""
+    passages = passages[~(held_out(passages["group"], share) & (passages["group"] != ""))]
+    return passages.reset_index(drop=True), instances[~held_out(_units(instances), share)].reset_index(drop=True)
+
+
+def pairs(config: Config) -> list[Pair]:
+    """The held-out questions of all training sources, each with its target.
+
+    Generated questions are read from what stage ``questions`` wrote.
+    """
+    from dream.data import sources
+
+    written = pd.read_parquet(QUESTIONS) if QUESTIONS.exists() else pd.DataFrame(columns=["source", "target_id", "query"])
+    found = []
+    for name in sources.of(config):
+        passages, instances = sources.load(name, config, written[written["source"] == name])
+        asked = instances[held_out(_units(instances), config.data.development)]
+        texts = asked[["query", "group", "target_id"]].merge(
+            passages[["passage_id", "title", "text"]], left_on="target_id", right_on="passage_id"
+        )
+        found += [Pair(*row) for row in texts[["query", "group", "title", "text"]].itertuples(index=False)]
+    return found
+
+
+def _units(instances: pd.DataFrame) -> pd.Series:
+    return instances["group"].where(instances["group"] != "", instances["target_id"])
