@@ -106,6 +106,7 @@ class Injection(Section):
     gate_init: Annotated[float, Field(gt=0, lt=1)]
     scores: Literal["learned", "uniform"]
     diagnostic: Positive
+    gap_every: Positive
     force: bool
 
 

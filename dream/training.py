@@ -163,6 +163,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
     ) as bar:
         for number in range(result.steps, knobs.steps):
             batch = [sets[i] for i in order(len(sets), knobs.batch, number, seed)]
+            step.objective.step = number
             report = _gradient(step, batch, result, accelerator, (seed, number), stop, bar)
             norm = nn.utils.clip_grad_norm_(parameters.values(), knobs.clip or math.inf) if parameters else torch.zeros(())
             encoder_norm = _norm(p.grad for p in encoder.parameters() if p.grad is not None)

@@ -282,6 +282,16 @@ def test_dream_equals_its_definition_in_loss_and_gradients(encoder_folder, lora)
     assert logs["gate"] == pytest.approx(objective.gamma.sigmoid().item())
 
 
+def test_the_gap_is_measured_every_few_steps_and_changes_no_loss(encoder_folder):  # noqa: F811
+    objective, encoder = make("dream", encoder_folder, **{"injection.gap_every": 3}), Table()
+    sets, found = [reference.candidate_set(questions=2)], []
+    for objective.step in range(4):
+        loss, logs = objective.loss(sets, encoder)
+        found.append((loss.item(), "gap" in logs))
+    assert [measured for _, measured in found] == [True, False, False, True]
+    assert len({loss for loss, _ in found}) == 1
+
+
 def make(name, folder, **more):
     """An objective with what it needs: a tiny judge, heads, a teacher."""
     judge = reference.both()[0] if name == "dream" else None

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dream.config import Config
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
-CHUNK = 512  # document tokens read at a time on a CPU: what a layer makes of them stays in the cache
+CHUNK = 512  # document tokens read at a time on a CPU in float32; in bfloat16 one piece is a third faster (AMX)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -129,7 +129,7 @@ class Judge:
         refuse_unsupported(model.config)
         self.model = own_attention(model)
         self.prompt, self.reference, self.weights = Prompt(tokenizer, limits), reference, weights
-        self.chunk = CHUNK if model.device.type == "cpu" else None
+        self.chunk = CHUNK if model.device.type == "cpu" and model.dtype == torch.float32 else None
         self.layers, self.heads = model.config.num_hidden_layers, model.config.num_attention_heads
 
     @classmethod

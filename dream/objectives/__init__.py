@@ -45,6 +45,7 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.flops = 0.0  # operations of the judge so far; the loop adds the encoder's
+        self.step = 0  # set by the loop before every step
 
     def loss(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[Tensor, dict[str, float]]:
         """Mean loss over the sets (a scalar with a graph) and numbers for the training curves."""

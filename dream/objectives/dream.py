@@ -85,7 +85,7 @@ class Dream(Objective):
             reading = self.judge.read(candidates)
             losses.append(self.judge.target_losses(candidates, p, gate, self.injection, reading=reading).mean())
             self._count(candidates, reading)
-            if len(losses) == 1:
+            if len(losses) == 1 and self.step % self.config.injection.gap_every == 0:
                 logs["gap"] = self._gap(candidates, gate, reading)
         return torch.stack(losses).mean(), logs | {"gate": gate.item()}
 
@@ -93,7 +93,7 @@ class Dream(Objective):
     def _gap(self, candidates: CandidateSet, gate: Tensor, reading: Reading) -> float:
         """The signal in one set: its first question's loss with p on a wrong candidate minus with p on the gold one.
 
-        One set a step, without a graph, on the documents that are read anyway.
+        One set, every ``injection.gap_every`` steps, without a graph, on the documents that are read anyway.
         """
         first, k = candidates.questions[0], len(candidates.passages)
         right = torch.eye(k, device=gate.device)[first.gold]
