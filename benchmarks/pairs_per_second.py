@@ -46,6 +46,11 @@ def plain_loss(objective, encoder, candidates) -> torch.Tensor:
     return common.plain_losses(objective.judge, candidates, p, gate, objective.injection).mean()
 
 
+def operations(objective, encoder) -> float:
+    """Operations so far: the judge's, and the encoder's passes forward and back to its activations."""
+    return objective.flops + 2 * encoder.flops_per_token * encoder.trained_tokens
+
+
 def run(args: argparse.Namespace) -> dict:
     """Measure both sides; return the record that is written."""
     device = torch.device(args.device)
@@ -58,13 +63,18 @@ def run(args: argparse.Namespace) -> dict:
 
     with torch.no_grad():
         one_by_one = torch.stack([plain_loss(objective, encoder, c) for c in single(sets[0])]).mean()
+        before = operations(objective, encoder)
         together = losses["fast"](sets[0])
+        counted = operations(objective, encoder) - before
     frozen = [p for module in (encoder, objective.judge.model) for p in module.parameters()]
     graph = {side: common.graph_bytes(lambda s=side: losses[s](sets[0]), frozen) for side in losses}
     steps = {side: common.training_step(loss, optimizer) for side, loss in losses.items()}
     seconds = common.over_sets(steps, sets, device, args.repetitions)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     pairs = {"plain": 1, "fast": args.questions}
+    rate = common.matmul_rate(objective.judge.dtype, device)
+    prompts = [objective.judge.prompt.layout(sets[0], i) for i in range(args.questions)]
+    tokens = len(prompts[0].documents.ids) + sum(len(prompt.suffix.ids) for prompt in prompts)
     return {
         "ratio": round(args.questions * common.ratio(seconds["plain"], seconds["fast"]), 3),
         "reference": "plain: one question a step, full sequence with labels, all logits, autograd's own graph",
@@ -75,6 +85,10 @@ def run(args: argparse.Namespace) -> dict:
         "dtype": str(objective.judge.dtype).removeprefix("torch."),
         "median_s": {side: round(value, 4) for side, value in median.items()},
         "pairs_per_s": {side: round(pairs[side] / median[side], 4) for side in median},
+        "judge_tokens_per_s": round(tokens / median["fast"], 1),
+        "gflop": float(f"{counted / 1e9:.4g}"),
+        "matmul_gflop_per_s": round(rate / 1e9, 1),
+        "share_of_matmul_rate": float(f"{counted / median['fast'] / rate:.3g}"),
         "seconds": {side: [round(v, 4) for v in values] for side, values in seconds.items()},
         "graph_mib": {side: round(value / 2**20, 1) for side, value in graph.items()},
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
@@ -108,6 +122,8 @@ def main() -> None:
     for side in ("plain", "fast"):
         print(f"{side:<8}{record['median_s'][side]:>10.3f}{record['pairs_per_s'][side]:>10.3f}{record['graph_mib'][side]:>11.1f}")
     print(f"{record['ratio']:.2f} times the pairs per second; losses differ by {record['relative_difference']:.0e}")
+    print(f"fast: {record['gflop']:.0f} GFLOP a step, {record['judge_tokens_per_s']:.0f} tokens a second through the judge, "
+          f"{record['share_of_matmul_rate']:.1%} of the measured {record['matmul_gflop_per_s']:.0f} GFLOP/s of matrix products")  # fmt: skip
     print(f"written to {common.write('pairs_per_second', torch.device(args.device), record)}")
 
 

@@ -35,6 +35,7 @@ def test_judge_step(bench):
 def test_pairs_per_second(bench, questions):
     record = bench(pairs_per_second, "pairs_per_second", "--encoder", "tiny", "--questions", str(questions))
     assert record["relative_difference"] < 1e-4
+    assert record["gflop"] > 0 and record["judge_tokens_per_s"] > 0 and 0 < record["share_of_matmul_rate"] < 1
     assert record["pairs_per_s"]["fast"] == pytest.approx(questions / record["median_s"]["fast"], rel=0.05)
 
 
