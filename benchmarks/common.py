@@ -25,8 +25,8 @@ from dream.judge.attention import Scores, Spans
 
 FOLDER = Path("reports/bench")
 # The sixteen query-focused heads of the packaged judge (stage heads), so that the benchmark needs no earlier stage.
-PACKAGED_HEADS = ((2, 4), (8, 0), (14, 3), (15, 6), (17, 0), (17, 3), (17, 4), (18, 6), (18, 7), (18, 8), (20, 6), (21, 2), (21, 7),
-                  (23, 2), (23, 7), (23, 8))  # fmt: skip
+PACKAGED_HEADS = ((2, 4), (8, 0), (14, 3), (15, 6), (17, 0), (17, 3), (17, 4), (18, 6), (18, 7), (18, 8), (20, 6), (21, 2),
+                  (21, 7), (23, 2), (23, 7), (23, 8))  # fmt: skip
 
 
 class Numbers:

@@ -65,7 +65,8 @@ def added_peak(args: argparse.Namespace, side: str) -> float:
     judge, injection, sets = build(args)
     _, step = steps(judge, injection, sets)
     if args.device == "cpu":
-        step(side, common.instances(1, args.candidates, 8, args.questions, judge.model.config.vocab_size)[0])  # libraries are loaded, threads started
+        short = common.instances(1, args.candidates, 8, args.questions, judge.model.config.vocab_size)[0]
+        step(side, short)  # libraries are loaded, threads started
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the weights
         before = common.resident_peak()
         step(side, sets[0])

@@ -102,7 +102,8 @@ class Heads(Section):
 class Injection(Section):
     rows: Literal["query", "query+label", "all"]
     budget: Literal["paper", "preserve"]
-    gate: Annotated[Literal["learned", "fixed", "off"], BeforeValidator(lambda v: "off" if v is False else v)]  # YAML reads off as false
+    # YAML reads off as false
+    gate: Annotated[Literal["learned", "fixed", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
     gate_init: Annotated[float, Field(gt=0, lt=1)]
     scores: Literal["learned", "uniform"]
     diagnostic: Positive
@@ -335,7 +336,9 @@ def load_for_stage(size: str) -> Config:
     """
     config = load()
     if config.model.size != size:
-        raise DreamError(f"--size {size} was asked for, but params.yaml says model.size: {config.model.size}", "Run it through `dvc repro`")
+        raise DreamError(
+            f"--size {size} was asked for, but params.yaml says model.size: {config.model.size}", "Run it through `dvc repro`"
+        )
     return config
 
 

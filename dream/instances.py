@@ -83,5 +83,7 @@ def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/can
                 )
             )
         except KeyError as error:
-            raise DreamError(f"{candidates}: set {row.set_id} names {error}, which {data} does not hold", "Run `dvc repro`") from None
+            raise DreamError(
+                f"{candidates}: set {row.set_id} names {error}, which {data} does not hold", "Run `dvc repro`"
+            ) from None
     return sets

@@ -41,7 +41,8 @@ def main() -> None:
             for name in config.objectives:  # a folder each: another list of objectives leaves the other runs as they are
                 (temporary / name).mkdir()
                 if name in taught:
-                    pd.DataFrame(rows, columns=["instance_id", "log_likelihoods"]).to_parquet(temporary / name / "teacher.parquet")
+                    taught_rows = pd.DataFrame(rows, columns=["instance_id", "log_likelihoods"])
+                    taught_rows.to_parquet(temporary / name / "teacher.parquet")
                     manifest.stamp(temporary / name, config, "judge")
                 else:
                     (temporary / name / "none.txt").write_text("This objective has no teacher.\n")

@@ -1,6 +1,7 @@
 """params.yaml resolves for every size and recipe, and what it does not know is refused in one line."""
 
 import copy
+import itertools
 import pathlib
 import re
 
@@ -78,7 +79,7 @@ def test_every_knob_in_params_is_commented():
     """params.yaml reads as a manual: a knob stands with a comment on its line or in the lines above it."""
     lines = pathlib.Path("params.yaml").read_text().splitlines()
     bare = []
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         is_knob = line.startswith("  ") and ":" in line and not line.strip().startswith("#")
         if is_knob and "#" not in line and "#" not in before and not before.strip().endswith((":", "}")):
             bare.append(line.strip())

@@ -150,6 +150,6 @@ def test_every_line_of_the_guide_is_a_command_that_exists():
 
     known = set(typer.main.get_command(cli.app).commands)
     for line in commands():
-        first, second = (line.split() + [""])[:2]
+        first, second = [*line.split(), ""][:2]
         assert first in {"dvc", "dream-report", "hf", "git", "nvidia-smi", "pip", "."}, line
         assert first != "dream-report" or second in known, line
