@@ -345,3 +345,8 @@ def test_packaged_code_tasks_do_not_pass_for_mtebs():
         pairs = getattr(packaged, ours)()
         assert len(pairs) != facts["num_documents"]
         assert np.sum([len(pair.text) for pair in pairs]) != facts["documents_text_statistics"]["total_text_length"]
+
+
+def test_a_list_may_name_lists(own):
+    config = own.model_copy(update={"task_lists": {"general": ["boolq"], "domain": ["mbpp", "boolq"], "all": ["general", "domain"]}})
+    assert tasks.resolve(["all"], config) == ["boolq", "mine", "mbpp"]

@@ -30,7 +30,7 @@ def of(config: Config) -> list[str]:
 
 
 def resolve(entries: list[str], config: Config) -> list[str]:
-    """Names and lists → task names, each once, in order.
+    """Names and lists → task names, each once, in order. A list may name lists of tasks.
 
     Raises:
         DreamError: an own set has a name that is taken or cannot be a file name.
@@ -40,13 +40,11 @@ def resolve(entries: list[str], config: Config) -> list[str]:
             raise DreamError(f"own: {name!r} is already the name of a task or list", "Give your set another name")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise DreamError(f"own: {name!r} cannot be a name", "Use letters, digits, dot, dash and underscore")
-    found: list[str] = []
-    for entry in entries:
-        if entry in config.task_lists:
-            found += config.task_lists[entry] + (list(config.own) if entry == "general" else [])
-        else:
-            found += LISTS.get(entry, [entry])
-    return list(dict.fromkeys(found))
+    lists = {**LISTS, **config.task_lists}
+    if "general" in lists:
+        lists["general"] = [*lists["general"], *config.own]
+    once = [name for entry in entries for name in lists.get(entry, [entry])]
+    return list(dict.fromkeys(name for entry in once for name in lists.get(entry, [entry])))
 
 
 def kind(name: str, config: Config) -> str:

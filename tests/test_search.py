@@ -1,0 +1,37 @@
+"""The settings that params.yaml gives an objective of its own are the best points of its committed search."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from dream import config as configs
+from dream.report import sweeps
+
+ROOT = Path(__file__).resolve().parent.parent
+SEARCHES = {name.removeprefix("search-"): sweep for name, sweep in sweeps.load(ROOT / "sweeps.yaml").items() if name.startswith("search-")}
+
+
+def found(objective):
+    return pd.read_csv(ROOT / f"reports/sweeps/search-{objective}/search-{objective}.csv", keep_default_na=False)
+
+
+def test_every_objective_has_the_same_search():
+    assert set(SEARCHES) == {"dream", "infonce", "replug", "revela"}
+    assert len({len(sweep.points) for sweep in SEARCHES.values()}) == 1
+    bases = {tuple(o for o in sweep.points[0].overrides if not o.startswith("objectives")) for sweep in SEARCHES.values()}
+    assert len(bases) == 1 and "tasks=[development]" in bases.pop()
+
+
+@pytest.mark.parametrize("objective", SEARCHES)
+def test_params_hold_the_best_point_of_the_search(objective):
+    table = found(objective).set_index("point")
+    assert list(table.index) == [point.label for point in SEARCHES[objective].points]
+    best = table.loc[table.ndcg_at_10.idxmax(), "overrides"]
+    chosen = {key: yaml.safe_load(value) for key, value in re.findall(rf"{objective}\.(\w+)=(\S+)", best)}
+    assert "training.steps" not in best, "fewer steps were better: the common number is wrong"
+    own = configs.load(ROOT / "params.yaml").model_dump()[objective]
+    common = {"learning_rate": None} | ({"tau": 1e-4} if objective == "revela" else {"temperature": None})
+    assert {key: own[key] for key in common} == common | chosen
