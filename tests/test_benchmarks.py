@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import common, dream_over_infonce, judge_step, models, pairs_per_second
+from benchmarks import common, data_size, dream_over_infonce, judge_step, models, pairs_per_second
 
 SMALL = ["--judge", "tiny", "--candidates", "3", "--passage", "8", "--repetitions", "2", "--dtype", "float32"]
 
@@ -45,6 +45,17 @@ def test_dream_over_infonce(bench):
     # the judge is the same for all sizes: the larger the encoder, the less it adds
     ratios = [record["counted_for_the_paper"][size]["1"] for size in ("0.5b", "1b", "3b", "8b")]
     assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1
+
+
+def test_data_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "FOLDER", tmp_path)
+    monkeypatch.setattr(data_size, "TEST_QUERIES", 20)
+    monkeypatch.setattr(sys, "argv", ["data_size", "--passages", "300", "--instances", "40", "--candidates", "3"])
+    data_size.main()
+    record = json.loads((tmp_path / "data_size.json").read_text())
+    assert record["name"] == "data_size" and record["ratio"] > 0 and record["instances"] == record["plain_queries"] == 40
+    assert set(record["peak_gib"]) == {"prepare", "candidates", "plain"} and 0 < max(record["peak_gib"].values()) < 2
+    assert min(record["passages_per_s"].values()) > 0 and record["positive_found"] > 0.8
 
 
 def test_the_papers_shapes_have_the_papers_sizes():

@@ -2,12 +2,16 @@
 
 import math
 
+import bm25s
 import numpy as np
 import pandas as pd
 import pytest
+import Stemmer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dream import config as configs
-from dream.candidates import BM25Index, build, round_trip
+from dream.candidates import BM25Index, bm25, build, round_trip
 from dream.candidates.sets import mixed
 from dream.data.tables import INSTANCES, PASSAGES
 from dream.errors import DreamError
@@ -166,6 +170,60 @@ def test_bm25_does_not_depend_on_order_or_company():
         assert ids.tolist() == other[0].tolist() and scores.tolist() == other[1].tolist()
     assert ids[2].tolist() == ids[3].tolist() == ["a", "b", "c", "d", "e"]  # nothing matches: the tie rule alone
     assert index.search(["cats"], 2)[0].shape == (1, 2)
+
+
+WORDS = ["the", "of", "cat", "cats", "running", "run", "élan", "x1", "a", *(f"word{i}" for i in range(40))]
+
+
+def random_texts(rng, count, longest):
+    """Texts of frequent and rare words, empty ones and copies among them."""
+    shares = 1 / np.arange(1, len(WORDS) + 1)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(longest + 1), p=shares / shares.sum())) for _ in range(count)]
+    return [texts[i] for i in np.where(rng.random(count) < 0.3, rng.integers(count, size=count), np.arange(count))]
+
+
+def plain_bm25(texts, chosen, ids, queries, k):
+    """The definition: bm25s's scores of all documents, tokenised at once, sorted by (−score, id)."""
+    more = {"stopwords": "en" if chosen.stopwords == "english" else [], "show_progress": False}
+    more["stemmer"] = Stemmer.Stemmer("english") if chosen.stemmer == "english" else None
+    index = bm25s.BM25(method="lucene", k1=chosen.k1, b=chosen.b)
+    tokens = bm25s.tokenize(texts, **more)
+    index.index(tokens if any(tokens.ids) else bm25s.tokenization.Tokenized([[0]] * len(texts), {"": 0}), show_progress=False)
+    for words in bm25s.tokenize(queries, return_ids=False, **more):
+        known = [word for word in words if word in index.vocab_dict]
+        scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
+        best = sorted(range(len(ids)), key=lambda i, scores=scores: (-scores[i], ids[i]))[:k]
+        yield [ids[i] for i in best], scores[best].tobytes()
+
+
+@pytest.mark.parametrize("large", [0, bm25.LARGE])
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 120), st.integers(1, 12), st.booleans(), st.booleans())
+def test_bm25_is_bm25s_with_the_tie_rule(large, seed, count, k, stemmed, stopped):
+    rng = np.random.default_rng(seed)
+    texts, queries = random_texts(rng, count, 30), [*random_texts(rng, 12, 8), "", "unheard", "cats Cats runs unheard"]
+    ids = [f"d{i}" for i in rng.permutation(count)]
+    chosen = SETTINGS.model_copy(
+        update={"stemmer": "english" if stemmed else "none", "stopwords": "english" if stopped else "none"}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bm25, "LARGE", large)
+        found = BM25Index(iter(texts), chosen, ids).search(queries, k)
+    for names, scores, expected in zip(*found, plain_bm25(texts, chosen, ids, queries, k), strict=True):
+        assert (names.tolist(), scores.tobytes()) == expected
+
+
+def test_bm25_ties_between_words_go_by_id_in_a_large_index(monkeypatch):
+    monkeypatch.setattr(bm25, "LARGE", 0)
+    assert BM25Index(["bird", "fish", "fish", "bird"], SETTINGS).search(["fish bird"], 2)[0].tolist() == [[0, 1]]
+
+
+def test_bm25_scores_few_documents_of_a_large_index(monkeypatch):
+    monkeypatch.setattr(bm25, "LARGE", 0)
+    rng = np.random.default_rng(0)
+    index = BM25Index([f"{text} name{i % 400}" for i, text in enumerate(random_texts(rng, 4000, 30))], SETTINGS)
+    scored = [len(index._finder._candidates(tokens, 5)) for tokens in index._tokens(["the cat of name7", "the word3 name8 run"])]
+    assert all(5 <= count < 40 for count in scored)
 
 
 def test_bm25_of_empty_documents():

@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import pandas as pd
 import pytest
 
 from dream.data import beir
@@ -51,6 +52,19 @@ def test_folder_and_zip_read_the_same(make, tmp_path):
     zipped = beir.read(str(archive))
     for table in ("corpus", "queries", "qrels"):
         assert getattr(zipped, table).equals(getattr(read, table))
+
+
+def test_a_file_read_in_blocks_is_the_same_table(make, tmp_path, monkeypatch):
+    """Down to the bytes of the parquet file: they are what the stages' hashes see."""
+    path = make()
+    written = []
+    for block in (1, 3, beir.BLOCK):
+        monkeypatch.setattr(beir, "BLOCK", block)
+        beir.read(path).corpus.to_parquet(tmp_path / "corpus.parquet", index=False)
+        written.append((tmp_path / "corpus.parquet").read_bytes())
+    rows = {"id": [r["_id"] for r in CORPUS], **{name: [r[name] for r in CORPUS] for name in ("title", "text")}}
+    pd.DataFrame(rows, dtype="str").to_parquet(tmp_path / "corpus.parquet", index=False)
+    assert set(written) == {(tmp_path / "corpus.parquet").read_bytes()}
 
 
 def test_same_content_as_the_beir_package(make):

@@ -2,44 +2,52 @@
 
 Lower case, words of two letters or more (``bm25s``'s pattern), optional English stop words, optional Snowball stemmer.
 Ranking does not depend on batches or on the order of insertion: ties in score go to the smaller id.
+
+Texts are read once, in turn, and kept as numbers: four bytes a word, and eight bytes for every word of a document in the
+index. A search scores every document, in a large index only those that can be among the k best: the same bits either way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from dream.config import BM25
 
-CHUNK = 256  # queries scored at a time
+LARGE = 100_000  # documents; in a smaller index it is faster to score all of them
 
 
 class BM25Index:
     """An index over texts.
 
     Args:
-        texts: documents, title and text joined.
+        texts: documents, title and text joined; read once.
         settings: ``config.bm25``.
         ids: one per text, unique; ties go to the smaller one. Default: the texts' positions.
         progress: show progress bars.
     """
 
     def __init__(
-        self, texts: Sequence[str], settings: BM25, ids: Sequence[str] | None = None, progress: bool = False
+        self, texts: Iterable[str], settings: BM25, ids: Sequence[str] | None = None, progress: bool = False
     ) -> None:
         import bm25s
 
         self.settings, self.progress = settings, progress
-        self.ids = np.array(ids if ids is not None else range(len(texts)), dtype=object)
+        self._tokenizer = self._new_tokenizer()
+        documents = Documents(self._tokens(texts, learn=True))
+        self.ids = np.array(ids if ids is not None else range(len(documents)), dtype=object)
         # documents stand in the order of their ids, so that a stable sort by score breaks ties by id
-        self._order = np.argsort(self.ids, kind="stable")
-        self.ids = self.ids[self._order]
-        self._index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b)
-        tokens = self._tokens([texts[i] for i in self._order])
-        if not any(len(document) for document in tokens.ids):  # nothing but stop words: every score is 0
-            tokens = bm25s.tokenization.Tokenized(ids=[[0]] * len(texts), vocab={"": 0})
-        self._index.index(tokens, show_progress=progress)
+        documents.order = np.argsort(self.ids, kind="stable")
+        self.ids = self.ids[documents.order]
+        vocabulary = self._tokenizer.get_vocab_dict()
+        if not documents.words:  # nothing but stop words: every score is 0
+            documents, vocabulary = [[0]] * len(self.ids), {"": 0}
+        self._index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b, csc_backend="scipy")
+        self._index.index(bm25s.tokenization.Tokenized(documents, dict(vocabulary)), show_progress=progress)
+        self._finder = TopDocuments(self._index)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,29 +66,25 @@ class BM25Index:
 
         k = min(k, len(self))
         ids, scores = np.empty((len(queries), k), dtype=object), np.empty((len(queries), k), dtype=np.float32)
-        tokens = self._tokens(list(queries), strings=True)
-        for row in tqdm(range(len(queries)), desc="BM25", unit="query", disable=not self.progress, mininterval=1):
-            known = [token for token in tokens[row] if token in self._index.vocab_dict]
-            if known:
-                found = np.asarray(self._index.get_scores(known), dtype=np.float32)
-            else:
-                found = np.zeros(len(self), dtype=np.float32)
-            best = top(found, k)
-            ids[row], scores[row] = self.ids[best], found[best]
+        asked = tqdm(queries, desc="BM25", unit="query", disable=not self.progress, mininterval=1)
+        for row, tokens in enumerate(self._tokens(asked)):
+            best, scores[row] = self._finder(tokens, k)
+            ids[row] = self.ids[best]
         return ids, scores
 
-    def _tokens(self, texts: list[str], strings: bool = False):
+    def _new_tokenizer(self):
         import bm25s
         import Stemmer
 
-        return bm25s.tokenize(
-            texts,
+        return bm25s.tokenization.Tokenizer(
             lower=True,
             stopwords="en" if self.settings.stopwords == "english" else [],
             stemmer=Stemmer.Stemmer("english") if self.settings.stemmer == "english" else None,
-            return_ids=not strings,
-            show_progress=self.progress,
         )
+
+    def _tokens(self, texts: Iterable[str], learn: bool = False) -> Iterator[list[int]]:
+        """Token ids of each text; words that are new are given an id (``learn``) or left out."""
+        return self._tokenizer.streaming_tokenize(texts, update_vocab=learn, allow_empty=False)
 
     def describe(self) -> str:
         """The analyser in words, for a table's footnote."""
@@ -91,6 +95,108 @@ class BM25Index:
         )
 
 
+class Documents:
+    """Lists of token ids in one array of int32: what bm25s iterates over, in the order ``order``.
+
+    Attributes:
+        words: the token ids of all documents, one after the other.
+        ends: [n + 1], where each document begins and ends.
+        order: the places in which documents are given out.
+    """
+
+    def __init__(self, documents: Iterable[list[int]]) -> None:
+        self.words, self.ends = array("i"), array("q", [0])
+        for words in documents:
+            self.words.extend(words)
+            self.ends.append(len(self.words))
+        self.order: Sequence[int] = range(len(self))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.words[self.ends[i] : self.ends[i + 1]].tolist() for i in self.order)
+
+
+class TopDocuments:
+    """The k best documents of a query, in a large index without a score for every document.
+
+    Words are added in the order of the most that they can give. Once the words that are left cannot bring an unseen
+    document among the k best, only documents near enough to the k-th best so far stay; they are scored as bm25s scores
+    all: float32, in the order of the query's words. So the answer is that of the full scores, bit for bit.
+
+    Args:
+        index: an index in which every word has a document; a word's documents stand in ascending order.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self.index, scores = index, index.scores
+        self.values, self.rows, self.starts = scores["data"], scores["indices"], scores["indptr"]
+        self.most = np.maximum.reduceat(self.values, self.starts[:-1])  # what a word can give, [words]
+        self.partial = np.zeros(scores["num_docs"], dtype=np.float32)  # zero between queries
+
+    def __call__(self, tokens: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and scores (float32) of the k best, by score downwards, then by position.
+
+        Args:
+            tokens: token ids of the query, repeated as in the query.
+            k: at most the number of documents.
+        """
+        seen = self._candidates(tokens, k) if tokens and len(self.partial) >= LARGE else []
+        if len(seen) < k:  # a small index, or some of the k best share no word with the query
+            scores = self.index.get_scores_from_ids(tokens)
+            best = top(scores, k)
+            return best, scores[best]
+        scores = np.zeros(len(seen), dtype=np.float32)
+        for token in tokens:
+            scores += self._given(token, seen)
+        best = top(scores, k)
+        return seen[best], scores[best]
+
+    def _column(self, token: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the documents that hold a word (ascending), and what it gives them."""
+        place = slice(self.starts[token], self.starts[token + 1])
+        return self.rows[place], self.values[place]
+
+    def _given(self, token: int, positions: np.ndarray) -> np.ndarray:
+        """What a word gives to some documents (ascending positions)."""
+        rows, values = self._column(token)
+        places = np.minimum(np.searchsorted(rows, positions), len(rows) - 1)
+        return np.where(rows[places] == positions, values[places], np.float32(0))
+
+    def _candidates(self, tokens: list[int], k: int) -> np.ndarray:
+        """Ascending positions that include the k best; fewer than k if fewer hold a word of the query."""
+        words, counts = np.unique(tokens, return_counts=True)
+        most = counts * self.most[words].astype(np.float64)
+        order = np.argsort(-most, kind="stable")
+        words, counts, most = words[order], counts[order].astype(np.float32), most[order]
+        # a float32 sum of n terms is off by at most n · 2⁻²⁴ of itself, in whatever order; doubled for good measure
+        margin = 2 * len(tokens) * 2.0**-24 * most.sum()
+        left = most.sum() - np.cumsum(most) + 2 * margin  # so much a partial sum may still grow, against the k-th best
+        seen, place = np.empty(0, dtype=self.rows.dtype), 0
+        while place < len(words) and (len(seen) < k or left[place - 1] >= _kth(self.partial[seen], k)):
+            rows, values = self._column(words[place])
+            before = self.partial[rows]
+            self.partial[rows] = before + counts[place] * values
+            seen, place = np.concatenate([seen, rows[before == 0]]), place + 1
+        near = np.sort(seen)
+        partial = self.partial[near]
+        self.partial[seen] = 0
+        while len(near) >= k:
+            keep = partial >= _kth(partial, k) - left[place - 1]
+            near, partial = near[keep], partial[keep]
+            if place == len(words):
+                break
+            partial += counts[place] * self._given(words[place], near)
+            place += 1
+        return near
+
+
+def _kth(values: np.ndarray, k: int) -> float:
+    """The k-th largest value."""
+    return float(np.partition(values, len(values) - k)[len(values) - k])
+
+
 def top(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k highest scores, ties by position.
 
@@ -99,7 +205,7 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
     """
     if k >= len(scores):
         return np.argsort(-scores, kind="stable")
-    border = np.partition(scores, len(scores) - k)[len(scores) - k]
+    border = _kth(scores, k)
     above = np.flatnonzero(scores > border)
     level = np.flatnonzero(scores == border)[: k - len(above)]
     inside = np.sort(np.concatenate([above, level]))

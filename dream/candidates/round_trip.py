@@ -23,7 +23,7 @@ def keep(questions: pd.DataFrame, passages: pd.DataFrame, config: Config) -> pd.
     k = config.questions.round_trip
     if not k or questions.empty:
         return questions
-    texts = [passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True)]
+    texts = (passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True))
     found, _ = BM25Index(texts, config.bm25, list(passages["passage_id"])).search(list(questions["query"]), k)
     hit = [target in set(row) for target, row in zip(questions["target_id"], found, strict=True)]
     return questions[hit].reset_index(drop=True)

@@ -42,7 +42,7 @@ def _bm25(config: Config, passages: pd.DataFrame) -> Search:
 
 
 def _dense(config: Config, passages: pd.DataFrame) -> Search:
-    index = DenseIndex(_texts(passages), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
+    index = DenseIndex(list(_texts(passages)), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
     return lambda queries: index.search(queries, max(DEPTH, config.candidates.count))[0].tolist()
 
 
@@ -90,7 +90,7 @@ def build(config: Config, passages: pd.DataFrame, instances: pd.DataFrame) -> tu
     tables, summary = [], []
     for source in dict.fromkeys(instances["source"]):
         strategy = _strategy(config, source)
-        pool, asked = passages[passages["source"] == source], instances[instances["source"] == source]
+        pool, asked = _of(source, passages), _of(source, instances)
         found = _same_document(config, pool, asked) if strategy == "same_document" else _retrieved(
             config, strategy, pool, asked
         )  # fmt: skip
@@ -106,6 +106,12 @@ def build(config: Config, passages: pd.DataFrame, instances: pd.DataFrame) -> tu
         tables.append(pd.DataFrame(found.rows, columns=COLUMNS))
         summary.append(_record(config, source, strategy, found, len(asked)))
     return mixed(tables), summary
+
+
+def _of(source: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A source's rows; the table itself, not a copy, if it has no others."""
+    inside = table["source"] == source
+    return table if inside.all() else table[inside]
 
 
 def mixed(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -222,5 +228,5 @@ def _record(config: Config, source: str, strategy: str, found: Found, instances:
     }
 
 
-def _texts(passages: pd.DataFrame) -> list[str]:
-    return [passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True)]
+def _texts(passages: pd.DataFrame) -> Iterator[str]:
+    return (passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True))

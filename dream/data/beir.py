@@ -14,15 +14,18 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from dream.assets.wheels import build_once
 from dream.data.tables import CORPUS, QRELS, QUERIES
 from dream.errors import DreamError
 from dream.files import cache_folder, sha256, unzip
 
+BLOCK = 10_000  # lines that are Python objects at a time; the rest of a file is Arrow's text
 FORM = "A set is a folder or zip with corpus.jsonl, queries.jsonl and qrels/test.tsv"
 
 
@@ -109,7 +112,17 @@ def read(path: str, split: str = "test") -> BeirSet:
 
 def _table(path: Path, label: str, columns: list[str]) -> pd.DataFrame:
     """Read a JSON-lines file with ``_id`` and text fields; missing titles are empty."""
-    values: dict[str, list[str]] = {name: [] for name in columns}
+    schema = pa.schema([(name, pa.large_string()) for name in columns])
+    records, blocks = _records(path, label, columns), []
+    while block := list(islice(records, BLOCK)):
+        blocks.append(pa.RecordBatch.from_pylist(block, schema=schema))
+    if not blocks:
+        raise DreamError(f"{label}/{path.name} is empty", "An empty set cannot be used")
+    return pa.Table.from_batches(blocks).combine_chunks().to_pandas()
+
+
+def _records(path: Path, label: str, columns: list[str]) -> Iterator[dict[str, str]]:
+    """The values of every line, by column."""
     seen: set[str] = set()
     for place, line in _lines(path, label):
         try:
@@ -126,15 +139,13 @@ def _table(path: Path, label: str, columns: list[str]) -> pd.DataFrame:
         if name in seen:
             raise DreamError(f"{place}: id {name!r} appears twice", "Ids must be unique: remove or rename one")
         seen.add(name)
-        values["id"].append(name)
+        values = {"id": name}
         for column in columns[1:]:
             value = record.get(column) or ""
             if not isinstance(value, str):
                 raise DreamError(f"{place}: {column} is not a text", "Write it as a JSON string")
-            values[column].append(value)
-    if not seen:
-        raise DreamError(f"{label}/{path.name} is empty", "An empty set cannot be used")
-    return pd.DataFrame(values, columns=columns, dtype="str")
+            values[column] = value
+        yield values
 
 
 def _qrels(path: Path, label: str, queries: set[str], corpus: set[str]) -> pd.DataFrame:

@@ -30,7 +30,9 @@ def held_out(names: pd.Series, share: float) -> pd.Series:
 
 def trained(passages: pd.DataFrame, instances: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What a source may train on: its tables without the held-out groups."""
-    passages = passages[~(held_out(passages["group"], share) & (passages["group"] != ""))]
+    out = held_out(passages["group"], share) & (passages["group"] != "")
+    if out.any():  # a large pool is not copied for nothing
+        passages = passages[~out]
     return passages.reset_index(drop=True), instances[~held_out(_units(instances), share)].reset_index(drop=True)
 
 

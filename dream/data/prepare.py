@@ -53,9 +53,7 @@ def prepare(config: Config, questions: pd.DataFrame | None = None, folder: Path 
     Raises:
         DreamError: unknown names, missing or malformed data, or nothing to train on.
     """
-    queries: set[int] = set()
-    for task in _tasks(config, folder, write=True):
-        queries.update(map(fingerprint, task.queries["text"]))
+    queries = {fingerprint(text) for task in _tasks(config, folder, write=True) for text in task.queries["text"]}
     passages, instances, records = training(config, questions, queries)
     seen = set(map(fingerprint, tqdm(passages["text"], desc="training passages", unit="passage", leave=False)))
     records += [contamination(task, seen) for task in _tasks(config, folder)]
@@ -69,6 +67,7 @@ def _tasks(config: Config, folder: Path, write: bool = False) -> Iterator[Task]:
             task = tasks.build(name, config)
             tasks.write(task, folder)
             yield task
+            del task  # before the next one is read
         else:
             yield from tasks.parts(name, config, folder)
 
