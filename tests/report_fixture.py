@@ -34,6 +34,8 @@ OVERRIDES = {
     "training.lora.r": 32, "training.lora.alpha": 64,
     "evaluate.max_length": 192, "evaluate.query_prompt": "", "evaluate.document_prompt": "",
     "evaluate.dtype": "bfloat16", "evaluate.depth": 100, "evaluate.drop_identical_ids": False,
+    "dream.learning_rate": None, "dream.temperature": None, "dream.judge": "frozen", "dream.r": 32, "dream.alpha": 64,
+    "infonce.learning_rate": None, "infonce.temperature": None, "infonce.in_batch_negatives": False,
     "report": {"reference_system": "dream", "resamples": 500, "confidence": 0.95, "seed": 0},
 }  # fmt: skip
 
