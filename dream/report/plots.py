@@ -9,6 +9,7 @@ white print still reads. The same results give the same bytes: no dates, a fixed
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,27 +58,46 @@ def plot(name: str) -> Callable:
     return add
 
 
-def draw(results: Results, folder: Path, names: list[str] | None = None) -> list[str]:
-    """Draw the named plots, or all, as PNG and SVG; return the names of those that had something to show."""
+def draw(
+    results: Results, folder: Path, names: list[str] | None = None, made: dict[str, list[Path]] | None = None
+) -> list[Path]:
+    """Draw all plots that have something to show, or the named ones, as PNG and SVG; return the files.
+
+    Args:
+        results: what is drawn.
+        folder: where the files go.
+        names: these plots only; one that has nothing to show is an error then.
+        made: figures that are at hand already (those of sweeps) by name: copied where they are named.
+    """
+    made = made or {}
     for name in names or []:
-        if name not in PLOTS:
-            raise DreamError(f"plot {name!r} is unknown", f"Choose one of {', '.join(PLOTS)}")
-    drawn = []
+        if name not in PLOTS and name not in made:
+            raise DreamError(f"plot {name!r} is unknown", f"Choose one of {', '.join([*PLOTS, *made])}")
+    files = []
     with mpl.rc_context(STYLE):
         for name in names or PLOTS:
-            figure = PLOTS[name](results)
-            if figure is not None:
-                save(figure, folder / name)
-                drawn.append(name)
-    return drawn
+            if name in made:
+                files += [_copied(file, folder / f"{name}{file.suffix}") for file in made[name]]
+            elif (figure := PLOTS[name](results)) is not None:
+                files += save(figure, folder / name)
+            elif names:
+                raise DreamError(f"plot {name!r} has nothing to show: what it draws was not measured", "Run `dvc repro`")
+    return files if names else [*files, *(file for found in made.values() for file in found)]
 
 
-def save(figure: Figure, stem: Path) -> None:
+def _copied(file: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(file, target))
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.svg`` without anything that differs between two runs."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_name(stem.name + ".png"), dpi=DPI, metadata={"Software": None})
-    figure.savefig(stem.with_name(stem.name + ".svg"), metadata={"Date": None, "Creator": None})
+    png, svg = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg"))
+    figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
     plt.close(figure)
+    return [png, svg]
 
 
 def look(results: Results, system: str) -> dict:
