@@ -26,7 +26,7 @@ from dream.errors import DreamError
 from dream.report.render import Table, cells, grouped
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
-PROCESS_GIB = 0.5  # Python with torch and transformers loaded, before any weight
+PROCESS_GIB = 0.65  # Python with torch, transformers, peft and the training data loaded, and the libraries of a first step
 LABELS = 16  # tokens of PASSAGES:, QUESTION:, TARGET PASSAGE: and blank lines
 GIB = 2**30
 
@@ -194,7 +194,7 @@ def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     kept = tokens * (
         encoder.layers * encoder.hidden * width + per_layer
         if knobs.gradient_checkpointing
-        else encoder.layers * per_layer
+        else (encoder.layers + 1) * per_layer  # and what the backward pass of one layer holds at a time
     )
     documents = k * limits.passage_tokens
     suffix = config.candidates.questions_per_set * (limits.query_tokens + limits.target_tokens + LABELS)
