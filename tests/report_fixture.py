@@ -56,7 +56,7 @@ def make_cells(folder: Path, config=None) -> Path:
     """Write reports/cells below ``folder`` for everything that params lists; return the cells' folder."""
     config = config or make_config()
     cells = folder / "reports" / "cells"
-    for system in config.references:
+    for system in config.evaluated_only:
         for tasks in config.tasks:
             _evaluation(cells, config, system, None, tasks)
     for system in config.objectives:

@@ -125,7 +125,8 @@ def test_json_reads_back(run):
     (table,) = json.loads(run("tables", "-t", "main", "--json"))
     assert {row["system"] for row in table["rows"]} == {"bm25", "untrained", "dream", "infonce"}
     assert json.loads(run("compare", "dream", "bm25", "--json"))["changed"]
-    assert json.loads(run("plan", "--size", "3b", "--json"))["parameters"]["judge"] == 8_030_261_248
+    plans = [json.loads(run("plan", "--size", "3b", "--device-gib", gib, "--json")) for gib in (24, 80)]
+    assert plans[0]["parameters"]["judge"] == 8_030_261_248 and [plan["fits"] for plan in plans] == [False, True]
     paper, ablations, scaling = json.loads(run("paper", "--json"))
     assert len(ablations["rows"]) == 10 and len(scaling["rows"]) == 5
     assert len(paper["rows"]) == 299

@@ -266,9 +266,10 @@ def plan(
 
     overrides = {"recipe": recipe} | ({"model.size": size} if size else {})
     found = planning.estimate(config.load(params, overrides), tflops)
-    if json:
-        return show(found, True, str)
     memory, name = planning.device() if device_gib is None else (device_gib, "the given device")
+    if json:
+        device = {"device": name, "device_gib": memory, "fits": planning.fits(found, memory)}
+        return show(found | device, True, str)
     show_tables(planning.tables(found, memory, name), False)
 
 

@@ -240,17 +240,21 @@ def peaks(memory: dict[str, float]) -> dict[str, float]:
     return {"total without judge (InfoNCE)": without, "total with judge (DREAM)": sum(memory.values())}
 
 
+def fits(found: dict[str, Any], device_gib: float | None) -> bool | None:
+    """Whether training with the judge fits a device with a tenth of it kept free; None where its memory is not known."""
+    return None if device_gib is None else sum(found["memory_gib"].values()) < 0.9 * device_gib
+
+
 def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list[Table]:
     """The estimate as tables."""
     import pandas as pd
 
-    total = sum(found["memory_gib"].values())
     sizes = [("encoder (no output layer)", found["parameters"]["encoder"]), ("LoRA, trained",
     found["parameters"]["lora"]),
              ("judge, frozen", found["parameters"]["judge"])]  # fmt: skip
     memory = [*found["memory_gib"].items(), *peaks(found["memory_gib"]).items()]
     verdict = "unknown device: give --device-gib" if device_gib is None else (
-        f"fits {device} ({device_gib:.0f} GiB)" if total < 0.9 * device_gib else f"does NOT fit {device} "
+        f"fits {device} ({device_gib:.0f} GiB)" if fits(found, device_gib) else f"does NOT fit {device} "
         f"({device_gib:.0f} GiB)"
     )  # fmt: skip
     known, unknown = found["documents"]

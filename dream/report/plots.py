@@ -28,7 +28,7 @@ from dream.report.cells import Results
 
 PLOTS: dict[str, Callable[[Results], Figure | None]] = {}
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "p"]  # one more than colours: a pair comes back after 72 systems
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3))]
 STYLE = {
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
@@ -102,8 +102,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 def look(results: Results, system: str) -> dict:
     """Colour and marker of a system: the same in every plot of a report."""
-    index = results.systems.index(system) % len(COLOURS)
-    return {"color": COLOURS[index], "marker": MARKERS[index]}
+    index = results.systems.index(system)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 # ---------------------------------------------------------------------------------------------------------- plots
