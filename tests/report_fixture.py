@@ -34,6 +34,8 @@ OVERRIDES = {
     "training.lora.r": 32, "training.lora.alpha": 64,
     "evaluate.max_length": 192, "evaluate.query_prompt": "", "evaluate.document_prompt": "",
     "evaluate.dtype": "bfloat16", "evaluate.depth": 100, "evaluate.drop_identical_ids": False,
+    "dream.learning_rate": None, "dream.temperature": None, "dream.judge": "frozen", "dream.r": 32, "dream.alpha": 64,
+    "infonce.learning_rate": None, "infonce.temperature": None, "infonce.in_batch_negatives": False,
     "report": {"reference_system": "dream", "resamples": 500, "confidence": 0.95, "seed": 0},
 }  # fmt: skip
 
@@ -54,7 +56,7 @@ def make_cells(folder: Path, config=None) -> Path:
     """Write reports/cells below ``folder`` for everything that params lists; return the cells' folder."""
     config = config or make_config()
     cells = folder / "reports" / "cells"
-    for system in config.references:
+    for system in config.evaluated_only:
         for tasks in config.tasks:
             _evaluation(cells, config, system, None, tasks)
     for system in config.objectives:

@@ -91,6 +91,7 @@ def test_wrong_usage_is_one_line_and_exit_code_one(project):
         (["tables", "--format", "docx"], "format 'docx' is unknown"),
         (["plots", "--plot", "mian"], "plot 'mian' is unknown"),
         (["compare", "dream", "bm52"], "system 'bm52' is not in this report"),
+        (["tables", "--reference", "bm52"], "system 'bm52' is not in this report"),
         (["compare", "dream", "dream"], "is compared with itself"),
         (["plan", "--size", "30b"], "model.size '30b' is not defined"),
         (["plan", "--recipe", "papre"], "recipe 'papre' is not defined"),
@@ -124,7 +125,8 @@ def test_json_reads_back(run):
     (table,) = json.loads(run("tables", "-t", "main", "--json"))
     assert {row["system"] for row in table["rows"]} == {"bm25", "untrained", "dream", "infonce"}
     assert json.loads(run("compare", "dream", "bm25", "--json"))["changed"]
-    assert json.loads(run("plan", "--size", "3b", "--json"))["parameters"]["judge"] == 8_030_261_248
+    plans = [json.loads(run("plan", "--size", "3b", "--device-gib", gib, "--json")) for gib in (24, 80)]
+    assert plans[0]["parameters"]["judge"] == 8_030_261_248 and [plan["fits"] for plan in plans] == [False, True]
     paper, ablations, scaling = json.loads(run("paper", "--json"))
     assert len(ablations["rows"]) == 10 and len(scaling["rows"]) == 5
     assert len(paper["rows"]) == 299
@@ -140,6 +142,22 @@ def test_plots_are_written_where_asked(run, project):
     assert run("plots", "--plot", "systems", "--out", "figures").split() == ["figures/systems.png",
     "figures/systems.svg"]
     assert (project / "figures" / "systems.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_that_has_nothing_to_show_is_an_error_where_it_is_named(run, project):
+    diagnostic = project / "reports" / "cells" / "diagnostic.json"
+    kept = diagnostic.read_bytes()
+    diagnostic.unlink()
+    with pytest.raises(DreamError, match="plot 'diagnostic' has nothing to show"):
+        run("plots", "--plot", "diagnostic", "--out", "figures")
+    diagnostic.write_bytes(kept)
+
+
+def test_the_reference_can_be_chosen(run):
+    (table,) = json.loads(run("tables", "-t", "significance", "--reference", "untrained", "--json"))
+    assert {row["reference"] for row in table["rows"]} == {"untrained"}
+    with pytest.raises(DreamError, match="Give another folder with --out"):
+        run("plots", "--reference", "untrained")
 
 
 def test_paper_says_honestly_that_nothing_was_run(run):

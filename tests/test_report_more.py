@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_fixture import make_cells, make_config, write_params
+import yaml
+from report_fixture import edit_json, make_cells, make_config, write_params
 
+from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cells, compare, explain, page, paper, plan, runs, tables
+from dream.report import cells, compare, explain, page, paper, plan, render, runs, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted"'
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +106,19 @@ def test_more_of_everything_costs_more():
     assert total(**{"training.gradient_checkpointing": True})[0] < memory
 
 
+@pytest.mark.parametrize(("objective", "family"), [("dream", "with judge (DREAM)"), ("infonce", "without judge (InfoNCE)")])
+def test_memory_is_near_that_of_the_committed_runs(objective, family):
+    """The peak that every training run of the packaged recipe recorded, against the plan of the same params."""
+    found = plan.estimate(configs.load(ROOT / "params.yaml"), 100)
+    records = sorted((ROOT / "reports" / "cells" / "runs").glob(f"train-{objective}-*.json"))
+    assert records
+    for record in records:
+        measured = json.loads(record.read_text())[0]["peak_gib"]
+        assert plan.peaks(found["memory_gib"])[f"total {family}"] == pytest.approx(measured, rel=0.25), record.name
+
+
 @pytest.mark.parametrize(("objective", "measured"), [("with judge (DREAM)", 1.81), ("without judge (InfoNCE)", 1.03)])
-def test_memory_is_near_what_was_measured(objective, measured):
+def test_memory_is_near_what_was_measured_with_other_lengths(objective, measured):
     """Peaks of real training processes: 6 of 30 layers, K = 4, 48 tokens, four sets at once, all in float32."""
     smoke = {"candidates.count": 4, "heads.count": 8, "training.batch": 4, "training.micro_batch": 4}
     lengths = {"encoder.max_length": 48, "judge.passage_tokens": 48, "judge.target_tokens": 48}
@@ -188,6 +201,29 @@ def test_runs_collects_the_workspace_commits_and_experiments(repository):
     assert len(table.data) == 4 * 4
 
 
+def test_a_commit_from_before_a_knob_is_still_read(repository):
+    """Its params lack the section, its records the knob; both are there today."""
+    for path in (repository / "reports" / "cells" / "runs").glob("*.json"):
+        edit_json(path, lambda record: record[0]["config"]["bm25"].pop("b"))
+    old = yaml.safe_load((repository / "params.yaml").read_text())
+    del old["qrhead"], old["bm25"]["b"]
+    today = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(yaml.safe_dump(old))
+    _git(repository, "commit", "-qam", "before the knob")
+    (repository / "params.yaml").write_text(today)
+    make_cells(repository, make_config(**{"bm25.k1": 1.2}))
+    table = runs.collect(commits=1)
+    shown = {row[0].text: row[table.head.index("bm25.b")].text for row in table.rows}
+    assert shown.pop("workspace") == "0.4" and set(shown) == {table.rows[4][0].text, "my-exp"}
+    assert shown[table.rows[4][0].text] == "–" and not [note for note in table.notes if note.startswith("Not shown")]
+
+
+def test_compare_says_which_settings_differ(repository):
+    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "cells")  # noqa: E731
+    assert compare.table(*compare.sides("bm25", "my-exp:bm25", load)).notes[-1] == "Settings that differ: bm25.k1 1.2 / 0.9."
+    assert not [note for note in compare.table(*compare.sides("bm25", "dream", load)).notes if "differ:" in note]
+
+
 def test_compare_reads_an_experiment_from_git(repository):
     load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "cells")  # noqa: E731
     ours, theirs = compare.sides("bm25", "my-exp:bm25", load)
@@ -213,6 +249,8 @@ def test_changed_queries_come_with_their_texts_and_hits(results, work):
     shown = [c for c in found if c.hits]
     assert shown and any(hit["relevant"] for c in shown for hit in c.hits["dream"])
     assert "question" in shown[0].text and isinstance(remark, str)
+    text = render.joined(compare.lines(found, *sides, remark, 100))
+    assert "✓" in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_control_characters_do_not_reach_the_terminal():
@@ -231,7 +269,12 @@ def test_the_explanation_of_a_query_is_escaped():
     )  # fmt: skip
     text = explain.page(found)
     assert "<script" not in text and "<img" not in text
-    assert "-0.50" in explain.plain(found)
+    assert "-0.50" in render.joined(explain.lines(found, 100))
+
+
+def test_only_a_trained_system_can_be_explained(results, work):
+    with pytest.raises(DreamError, match=r"'bm25' is no trained system of this report\. Choose one of dream, infonce"):
+        explain.explain("boolq-3", results.config, "bm25", 0, work)
 
 
 def test_an_evaluation_query_is_asked_about_what_the_retriever_confused(results, work):
@@ -256,25 +299,39 @@ def test_every_link_of_the_page_has_its_target(text, results):
     assert {f"cell-{cell.name}" for cell in cells.expected(results.config)} <= set(re.findall(r'id="([^"]+)"', text))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+CATCH = """<head><script>const errors = [], note = what => errors.push(String(what));
+addEventListener("error", e => note(e.message || e.target.outerHTML), true);
+addEventListener("unhandledrejection", e => note(e.reason));
+console.error = note;</script>"""
+PROBE = """<script>
+function sorted(table, name, value) {
+  const head = [...document.querySelectorAll(`#table-${table} th`)].find(h => h.textContent === name);
+  const column = () => [...document.querySelectorAll(`#table-${table} tbody tr`)].map(r => value(r.cells[head.cellIndex]));
+  head.click(); const up = column();
+  head.click(); return { up, down: column() };
+}
+addEventListener("load", () => {
+  const difference = sorted("significance", "Difference", c => parseFloat(c.textContent.replace("−", "-")));
+  const seconds = sorted("cost", "Wall time", c => parseFloat(c.dataset.sort));
+  document.querySelector("#table-main tbody td a").click();
+  setTimeout(() => {
+    const out = document.createElement("pre"); out.id = "probe";
+    out.textContent = JSON.stringify({ errors, difference, seconds, title: document.title, images: document.images.length,
+      broken: [...document.images].filter(i => !i.naturalWidth).length,
+      opened: [...document.querySelectorAll("details[open]")].map(d => d.id),
+      wide: document.documentElement.scrollWidth > innerWidth });
+    document.body.append(out);
+  }, 200);
+});
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None and not os.environ.get("CI"), reason="no browser: apt-get install chromium")
 def test_the_page_works_in_a_browser(text, tmp_path):
-    """No error, images load, a click sorts numbers as numbers, hostile text stays text."""
-    probe = """<script>
-    const head = [...document.querySelectorAll("#table-significance th")].find(h => h.textContent === "Difference");
-    const column = () => [...document.querySelectorAll("#table-significance tbody tr")].map(
-      r => parseFloat(r.cells[3].textContent.replace("−", "-")));
-    head.click(); const up = column(); head.click(); const down = column();
-    addEventListener("load", () => { const out = document.createElement("pre"); out.id = "probe";
-      out.textContent = JSON.stringify({
-      errors, up, down, title: document.title, broken: [...document.images].filter(i => !i.naturalWidth).length,
-      images: document.images.length,
-      wide: document.documentElement.scrollWidth > innerWidth }); document.body.append(out); });
-    </script></body>"""
-    catch = '<head><script>const errors = []; '
-    catch += 'addEventListener("error", e => errors.push(String(e.message)), true);</script>'
+    """No error, images load, a click sorts numbers as numbers and leads to a cell, hostile text stays text."""
+    assert BROWSER is not None, "no browser: apt-get install chromium"
     path = tmp_path / "page.html"
-    path.write_text(text.replace("<head>", catch, 1).replace("</body>", probe))
+    path.write_text(text.replace("<head>", CATCH, 1).replace("</body>", PROBE))
     for width in (1280, 400):
         flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}",
         f"--window-size={width},900"]
@@ -284,5 +341,8 @@ def test_the_page_works_in_a_browser(text, tmp_path):
         )  # fmt: skip
         found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S).group(1).replace("&lt;", "<"))
         assert found["errors"] == [] and found["broken"] == 0 and found["images"] > 4 and not found["wide"]
-        assert found["up"] == sorted(found["up"]) and found["down"] == sorted(found["down"], reverse=True)
+        for column in (found["difference"], found["seconds"]):
+            assert len(set(column["up"])) > 3
+            assert column["up"] == sorted(column["up"]) and column["down"] == sorted(column["down"], reverse=True)
+        assert found["opened"] == ["cell-bm25-general"]
         assert found["title"].startswith("DREAM benchmark")

@@ -14,7 +14,7 @@ import pytest
 from report_fixture import edit_json, make_cells, make_config
 
 from dream.errors import DreamError
-from dream.report import build, cells, plots, render, tables
+from dream.report import build, cells, notes, plots, render, tables
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -159,6 +159,23 @@ def test_one_seed_has_no_deviation(tmp_path):
     assert render.as_json(table)["rows"][0]["sd"] is None
 
 
+def test_settings_of_one_objective_alone_are_named(tmp_path):
+    config = make_config(**{"dream.learning_rate": 2e-3, "infonce.temperature": 0.02})
+    text = " ".join(notes.footnotes(cells.load(config, make_cells(tmp_path, config))))
+    assert "learning rate 0.002 (dream), 0.0005 (infonce), 64 tokens" in text
+    assert "initial tau 0.05 (dream), 0.02 (infonce) (learned" in text
+    assert "dream: judge frozen, r 32, alpha 64; infonce: in batch negatives no." in text
+
+
+def test_the_systems_can_be_tested_against_another_one(results):
+    other = results.against("bm25")
+    rows = tables.significance_rows(other)
+    assert {row["reference"] for row in rows} == {"bm25"} and results.reference == "dream"
+    ours = next(r for r in tables.significance_rows(results) if (r["system"], r["task"]) == ("bm25", "drop"))
+    theirs = next(r for r in rows if (r["system"], r["task"]) == ("dream", "drop"))
+    assert theirs["difference"] == pytest.approx(-ours["difference"])
+
+
 def test_references_alone_make_a_report(tmp_path):
     config = make_config(objectives=[])
     built = build.write_all(cells.load(config, make_cells(tmp_path, config)), tmp_path / "out")
@@ -189,6 +206,9 @@ def test_a_missing_cell_is_named_with_its_command(config, tmp_path):
         ("evaluate-infonce-0-domain", ("evaluate", "max_length"), 999, r"evaluate-bm25-general\.json"),
         ("train-infonce-0", ("model", "size"), "tiny-4l", r"evaluate-bm25-general\.json"),
         ("heads", ("recipe",), "smoke", r"evaluate-bm25-general\.json"),
+        ("evaluate-dream-1-domain", ("encoder", "pooling"), "mean", r"evaluate-untrained-general\.json"),
+        ("train-infonce-1", ("infonce", "in_batch_negatives"), True, r"train-infonce-0\.json"),
+        ("train-dream-0", ("dream", "learning_rate"), 1e-3, r"train-dream-1\.json"),
     ],
 )
 def test_cells_of_two_configurations_are_refused_and_both_named(config, tmp_path, name, knob, value, other):
@@ -208,6 +228,36 @@ def test_cells_of_two_configurations_are_refused_and_both_named(config, tmp_path
 def test_params_that_no_cell_was_made_with_are_refused(config, folder):
     with pytest.raises(DreamError, match=r"evaluate\.max_length = 192, params says 64"):
         cells.load(make_config(**{"evaluate.max_length": 64}), folder)
+
+
+@pytest.mark.parametrize("knob", ["heads.count", "candidates.count", "data.seed"])
+def test_a_stage_that_was_not_run_again_is_refused(folder, knob):
+    """The report says these in words: what params says must be what the stage ran with."""
+    with pytest.raises(DreamError, match=rf"\.json was made with {knob} = \d+, params says 7"):
+        cells.load(make_config(**{knob: 7}), folder)
+
+
+def _before(knob):
+    """Take a knob out of a run record, as one written before the knob existed."""
+    section, key = knob.split(".")
+    return lambda record: record[0]["config"][section].pop(key)
+
+
+def test_a_knob_that_came_after_all_cells_is_named_in_a_footnote(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    for path in (folder / "runs").glob("*.json"):
+        edit_json(path, _before("injection.rows"))
+    results = cells.load(config, folder)
+    assert cells.later(config, results.runs) == {"injection.rows": "all"}
+    assert notes.footnotes(results)[-1] == "Made before params had injection.rows (all)."
+
+
+def test_a_knob_that_only_some_cells_know_is_a_mismatch(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    edit_json(folder / "runs" / "train-dream-1.json", _before("injection.rows"))
+    both = r"train-dream-1\.json was made with injection\.rows = None, .*train-dream-0\.json with 'all'"
+    with pytest.raises(DreamError, match=both):
+        cells.load(config, folder)
 
 
 def test_knobs_that_change_no_number_are_no_mismatch(folder):
@@ -278,6 +328,32 @@ def test_unknown_tables_plots_and_formats_are_answered_with_the_known_ones(resul
 HOSTILE = "<script>alert(1)</script> a|b & 50% _x_ $y$ \\end{table} [z](javascript:1)"
 
 
+def drawn(table, width):
+    """What a terminal of this width shows."""
+    import io
+
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(render.rich_table(table))
+    return stream.getvalue()
+
+
+def test_a_wide_table_stands_in_blocks_and_no_number_is_folded():
+    """Nine systems on a terminal of 120 columns: each block names its rows, and every score is whole."""
+    systems = [f"system-{i}" for i in range(9)]
+    scores = [[f".{t}{i}5 [.{t}{i}1, .{t}{i}9]↑" for i in range(9)] for t in range(3)]
+    rows = [render.cells("packaged", f"task-{t}", *scores[t], "200") for t in range(3)]
+    table = render.Table("main", "Wide", pd.DataFrame(), ["Suite", "Task", *systems, "Queries"], rows)
+    text = drawn(table, 120)
+    assert max(map(len, text.splitlines())) <= 120
+    assert all(text.count(cell.text) == 1 for row in rows for cell in row[2:-1])
+    heads = [line.split() for line in text.splitlines() if line.startswith("Suite")]
+    assert len(heads) > 1 and all(head[:2] == ["Suite", "Task"] for head in heads)
+    assert [name for head in heads for name in head[2:]] == [*systems, "Queries"]
+    assert len([line for line in drawn(table, 300).splitlines() if line.startswith("Suite")]) == 1
+
+
 @pytest.fixture
 def hostile():
     return render.Table("t", HOSTILE, pd.DataFrame({"a": [HOSTILE]}), ["a"], [render.cells(HOSTILE)], [HOSTILE])
@@ -308,11 +384,11 @@ def test_csv_reads_back(results):
 
 @pytest.mark.slow
 def test_every_plot_is_drawn_from_the_fixture(results, tmp_path):
-    drawn = plots.draw(results, tmp_path)
-    assert set(drawn) == set(plots.PLOTS)
-    for name in drawn:
-        assert (tmp_path / f"{name}.png").stat().st_size > 5000
-        assert "<dc:date>" not in (tmp_path / f"{name}.svg").read_text()
+    files = plots.draw(results, tmp_path)
+    assert {file.stem for file in files} == set(plots.PLOTS)
+    for file in files:
+        assert file.stat().st_size > 5000
+        assert file.suffix == ".png" or "<dc:date>" not in file.read_text()
 
 
 def test_manifest_holds_what_is_needed_to_repeat_a_run(results):
@@ -326,9 +402,9 @@ def test_manifest_holds_what_is_needed_to_repeat_a_run(results):
 def test_a_published_system_is_said_to_follow_its_own_rules(results):
     """The numbers of a published model depend on other settings than ours: the committed report names them."""
     from dream import config
-    from dream.report import notes
 
-    committed = cells.load(config.load(Path(__file__).parent.parent / "params.yaml"), Path(__file__).parent.parent / "reports" / "cells")
+    root = Path(__file__).parent.parent
+    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "cells")
     (note,) = [n for n in notes.footnotes(committed) if n.startswith("minilm:")]
     assert "packaged/minilm" in note and "mean pooling" in note and "256 tokens" in note
     assert not [n for n in notes.footnotes(results) if n.startswith("minilm:")]

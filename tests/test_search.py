@@ -38,3 +38,12 @@ def test_params_hold_the_best_point_of_the_search(objective):
     own = configs.load(ROOT / "params.yaml").model_dump()[objective]
     common = {"learning_rate": None} | ({"tau": 1e-4} if objective == "revela" else {"temperature": None})
     assert {key: own[key] for key in common} == common | chosen
+
+
+def test_the_document_shows_the_scores_of_the_committed_search():
+    lines = (ROOT / "docs/search.md").read_text().splitlines()
+    shown = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    columns = {"DREAM": "dream", "InfoNCE": "infonce", "RePlug": "replug"}
+    for column, name in enumerate(shown[0][1:], 1):
+        scores = [f"{value:.3f}".removeprefix("0") for value in found(columns[name]).ndcg_at_10]
+        assert [row[column] for row in shown[2:]] == scores

@@ -1,5 +1,6 @@
 """Sweeps: what sweeps.yaml says becomes commands that resolve, and experiments become a table and a figure."""
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cli, sweeps
+from dream.report import cli, page, runs, sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sweeps.load(ROOT / "sweeps.yaml")
@@ -98,6 +99,45 @@ def test_experiments_become_a_table_and_a_figure(repository):
     assert [[c.text for c in row] for row in again.rows] == [[c.text for c in row] for row in table.rows]
 
 
+def test_points_that_differ_in_more_than_they_override_are_refused(repository):
+    """The second experiment was run after params changed: its number would be compared with another configuration's."""
+    config = make_config(**{"bm25.k1": 1.2, "training.steps": 7})
+    write_params(repository, config)
+    make_cells(repository, config)
+    git(repository, "commit", "-qam", "later")
+    git(repository, "update-ref", f"refs/exps/ab/{'c' * 38}/k1-1-2", "HEAD")
+    with pytest.raises(DreamError, match=r"sweep k1: 1\.2 was run with training\.steps = 7, 0\.9 with 48\. `dvc exp remove`"):
+        sweeps.collect(sweeps.find("k1"))
+
+
+def test_a_collected_sweep_is_a_table_and_a_figure_of_the_report(repository):
+    sweeps.collect(sweeps.find("k1"))
+    call = lambda *arguments: CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False).stdout  # noqa: E731
+    assert call("tables").count("Which k1?") == 1
+    assert call("tables", "--table", "sweep-k1", "--format", "md").startswith("# Which k1?")
+    assert call("plots", "--plot", "sweep-k1", "--out", "figures").split() == ["figures/sweep-k1.png", "figures/sweep-k1.svg"]
+    assert Path("figures/sweep-k1.png").read_bytes() == Path("reports/sweeps/k1/k1.png").read_bytes()
+    results = runs.open_revision(runs.resolve("workspace"))
+    (shown,) = [table for table in page.content(results)["tables"] if table["figure"]]
+    assert shown["name"] == "sweep-k1" and shown["figure"]["caption"] == "Which k1?"
+
+
+def test_tables_and_plots_of_an_experiment_are_read_from_git(repository):
+    call = lambda *arguments: CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False).stdout  # noqa: E731
+    read = lambda *more: json.loads(call("tables", "-t", "main", "--json", *more))[0]["rows"]  # noqa: E731
+    mean = lambda rows: [r["ndcg_at_10"] for r in rows if (r["system"], r["task"]) == ("dream", "boolq")][0]  # noqa: E731, RUF015
+    assert mean(read()) == mean(read("--experiment", "k1-1-2")) > mean(read("--experiment", "k1-0-9")) + 0.05
+    files = call("plots", "-p", "systems", "-e", "k1-0-9", "--out", "figures").split()
+    assert [Path(file).exists() for file in files] == [True, True]
+
+
+def test_a_table_of_another_schema_is_one_line(repository):
+    sweeps.collect(sweeps.find("k1"))
+    Path("reports/sweeps/k1/k1.csv").write_text("sweep,point\nk1,0.9\n")
+    with pytest.raises(DreamError, match=r"k1\.csv has another schema .*Run `dream-report sweep k1 --collect`"):
+        sweeps.stored()
+
+
 def test_a_point_that_was_not_run_is_named(repository):
     git(repository, "update-ref", "-d", f"refs/exps/ab/{'c' * 38}/k1-1-2")
     with pytest.raises(DreamError, match=r"sweep k1 lacks 1\.2\. Run `dream-report sweep k1 --run`"):
@@ -124,5 +164,5 @@ def test_the_command_line(repository):
     assert "k1     Which k1?" in run(cli.app, ["sweep"]).stdout
     assert run(cli.app, ["sweep", "k1"]).stdout.splitlines() == sweeps.commands(sweeps.find("k1"))
     assert "0 of 2 points run" in run(cli.app, ["sweep", "k1", "--run"]).stdout
-    with pytest.raises(DreamError, match="sweep 'k2' is unknown. Choose one of k1"):
+    with pytest.raises(DreamError, match=r"sweep 'k2' is unknown\. Choose one of k1"):
         raise run(cli.app, ["sweep", "k2"]).exception

@@ -34,7 +34,7 @@ def write_table(table: render.Table, folder: Path) -> None:
 def write_plots(results: Results, folder: Path | str = REPORTS / "plots") -> list[str]:
     """Draw every plot that has something to show as PNG and SVG; return their names."""
     with replacing_folder(folder) as temporary:
-        return plots.draw(results, temporary)
+        return [file.stem for file in plots.draw(results, temporary) if file.suffix == ".png"]
 
 
 def manifest(results: Results) -> dict[str, Any]:

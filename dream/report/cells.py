@@ -8,7 +8,7 @@ configurations never stand in one table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", "ndcg_
 
 # Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation,
 # say) is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
-EVALUATE_SECTIONS = ("evaluate",)
-SYSTEM_SECTIONS = {"bm25": ("bm25",), "qrhead": ("bm25", "judge", "heads", "qrhead")}
+STAGE_SECTIONS = {"prepare": ("data",), "candidates": ("candidates", "bm25"), "heads": ("judge", "heads", "injection")}
+SYSTEM_SECTIONS = {"bm25": ("bm25", "evaluate"), "qrhead": ("bm25", "judge", "heads", "qrhead", "evaluate")}
+ENCODER_SECTIONS = ("encoder", "evaluate")  # of every other evaluated system
 TRAIN_SECTIONS = ("training", "encoder", "temperature")
-JUDGE_SECTIONS = ("judge", "injection", "dream")
+JUDGE_SECTIONS = ("judge", "injection")
 # Knobs that cannot change a number.
 HARMLESS = {
     "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "injection.force",
@@ -124,6 +125,11 @@ class Results:
         shown."""
         wanted = self.config.report.reference_system
         return wanted if wanted in self.systems else [*self.config.objectives, *self.systems][0]
+
+    def against(self, reference: str) -> Results:
+        """The same results with another system as the one that all others are tested against."""
+        report = self.config.report.model_copy(update={"reference_system": self.check_system(reference)})
+        return replace(self, config=self.config.model_copy(update={"report": report}), cache={})
 
     def seeds(self, system: str) -> list[int]:
         return list(self.config.seeds) if system in self.config.objectives else []
@@ -302,11 +308,14 @@ def relevant_settings(name: str, config: dict[str, Any]) -> dict[str, Any]:
     settings = {"model.size": size, "recipe": config.get("recipe")}
     settings |= _flat(config.get("sizes", {}).get(size, {}), f"sizes.{size}")
     stage, _, cell = name.partition("-")
-    sections: tuple[str, ...] = ()
+    system = cell.partition("-")[0]
+    sections = STAGE_SECTIONS.get(stage, ())
     if stage == "evaluate":
-        sections = EVALUATE_SECTIONS + SYSTEM_SECTIONS.get(cell.partition("-")[0], ())
+        sections = SYSTEM_SECTIONS.get(system, ENCODER_SECTIONS)
+        for published, rules in config.get("published", {}).items():
+            settings |= _flat(rules, f"published.{published}") if cell.startswith(f"{published}-") else {}
     elif stage == "train":
-        sections = TRAIN_SECTIONS + (() if cell.startswith("infonce-") else JUDGE_SECTIONS)
+        sections = (*TRAIN_SECTIONS, *(() if system == "infonce" else JUDGE_SECTIONS), system)
     for section in sections:
         settings |= _flat(config.get(section, {}), section)
     return {key: value for key, value in settings.items() if key not in HARMLESS}
@@ -324,14 +333,26 @@ def _flat(value: Any, prefix: str) -> dict[str, Any]:
 
 
 def check_agreement(config: Config, runs: dict[str, dict[str, Any]], folder: Path = CELLS) -> None:
-    """Stop if two runs were made with different settings or inputs, or with others than params says. Both are named."""
-    now = config.model_dump(mode="json")
+    """Stop if two runs were made with different settings or inputs, or with others than params says. Both are named.
+
+    A knob that no run knows came after all of them and cannot be compared: :func:`later` lists those, the report's
+    footnotes name them.
+    """
+    now, new = config.model_dump(mode="json"), later(config, runs)
     for name, record in runs.items():
         theirs, ours = relevant_settings(name, record["config"]), relevant_settings(name, now)
         for key in dict.fromkeys([*ours, *theirs]):
-            if theirs.get(key) != ours.get(key):
+            if key not in new and theirs.get(key) != ours.get(key):
                 raise _disagreement(key, name, theirs.get(key), ours.get(key), runs, folder)
     _check_inputs(runs, folder)
+
+
+def later(config: Config, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The knobs (and values) on which these runs would depend, had they not been made before the knobs existed."""
+    now = config.model_dump(mode="json")
+    known = {key for name, record in runs.items() for key in relevant_settings(name, record["config"])}
+    ours = {key: value for name in runs for key, value in relevant_settings(name, now).items()}
+    return {key: value for key, value in ours.items() if key not in known and value is not None}
 
 
 def _disagreement(key: str, name: str, was: Any, now: Any, runs: dict[str, dict[str, Any]], folder: Path) -> DreamError:

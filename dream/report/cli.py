@@ -29,6 +29,10 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]
 Params = Annotated[Path, typer.Option("--params", help="The params file that says what belongs to the report.")]
 Cells = Annotated[Path, typer.Option("--cells", help="The folder of results.")]
+Experiment = Annotated[
+    str | None, typer.Option("--experiment", "-e", help="Read this experiment, branch or commit from git instead.")
+]
+Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
 PARAMS, CELLS = Path("params.yaml"), Path("reports/cells")
 
 
@@ -37,12 +41,13 @@ def examples(*lines: str) -> str:
     return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
 
 
-def load(params: Path, cells: Path) -> Any:
-    """The results that params lists, checked to belong together."""
-    from dream import config
-    from dream.report import cells as reading
+def load(params: Path, cells: Path, experiment: str | None = None, reference: str | None = None) -> Any:
+    """The results that params lists, or an experiment's, checked to belong together."""
+    from dream.report import runs
 
-    return reading.load(config.load(params), cells)
+    revision = runs.resolve(runs.WORKSPACE if experiment is None else experiment)
+    results = runs.open_revision(revision, params, cells)
+    return results if reference is None else results.against(reference)
 
 
 def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], Any] | None = None) -> None:
@@ -77,6 +82,8 @@ def show_tables(tables: list[Any], as_json: bool) -> None:
         "dream-report tables",
         "dream-report tables --table main --format latex > main.tex",
         "dream-report tables --table cost --json",
+        "dream-report tables --table main --experiment my-exp --reference bm25",
+        "dream-report tables --table sweep-heads",
     )
 )
 def tables(
@@ -85,40 +92,60 @@ def tables(
     out: Annotated[
         Path | None, typer.Option("--out", help="Rebuild all tables as CSV and Markdown in this folder instead.")
     ] = None,
+    experiment: Experiment = None,
+    reference: Reference = None,
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Print the tables: main, significance, seeds, cost, heads, diagnostic. The main one has intervals and tests."""
-    from dream.report import build, render
+    """Print the tables: main, significance, seeds, cost, heads, diagnostic, and those of collected sweeps (sweep-NAME)."""
+    from dream.report import build, render, sweeps
     from dream.report import tables as registry
 
     if format != "text":
         render.known(format)
-    results = load(params, cells)
+    results = load(params, cells, experiment, reference)
     if out is not None:
         built = build.write_tables(results, out)
         names = [str(out / f"{t.name}.{ending}") for t in built for ending in ("csv", "md")]
         return show(names, json, lambda: "\n".join(names))
-    built = registry.build(results, table or None)
+    built = registry.build(results, table or None, sweeps.stored() if experiment is None else ())
     if format == "text" or json:
         return show_tables(built, json)
     typer.echo("\n".join(render.render(t, format).rstrip("\n") + "\n" for t in built), nl=False)
 
 
-@app.command(epilog=examples("dream-report plots", "dream-report plots --plot systems --out figures"))
+@app.command(
+    epilog=examples(
+        "dream-report plots",
+        "dream-report plots --plot systems --out figures",
+        "dream-report plots --plot queries --experiment my-exp --reference infonce --out figures",
+        "dream-report plots --plot sweep-heads --out figures",
+    )
+)
 def plots(
     plot: Annotated[list[str] | None, typer.Option("--plot", "-p", help="Only this plot; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the PNG and SVG files.")] = Path("reports/plots"),
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the PNG and SVG files: reports/plots.")] = None,
+    experiment: Experiment = None,
+    reference: Reference = None,
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Draw the plots as PNG and SVG: systems, training, queries, heads, diagnostic, cost, geometry."""
-    from dream.report import plots as registry
+    """Draw the plots as PNG and SVG: systems, training, queries, heads, diagnostic, cost, geometry.
 
-    drawn = registry.draw(load(params, cells), out, plot or None)
-    names = [str(out / f"{name}.{ending}") for name in drawn for ending in ("png", "svg")]
+    Figures of collected sweeps (sweep-NAME) are named where they lie, and copied where one is asked for.
+    """
+    from dream.errors import DreamError
+    from dream.report import plots as registry
+    from dream.report import sweeps
+
+    if out is None and (experiment or reference):
+        raise DreamError("reports/plots holds the plots of params.yaml", "Give another folder with --out")
+    folder = Path("reports/plots") if out is None else out
+    results = load(params, cells, experiment, reference)
+    drawn = registry.draw(results, folder, plot or None, sweeps.figures() if experiment is None else {})
+    names = list(map(str, drawn))
     show(names, json, lambda: "\n".join(names))
 
 
@@ -147,7 +174,8 @@ def compare(
         return show({**render.as_json(table), "changed": [asdict(c) for c in changed], "remark": remark}, True, str)
     show_tables([table], False)
     if changed:
-        typer.echo("\n" + comparing.plain(changed, a, b, remark))
+        shown = lambda width=110: comparing.lines(changed, a, b, remark, width)  # noqa: E731
+        show(None, False, lambda: "\n" + render.joined(shown()), lambda: render.Coloured(shown))
 
 
 @app.command(epilog=examples("dream-report paper", "dream-report paper --rows", "dream-report paper --json"))
@@ -238,9 +266,10 @@ def plan(
 
     overrides = {"recipe": recipe} | ({"model.size": size} if size else {})
     found = planning.estimate(config.load(params, overrides), tflops)
-    if json:
-        return show(found, True, str)
     memory, name = planning.device() if device_gib is None else (device_gib, "the given device")
+    if json:
+        device = {"device": name, "device_gib": memory, "fits": planning.fits(found, memory)}
+        return show(found | device, True, str)
     show_tables(planning.tables(found, memory, name), False)
 
 
@@ -257,7 +286,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
     except DreamError as error:
         settings, broken = None, [examination.Check("params.yaml", examination.PROBLEM, error.what, error.remedy)]
     found = [*broken, *examination.examine(settings)]
-    show(lambda: examination.as_json(found), json, lambda: examination.plain(found))
+    show(lambda: examination.as_json(found), json, lambda: examination.plain(found), lambda: examination.rich(found))
     if any(finding.state == examination.PROBLEM for finding in found):
         raise typer.Exit(1)
 
@@ -280,13 +309,16 @@ def explain(
     from dataclasses import asdict
 
     from dream import config
-    from dream.report import build
+    from dream.report import build, render
     from dream.report import explain as explaining
 
     found = explaining.explain(query_id, config.load(params), system, seed)
     if html is not None:
         build.write_text(html, explaining.page(found))
-    show(lambda: asdict(found), json, lambda: str(html) if html is not None else explaining.plain(found))
+    if html is not None:
+        return show(asdict(found), json, lambda: str(html))
+    lines = lambda width=110: explaining.lines(found, width)  # noqa: E731
+    show(lambda: asdict(found), json, lambda: render.joined(lines()), lambda: render.Coloured(lines))
 
 
 @app.command(

@@ -7,7 +7,7 @@ Numbers come from git-tracked cells; texts and hits come from ``work/`` and are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.report import runs
 from dream.report.cells import Results
-from dream.report.render import Cell, Table, cells, grouped, number
+from dream.report.render import Cell, Line, Table, cells, grouped, number
 from dream.report.tables import LEVEL, _p, _signed
 
 WORK = Path("work")
@@ -118,8 +118,16 @@ def table(ours: Side, theirs: Side) -> Table:
         f"queries; "
         "p: sign-flip randomisation test, Holm-corrected over the tasks (the mean is one test of its own).",
         "Won, lost: queries on which the first is better or worse.",
+        *_settings(ours, theirs),
     ]
     return Table("compare", f"{ours.label} against {theirs.label}", pd.DataFrame(data), head, rows, notes)
+
+
+def _settings(ours: Side, theirs: Side) -> list[str]:
+    """A note on what two experiments were run with, where that is not the same."""
+    a, b = runs.settings(ours.results), runs.settings(theirs.results)
+    knobs = [f"{key} {runs.short(a.get(key))} / {runs.short(b.get(key))}" for key in runs.differing([a, b])]
+    return [f"Settings that differ: {'; '.join(knobs)}."] if knobs else []
 
 
 def aligned(ours: Side, theirs: Side, task: str) -> tuple[np.ndarray, np.ndarray]:
@@ -210,19 +218,23 @@ def _document(doc_id: str, corpus: dict[str, Any], query_id: str) -> dict[str, A
     return {"id": doc_id, "relevant": relevant, "text": corpus["documents"].get(doc_id, "")}
 
 
-def plain(found: list[Change], ours: Side, theirs: Side, remark: str, width: int = 110) -> str:
-    """The changed queries as text: ✓ marks a relevant document."""
-    lines = ["Queries that changed most", ""]
+def lines(found: list[Change], ours: Side, theirs: Side, remark: str, width: int) -> Iterator[Line]:
+    """The changed queries, each with what the two found: ✓ marks a relevant document."""
+    yield from [("Queries that changed most", "bold"), ("", "")]
+    name = max(len("query"), *(len(one.label) for one in (ours, theirs)))
     for change in found:
-        lines.append(f"{change.task} {change.query_id}: {number(change.ours)} against {number(change.theirs)}")
+        scores = f"{number(change.ours)} against {number(change.theirs)}"
+        yield f"{change.task} {change.query_id}: {scores}", "blue" if change.ours > change.theirs else "yellow"
         if change.text:
-            lines.append(f"  query  {clip(change.text, width)}")
+            yield f"  {'query':<{name}}     {clip(change.text, width - name - 7)}", "bold"
         for one in (ours, theirs):
             for rank, document in enumerate(change.hits.get(one.label, []), 1):
-                mark = "✓" if document["relevant"] else " "
-                lines.append(f"  {one.label:<10.10} {rank} {mark} {clip(document['text'], width - 8)}")
-        lines.append("")
-    return "\n".join([*lines, *([remark] if remark else [])])
+                mark, style = ("✓", "green") if document["relevant"] else (" ", "")
+                yield f"  {one.label:<{name}} {rank} {mark} {clip(document['text'], width - name - 7)}", style
+        if change.text or change.hits:
+            yield "", ""
+    if remark:
+        yield from [("", ""), (remark, "dim")]
 
 
 def clip(text: str, width: int) -> str:

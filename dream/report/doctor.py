@@ -15,6 +15,7 @@ from dream.config import Config
 from dream.errors import DreamError
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
+COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 NEEDED = (
     "torch", "transformers", "peft", "accelerate", "mteb", "bm25s", "dvc", "numpy", "scipy", "pandas", "pyarrow",
     "matplotlib", "jinja2", "typer", "rich",
@@ -56,6 +57,20 @@ def plain(found: list[Check]) -> str:
         if finding.remedy:
             lines.append(f"{'':<8} {'':<{width}}  → {finding.remedy}")
     return "\n".join(lines)
+
+
+def rich(found: list[Check]) -> Any:
+    """The same on a terminal: long findings are folded in their own column."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table.grid(padding=(0, 2, 0, 0))
+    for finding in found:
+        text = Text(finding.found)
+        if finding.remedy:
+            text.append(f"\n→ {finding.remedy}", style="bold")
+        drawn.add_row(Text(finding.state, style=COLOURS[finding.state]), Text(finding.name), text)
+    return drawn
 
 
 @check

@@ -8,6 +8,7 @@ confused. This is the one subcommand that loads models; everything else of the p
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dream.errors import DreamError
 from dream.files import read_json
 from dream.report import compare
 from dream.report.compare import clip
+from dream.report.render import Line
 
 WORK = Path("work")
 
@@ -89,6 +91,9 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
         system: a trained objective whose adapter is in ``work/models``.
         seed: which of its training runs.
     """
+    if system not in config.objectives:
+        trained = ", ".join(config.objectives) or "none: params lists no objective"
+        raise DreamError(f"{system!r} is no trained system of this report", f"Choose one of {trained}")
     candidates = find(query_id, config, system, work)
     folder = work / "models" / f"{system}-{seed}"
     if not (folder / "adapter").is_dir():
@@ -106,7 +111,7 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
         vectors = encoder.embed([question.text, *candidates.passages]).float()
         similarities = vectors[1:] @ vectors[0]
         tau, gate = (
-            float(state.get("tau", config.temperature.init)),
+            float(state.get("tau", config.tuned(system).temperature.init)),
             float(state.get("gate", config.injection.gate_init)),
         )
         p = (similarities / tau).softmax(0)
@@ -139,31 +144,25 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
     )  # fmt: skip
 
 
-def plain(found: Explanation, width: int = 100, shown_tokens: int = 32) -> str:
-    """The explanation as text for a terminal or a pipe."""
-    lines = [
-        f"{found.query_id}: {clip(found.query, width)}",
-        f"{found.system}: tau {found.tau:.4f}, gate {found.gate:.3f}, {len(found.heads)} heads",
-        "",
-    ]
-    lines += ["     p   similarity   candidate (→ gold)"]
+def lines(found: Explanation, width: int, shown_tokens: int = 32) -> Iterator[Line]:
+    """The explanation for a terminal or a pipe; blue tokens are easier with the scores injected, yellow ones harder."""
+    yield f"{found.query_id}: {clip(found.query, width - len(found.query_id) - 2)}", "bold"
+    yield f"{found.system}: tau {found.tau:.4f}, gate {found.gate:.3f}, {len(found.heads)} heads", ""
+    yield from [("", ""), ("     p   similarity   candidate (→ gold)", "bold")]
     for row in sorted(found.candidates, key=lambda r: -r["p"]):
-        lines.append(
-            f"  {row['p']:.3f}   {row['similarity']:+.3f}    {'→' if row['gold'] else ' '} "
-            f"{clip(row['text'], width - 24)}"
-        )
+        mark, style = ("→", "green") if row["gold"] else (" ", "")
+        yield f"  {row['p']:.3f}   {row['similarity']:+.3f}    {mark} {clip(row['text'], width - 24)}", style
     losses = ", ".join(f"{name} {value:.3f}" for name, value in found.losses.items())
-    lines += ["", f"Loss of the target, nats per token: {losses}", "", "  plain  injected  change  token"]
+    yield from [("", ""), (f"Loss of the target, nats per token: {losses}", "bold"), ("", "")]
+    yield "  plain  injected  change  token", "bold"
     for row in found.tokens[:shown_tokens]:
-        lines.append(
-            f"  {row['plain']:5.2f}     {row['injected']:5.2f}  {row['injected'] - row['plain']:+6.2f}  "
-            f"{row['token']!r}"
-        )
+        change = row["injected"] - row["plain"]
+        style = "" if abs(change) < 0.05 else "blue" if change < 0 else "yellow"
+        yield f"  {row['plain']:5.2f}     {row['injected']:5.2f}  {change:+6.2f}  {row['token']!r}", style
     if len(found.tokens) > shown_tokens:
-        lines.append(f"  … {len(found.tokens) - shown_tokens} more tokens (--json has all)")
-    return "\n".join(
-        [*lines, "", "What the judge was shown:", "", *(f"  {line}" for line in found.prompt.splitlines())]
-    )
+        yield f"  … {len(found.tokens) - shown_tokens} more tokens (--json has all)", "dim"
+    yield from [("", ""), ("What the judge was shown:", "bold"), ("", "")]
+    yield from ((f"  {clip(line, 100_000)}", "") for line in found.prompt.splitlines())
 
 
 def page(found: Explanation) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dream.report.cells import Results
+from collections.abc import Callable
+
+from dream.config import Config
+from dream.report.cells import Results, later
 
 
 def footnotes(results: Results) -> list[str]:
@@ -12,13 +15,15 @@ def footnotes(results: Results) -> list[str]:
         _encoder(results),
         *_published(results),
         _training(results),
+        _own_settings(results),
         _bm25(results),
+        _qrhead(results),
         _tasks(results),
         _search(results),
         _versions(results),
     ]
-    trained = [_judge(results), _open(results)] if config.objectives else []
-    return [note for note in made + trained if note]
+    trained = [_judge(results), _open(results)] if config.objectives or config.rerankers else []
+    return [note for note in [*made, *trained, _later(results)] if note]
 
 
 def _encoder(results: Results) -> str:
@@ -43,8 +48,8 @@ def _published(results: Results) -> list[str]:
             eos = ", end-of-text token appended" if used.get("append_eos") else ""
             prompts = [f"{kind} {used[f'{kind}_prompt']!r}" for kind in ("query", "document") if used.get(f"{kind}_prompt")]
             notes.append(
-                f"{name}: {used['model']}{adapter}, trained by others: {used['pooling']} pooling{eos}, at most {used['max_length']} tokens, "
-                f"weights {used['dtype']}; prompts: {', '.join(prompts) or 'none'}."
+                f"{name}: {used['model']}{adapter}, trained by others: {used['pooling']} pooling{eos}, at most "
+                f"{used['max_length']} tokens, weights {used['dtype']}; prompts: {', '.join(prompts) or 'none'}."
             )
     return notes
 
@@ -63,9 +68,50 @@ def _training(results: Results) -> str:
         f"Trained {len(config.seeds)} times each (seeds {', '.join(map(str, config.seeds))}) on (query, target) "
         f"pairs per run: "
         f"{pairs}; {training.steps} steps of {training.batch} candidate sets, K = {config.candidates.count} "
-        f"({config.candidates.source}), LoRA r {training.lora.r}, learning rate {training.learning_rate:g}, "
-        f"{config.encoder.max_length} tokens."
+        f"({config.candidates.source}), LoRA r {training.lora.r}, "
+        f"learning rate {_each(config, lambda c: c.training.learning_rate)}, {config.encoder.max_length} tokens."
     )
+
+
+def _each(config: Config, value: Callable[[Config], float], objectives: list[str] | None = None) -> str:
+    """A setting that every objective may have of its own: one number if all share it, else each with its objectives."""
+    found: dict[str, list[str]] = {}
+    for name in config.objectives if objectives is None else objectives:
+        found.setdefault(f"{value(config.tuned(name)):g}", []).append(name)
+    if len(found) <= 1:
+        return next(iter(found), f"{value(config):g}")
+    return ", ".join(f"{number} ({_list(names)})" for number, names in found.items())
+
+
+def _own_settings(results: Results) -> str:
+    """What stands in an objective's own section, but what :func:`_each` says."""
+    said = []
+    for name in results.config.objectives:
+        section = getattr(results.config, name, None)
+        own = section.model_dump(exclude={"learning_rate", "temperature"}) if section is not None else {}
+        words = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in own.items())
+        said += [f"{name}: {words}"] if words else []
+    return f"Settings of an objective's own: {'; '.join(said)}." if said else ""
+
+
+def _word(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _qrhead(results: Results) -> str:
+    if "qrhead" not in results.systems:
+        return ""
+    qrhead = results.config.qrhead
+    return (
+        f"qrhead: BM25's best {qrhead.depth} documents in the order that the judge's selected heads give them, "
+        f"{qrhead.per_prompt} passages in a prompt; nothing is trained."
+    )
+
+
+def _later(results: Results) -> str:
+    """Knobs that params has and no cell knows: what these numbers would be with them is not known."""
+    new = later(results.config, results.runs)
+    return f"Made before params had {', '.join(f'{key} ({value})' for key, value in new.items())}." if new else ""
 
 
 def _bm25(results: Results) -> str:
@@ -101,7 +147,7 @@ def _versions(results: Results) -> str:
 
 def _judge(results: Results) -> str:
     judge, heads = results.config.judge, results.config.heads
-    if not set(results.config.objectives) - {"infonce"}:
+    if not {*results.config.objectives, *results.config.rerankers} - {"infonce"}:
         return ""
     return (
         f"Judge {results.config.size.judge} in {judge.dtype}: passages, questions and targets of at most "
@@ -113,8 +159,10 @@ def _judge(results: Results) -> str:
 def _open(results: Results) -> str:
     """Our readings of what the paper leaves open."""
     config = results.config
+    tempered = [name for name in config.objectives if hasattr(getattr(config, name, None), "temperature")]
     readings = [
-        f"initial tau {config.temperature.init:g} ({'learned as log tau' if config.temperature.learned else 'fixed'})",
+        f"initial tau {_each(config, lambda c: c.temperature.init, tempered)} "
+        f"({'learned as log tau' if config.temperature.learned else 'fixed'})",
         f"gate {config.injection.gate}, g starts at {config.injection.gate_init:g}",
         f"judge rows injected: {config.injection.rows} (budget {config.injection.budget}, scores "
         f"{config.injection.scores})",

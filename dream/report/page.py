@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tempfile
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dream.report import build, compare, plots, render, sweeps, tables
+from dream.report import build, compare, paper, plots, render, sweeps, tables
 from dream.report.cells import Results, expected
 from dream.report.render import number
 
@@ -32,8 +33,6 @@ def html(results: Results, work: Path = compare.WORK) -> str:
 
 def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
     """What the template shows."""
-    from markupsafe import Markup
-
     config = results.config
     tasks = tables.overall(results)[2]
     ours, theirs = plots.pair(results)
@@ -46,25 +45,46 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
         + f", judge {config.size.judge}, seeds {', '.join(map(str, config.seeds))}.",
         "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
         in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
-        "tables": [
-            {"name": t.name, "title": t.title, "notes": t.notes, "html": Markup(render.html_table(replace(t, title="",
-            notes=[])))} for t in [*tables.build(results), *sweeps.stored()]
-        ],
+        "tables": _tables(results),
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
-        "cells": _cells(results), "settings": _settings(results),
+        "cells": _cells(results), "stages": _stages(results), "settings": _settings(results),
     }  # fmt: skip
 
 
-def _plots(results: Results) -> list[dict[str, str]]:
+def _note(text: str) -> Any:
+    """A footnote, escaped, with what stands in backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _plots(results: Results) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        names = plots.draw(results, Path(folder))
-        return [
-            {
-                "data": base64.b64encode((Path(folder) / f"{name}.png").read_bytes()).decode(),
-                "caption": " ".join((plots.PLOTS[name].__doc__ or name).split("\n\n")[0].split()),
-            }
-            for name in names
-        ]
+        files = [file for file in plots.draw(results, Path(folder)) if file.suffix == ".png"]
+        return [_image(file, " ".join((plots.PLOTS[file.stem].__doc__ or file.stem).split("\n\n")[0].split())) for file in files]
+
+
+def _image(file: Path, caption: str) -> dict[str, Any]:
+    """A PNG for the page, with the width at which its letters are as large in every plot."""
+    png = file.read_bytes()
+    width = round(int.from_bytes(png[16:20], "big") * 100 / plots.DPI)
+    return {"data": base64.b64encode(png).decode(), "caption": caption, "width": width}
+
+
+def _tables(results: Results) -> list[dict[str, Any]]:
+    """Every table that there is; a sweep's with its figure."""
+    from markupsafe import Markup
+
+    figures = sweeps.figures()
+    found = [*tables.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
+    return [
+        {
+            "name": table.name, "title": table.title, "notes": list(map(_note, table.notes)),
+            "html": Markup(render.html_table(replace(table, title="", notes=[]))),
+            "figure": _image(figures[table.name][0], table.title) if table.name in figures else None,
+        }
+        for table in found
+    ]  # fmt: skip
 
 
 def _changed(results: Results, ours: str, theirs: str | None, work: Path) -> tuple[list[dict[str, Any]], str]:
@@ -82,8 +102,9 @@ def _changed(results: Results, ours: str, theirs: str | None, work: Path) -> tup
     ], remark  # fmt: skip
 
 
-def _cells(results: Results) -> list[dict[str, str]]:
-    shown = []
+def _cells(results: Results) -> dict[str, list[dict[str, str]]]:
+    """System → its cells."""
+    shown: dict[str, list[dict[str, str]]] = {}
     for cell in expected(results.config):
         rows = results.records[results.records["cell"] == cell.name]
         if rows.empty:  # all its tasks also stand in another list
@@ -94,8 +115,18 @@ def _cells(results: Results) -> list[dict[str, str]]:
         ]
         run = {k: v for k, v in results.runs[f"evaluate-{cell.name}"].items() if k != "config"}
         summary = ", ".join(f"{r['task']} {number(float(r['ndcg_at_10']))}" for r in records)
-        shown.append({"name": cell.name, "summary": summary, "json": _json({"records": records, "run": run})})
+        found = {"name": cell.name, "summary": summary, "json": _json({"records": records, "run": run})}
+        shown.setdefault(cell.system, []).append(found)
     return shown
+
+
+def _stages(results: Results) -> list[dict[str, str]]:
+    """The run records of all other stages."""
+    return [
+        {"name": name, "json": _json({k: v for k, v in run.items() if k != "config"})}
+        for name, run in results.runs.items()
+        if not name.startswith("evaluate-")
+    ]
 
 
 def _missing(value: Any) -> bool:
@@ -108,7 +139,7 @@ def _settings(results: Results) -> list[dict[str, str]]:
     made = build.manifest(results)
     return [
         {"name": name, "json": _json(made[name])}
-        for name in ("config", "versions", "hardware", "code", "inputs", "models", "runs")
+        for name in ("config", "versions", "hardware", "code", "inputs", "models")
     ]
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from dream.report import sweeps, tables
 from dream.report.cells import Results
-from dream.report.render import Table, cells, number
+from dream.report.render import Cell, Table, cells, number
 from dream.report.tables import _signed
 
 KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "difference", "inside",
@@ -58,7 +58,7 @@ def _why_not(results: Results | None, row: dict[str, Any]) -> str:
         return "not run"
     config = results.config
     if row["method"] not in SIZELESS and row["size"] != config.model.size:
-        return f"not run (this report: size {config.model.size})"
+        return f"not run (here: size {config.model.size})"
     if config.recipe != "paper" and row["method"] not in SIZELESS:
         return f"not run (recipe {config.recipe})"
     if row["method"] not in results.systems:
@@ -123,12 +123,16 @@ def _means(frame: pd.DataFrame, results: Results | None) -> list[list]:
         mean = part["printed"].mean()
         body.append(
             cells(
-                suite, len(part), size or "–", method, number(mean), number(value),
+                suite, len(part), size or "–", method, number(mean), _ours(results, method, list(part["task"]), value),
                 "–" if value is None else _signed(value - mean), _yes(None if value is None else low <= mean <= high),
                 state,
             )
         )  # fmt: skip
     return body
+
+
+def _ours(results: Results | None, method: str, tasks: list[str], value: float | None) -> Cell:
+    return Cell(number(value), source="" if value is None or results is None else tables.source(results, method, tasks))
 
 
 def _yes(value: bool | None) -> str:
@@ -178,9 +182,9 @@ def ablations(folder: Path | str = sweeps.FOLDER) -> Table:
     for row in printed("paper_ablations").to_dict("records"):
         sweep, point = ASKED_HERE[row["ablation"], row["heads"], row["judge"]]
         ours = _collected(sweep, point, folder)
-        value = number(row["mean_ndcg_at_10"])
+        setting, value = f"{row['heads']}, judge {row['judge']}", number(row["mean_ndcg_at_10"])
         data.append({**row, "sweep": sweep, "point": point, "here": ours})
-        rows.append(cells(row["ablation"], f"{row['heads']}, judge {row['judge']}", row["size"], row["suite"], value, number(ours), sweep))
+        rows.append(cells(row["ablation"], setting, row["size"], row["suite"], value, number(ours), sweep))
     notes = [
         "Here: mean nDCG@10 over the packaged tasks with the packaged models, other data than the paper's: the order can be "
         "compared, the height cannot. A dash: `dream-report sweep NAME --run --collect` has not been run.",
@@ -203,7 +207,8 @@ def _collected(sweep: str, point: str, folder: Path | str) -> float | None:
 def scaling() -> Table:
     """The paper's comparison with larger public models, as printed; nothing of it can be run without a GPU and the hub."""
     frame = printed("paper_scaling")
-    rows = [cells(r["system"], number(r["beir_mean_ndcg_at_10"]), number(r["rteb_mean_ndcg_at_10"])) for r in frame.to_dict("records")]
+    printed_means = ["beir_mean_ndcg_at_10", "rteb_mean_ndcg_at_10"]
+    rows = [cells(r["system"], *(number(r[key]) for key in printed_means)) for r in frame.to_dict("records")]
     notes = ["As printed; not run here. `dream-report plan --size 8b` says what DREAM-8B would cost; BGE-large, E5-mistral and "
              "Qwen3-Embedding-0.6B are entries of `published` in params.yaml."]  # fmt: skip
     return Table("paper-scaling", "The paper's DREAM-8B beside public models", frame, ["System", "BEIR", "RTEB"], rows, notes)

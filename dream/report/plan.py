@@ -26,7 +26,7 @@ from dream.errors import DreamError
 from dream.report.render import Table, cells, grouped
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
-PROCESS_GIB = 0.5  # Python with torch and transformers loaded, before any weight
+PROCESS_GIB = 0.65  # Python with torch, transformers, peft and the training data loaded, and the libraries of a first step
 LABELS = 16  # tokens of PASSAGES:, QUESTION:, TARGET PASSAGE: and blank lines
 GIB = 2**30
 
@@ -194,7 +194,7 @@ def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     kept = tokens * (
         encoder.layers * encoder.hidden * width + per_layer
         if knobs.gradient_checkpointing
-        else encoder.layers * per_layer
+        else (encoder.layers + 1) * per_layer  # and what the backward pass of one layer holds at a time
     )
     documents = k * limits.passage_tokens
     suffix = config.candidates.questions_per_set * (limits.query_tokens + limits.target_tokens + LABELS)
@@ -240,17 +240,21 @@ def peaks(memory: dict[str, float]) -> dict[str, float]:
     return {"total without judge (InfoNCE)": without, "total with judge (DREAM)": sum(memory.values())}
 
 
+def fits(found: dict[str, Any], device_gib: float | None) -> bool | None:
+    """Whether training with the judge fits a device with a tenth of it kept free; None where its memory is not known."""
+    return None if device_gib is None else sum(found["memory_gib"].values()) < 0.9 * device_gib
+
+
 def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list[Table]:
     """The estimate as tables."""
     import pandas as pd
 
-    total = sum(found["memory_gib"].values())
     sizes = [("encoder (no output layer)", found["parameters"]["encoder"]), ("LoRA, trained",
     found["parameters"]["lora"]),
              ("judge, frozen", found["parameters"]["judge"])]  # fmt: skip
     memory = [*found["memory_gib"].items(), *peaks(found["memory_gib"]).items()]
     verdict = "unknown device: give --device-gib" if device_gib is None else (
-        f"fits {device} ({device_gib:.0f} GiB)" if total < 0.9 * device_gib else f"does NOT fit {device} "
+        f"fits {device} ({device_gib:.0f} GiB)" if fits(found, device_gib) else f"does NOT fit {device} "
         f"({device_gib:.0f} GiB)"
     )  # fmt: skip
     known, unknown = found["documents"]

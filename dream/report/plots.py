@@ -9,6 +9,7 @@ white print still reads. The same results give the same bytes: no dates, a fixed
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from dream.report.cells import Results
 
 PLOTS: dict[str, Callable[[Results], Figure | None]] = {}
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "p"]  # one more than colours: a pair comes back after 72 systems
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3))]
 STYLE = {
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
@@ -57,33 +58,52 @@ def plot(name: str) -> Callable:
     return add
 
 
-def draw(results: Results, folder: Path, names: list[str] | None = None) -> list[str]:
-    """Draw the named plots, or all, as PNG and SVG; return the names of those that had something to show."""
+def draw(
+    results: Results, folder: Path, names: list[str] | None = None, made: dict[str, list[Path]] | None = None
+) -> list[Path]:
+    """Draw all plots that have something to show, or the named ones, as PNG and SVG; return the files.
+
+    Args:
+        results: what is drawn.
+        folder: where the files go.
+        names: these plots only; one that has nothing to show is an error then.
+        made: figures that are at hand already (those of sweeps) by name: copied where they are named.
+    """
+    made = made or {}
     for name in names or []:
-        if name not in PLOTS:
-            raise DreamError(f"plot {name!r} is unknown", f"Choose one of {', '.join(PLOTS)}")
-    drawn = []
+        if name not in PLOTS and name not in made:
+            raise DreamError(f"plot {name!r} is unknown", f"Choose one of {', '.join([*PLOTS, *made])}")
+    files = []
     with mpl.rc_context(STYLE):
         for name in names or PLOTS:
-            figure = PLOTS[name](results)
-            if figure is not None:
-                save(figure, folder / name)
-                drawn.append(name)
-    return drawn
+            if name in made:
+                files += [_copied(file, folder / f"{name}{file.suffix}") for file in made[name]]
+            elif (figure := PLOTS[name](results)) is not None:
+                files += save(figure, folder / name)
+            elif names:
+                raise DreamError(f"plot {name!r} has nothing to show: what it draws was not measured", "Run `dvc repro`")
+    return files if names else [*files, *(file for found in made.values() for file in found)]
 
 
-def save(figure: Figure, stem: Path) -> None:
+def _copied(file: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(file, target))
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.svg`` without anything that differs between two runs."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_name(stem.name + ".png"), dpi=DPI, metadata={"Software": None})
-    figure.savefig(stem.with_name(stem.name + ".svg"), metadata={"Date": None, "Creator": None})
+    png, svg = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg"))
+    figure.savefig(png, dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
     plt.close(figure)
+    return [png, svg]
 
 
 def look(results: Results, system: str) -> dict:
     """Colour and marker of a system: the same in every plot of a report."""
-    index = results.systems.index(system) % len(COLOURS)
-    return {"color": COLOURS[index], "marker": MARKERS[index]}
+    index = results.systems.index(system)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 # ---------------------------------------------------------------------------------------------------------- plots

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+KEYS = 3  # columns, at most, that name a row and stand in every block of a wide table
+WRAPPED = 30  # characters; a longer text may be folded on a terminal
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One laid-out cell: its text, whether it is the best of its row, and where the number came from."""
+    """One laid-out cell: its text, whether it is the best of its row, where the number came from, and what the page sorts
+    by where the text would not do (a duration)."""
 
     text: str
     bold: bool = False
     source: str = ""
+    sort: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,13 +145,13 @@ def _escape_latex(text: str) -> str:
 
 
 def html_table(table: Table) -> str:
-    """An HTML table with escaped text; the page makes it sortable by its class."""
+    """An HTML table with escaped text; the page makes it sortable by its class and keeps the column that names a row."""
     numeric = _numeric_columns(table)
-    head = "".join(
-        f"<th{' class=num' if numeric[i] else ''}>{html.escape(text)}</th>" for i, text in enumerate(table.head)
-    )
+    key = next((i for i, is_number in enumerate(numeric) if is_number), 0) - 1
+    kinds = [" class=num" if is_number else " class=key" if i == key else "" for i, is_number in enumerate(numeric)]
+    head = "".join(f"<th{kind}>{html.escape(text)}</th>" for kind, text in zip(kinds, table.head, strict=True))
     body = "\n".join(
-        "<tr>" + "".join(_html_cell(cell, numeric[i]) for i, cell in enumerate(row)) + "</tr>" for row in table.rows
+        "<tr>" + "".join(_html_cell(cell, kind) for kind, cell in zip(kinds, row, strict=True)) + "</tr>" for row in table.rows
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
@@ -156,12 +162,16 @@ def html_table(table: Table) -> str:
     )
 
 
-def _html_cell(cell: Cell, is_number: bool) -> str:
+def _html_cell(cell: Cell, kind: str) -> str:
+    """A cell; on a narrow screen a number may break before its interval and nowhere else."""
     text = html.escape(cell.text)
+    if "num" in kind:
+        text = text.replace(" ", "\u00a0").replace("\u00a0[", " [")
     if cell.source:
         text = f'<a href="#{html.escape(cell.source)}">{text}</a>'
     text = f"<strong>{text}</strong>" if cell.bold else text
-    return f"<td{' class=num' if is_number else ''}>{text}</td>"
+    order = "" if cell.sort is None else f' data-sort="{cell.sort:g}"'
+    return f"<td{kind}{order}>{text}</td>"
 
 
 def plain(table: Table) -> str:
@@ -181,18 +191,80 @@ def plain(table: Table) -> str:
 
 
 def rich_table(table: Table) -> Any:
-    """The table as rich draws it on a terminal, with its notes below."""
-    from rich import box
+    """The table as rich draws it on a terminal, with its notes below; too wide, its columns go into blocks."""
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for text, is_number in zip(table.head, _numeric_columns(table), strict=True):
-        drawn.add_column(Text(text), justify="right" if is_number else "left")
-    for row in table.rows:
-        drawn.add_row(*(Text(cell.text, style="bold green" if cell.bold else "") for cell in row))
-    return Group(drawn, *(Text(f"- {note}", style="dim") for note in table.notes), Text(""))
+    return Group(_Blocks(table), *(Text(f"- {note}", style="dim") for note in table.notes), Text(""))
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """A table that rich asks to draw itself once it knows how wide the terminal is."""
+
+    table: Table
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table, numeric = self.table, _numeric_columns(self.table)
+        yield Text(f"{table.title}\n", style="bold")
+        for columns in blocks(table, options.max_width):
+            drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+            for i in columns:
+                whole = numeric[i] or _width(table, i) <= WRAPPED
+                drawn.add_column(Text(table.head[i]), justify="right" if numeric[i] else "left", no_wrap=whole)
+            for row in table.rows:
+                drawn.add_row(*(Text(row[i].text, style="bold green" if row[i].bold else "") for i in columns))
+            yield drawn
+            yield Text("")
+
+
+def blocks(table: Table, width: int) -> list[list[int]]:
+    """The columns of a table in blocks that fit into ``width`` characters; each begins with the columns that name a row.
+
+    Numbers are never folded, long texts may be. A table that fits is one block.
+    """
+    numeric = _numeric_columns(table)
+    first = next((i for i, is_number in enumerate(numeric) if is_number), len(numeric))
+    keys = list(range(max(1, min(first, KEYS))))
+    needed = [(_width(table, i) if numeric[i] else min(_width(table, i), WRAPPED)) + len("  ") for i in range(len(numeric))]
+    room = width + len("  ") - sum(needed[i] for i in keys)
+    found: list[list[int]] = []
+    used = room
+    for i in range(len(keys), len(numeric)):
+        if not found or used + needed[i] > room:
+            found.append(list(keys))
+            used = 0
+        found[-1].append(i)
+        used += needed[i]
+    return found or [keys]
+
+
+def _width(table: Table, column: int) -> int:
+    return max(len(table.head[column]), *(len(row[column].text) for row in table.rows), 0)
+
+
+Line = tuple[str, str]  # a line and its style on a terminal
+
+
+def joined(lines: Iterable[Line]) -> str:
+    """Lines as text for a pipe."""
+    return "\n".join(text for text, _ in lines)
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """Lines on a terminal, asked for once its width is known: no text is folded that could have been cut."""
+
+    lines: Callable[[int], Iterable[Line]]
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.text import Text
+
+        yield from (Text(text, style=style) for text, style in self.lines(options.max_width))
 
 
 def as_json(table: Table) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from dream import config as configs
 from dream.errors import DreamError
@@ -99,10 +100,30 @@ def open_revision(
             opened.extractall(temporary, filter="data")
         root = Path(temporary)
         try:
+            _complete(root / "params.yaml", Path(params))
             return reading.load(configs.load(root / "params.yaml"), root / "reports" / "cells")
         except DreamError as error:
             what = error.what.replace(f"{root}/", "")
             raise DreamError(f"{revision.name}: {what}", error.remedy) from None
+
+
+def _complete(then: Path, now: Path) -> None:
+    """Give an older params file the knobs that came later, as they stand now: without them it could not be read."""
+    old, new = (yaml.safe_load(path.read_text()) if path.exists() else None for path in (then, now))
+    if isinstance(old, dict) and isinstance(new, dict):
+        then.write_text(yaml.safe_dump(_with_missing(old, new), sort_keys=False))
+
+
+def _with_missing(old: Any, new: Any) -> Any:
+    """``old`` with the keys that only ``new`` has; a value per recipe is one value.
+
+    >>> _with_missing({"a": {"b": 1}, "k": {"packaged": 8}}, {"a": {"b": 2, "c": 3}, "k": {"packaged": 9, "paper": 1}, "d": 4})
+    {'a': {'b': 1, 'c': 3}, 'k': {'packaged': 8}, 'd': 4}
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)) or set(old) <= set(configs.RECIPES):
+        return old
+    kept = {key: _with_missing(value, new.get(key)) for key, value in old.items()}
+    return kept | {key: value for key, value in new.items() if key not in old}
 
 
 def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> Table:
@@ -115,10 +136,10 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
             notes.append(f"Not shown: {error}")
     if not opened:
         raise DreamError("no experiment holds results", "Run `dvc repro` or `dvc exp run`")
-    knobs = differing([results.config.model_dump(mode="json") for _, results in opened])
+    knobs = differing([settings(results) for _, results in opened])
     rows, data = [], []
     for index, (revision, results) in enumerate(opened):
-        flat = _flat_config(results.config.model_dump(mode="json"))
+        flat = settings(results)
         scope = tables.overall(results)[2]
         best = max(round(tables.measured(results, system, scope).value, 3) for system in results.systems)
         for system in results.systems:
@@ -136,37 +157,40 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
                 cells(
                     revision.name,
                     revision.commit[:7] or "–",
-                    *(_short(flat.get(k)) for k in knobs),
                     system,
-                    len(scope),
                     shown,
+                    len(scope),
+                    *(short(flat[k]) if k in flat else "–" for k in knobs),
                 )
             )
         if index == 0 and len({tuple(sorted(t for _, t in r.tasks)) for _, r in opened}) > 1:
             notes.append("These experiments were evaluated on different tasks: their means do not compare.")
     notes.append(
-        "Mean nDCG@10 over all tasks of an experiment; only knobs that differ between the experiments are shown."
+        "Mean nDCG@10 over all tasks of an experiment; only knobs that differ between the experiments are shown, – where "
+        "one did not exist yet."
     )
-    head = ["Experiment", "Commit", *knobs, "System", "Tasks", "nDCG@10"]
+    head = ["Experiment", "Commit", "System", "nDCG@10", "Tasks", *knobs]
     return Table("runs", "Experiments", pd.DataFrame(data), head, rows, notes)
 
 
-def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted knobs of a resolved config, without the entries of sizes and lists that were not chosen."""
-    ignored = ("sizes", "task_lists", "report", "published")
-    return {k: v for name, part in config.items() if name not in ignored for k, v in reading._flat(part, name).items()}
+def settings(results: reading.Results) -> dict[str, Any]:
+    """Dotted knobs of an experiment's resolved config, without lists of what could be chosen and knobs that came later."""
+    ignored, config = ("sizes", "task_lists", "report", "published"), results.config.model_dump(mode="json")
+    new = reading.later(results.config, results.runs)
+    flat = {k: v for name, part in config.items() if name not in ignored for k, v in reading._flat(part, name).items()}
+    return {key: value for key, value in flat.items() if key not in new}
 
 
-def differing(configs_found: list[dict[str, Any]]) -> list[str]:
+def differing(flats: list[dict[str, Any]]) -> list[str]:
     """Knobs whose value is not the same everywhere.
 
-    >>> differing([{"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}])
+    >>> differing([{"a.b": 1, "c": 2}, {"a.b": 3, "c": 2}])
     ['a.b']
     """
-    flats = [_flat_config(c) for c in configs_found]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A knob's value on a screen."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.files import replacing_folder
 from dream.report import build, compare, render, runs, tables
+from dream.report import cells as reading
 from dream.report.cells import Results
 from dream.report.render import Cell, Table, cells, number
 from dream.report.tables import _p, _signed
@@ -130,12 +131,13 @@ def run(sweep: Sweep, queue: bool = False) -> int:
         command = point.command(queue)
         print(f"> {shlex.join(command)}", flush=True)
         if subprocess.run(command, check=False).returncode:
-            raise DreamError(f"sweep {sweep.name}: `{shlex.join(command)}` failed", "Its output is above; mend it and run the same command again")
+            failed = f"sweep {sweep.name}: `{shlex.join(command)}` failed"
+            raise DreamError(failed, "Its output is above; mend it and run the same command again")
     return len(waiting)
 
 
 def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
-    """Read the sweep's experiments and write ``<folder>/<name>/``: the table, the figure, the full tables of a sweep of one point.
+    """Read the sweep's experiments and write ``<folder>/<name>/``: table and figure, and the full tables of a sweep of one point.
 
     Raises:
         DreamError: a point has not been run, or its results do not belong together.
@@ -144,6 +146,7 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     if lacking := [point.label for point in sweep.points if point.label not in there]:
         raise DreamError(f"sweep {sweep.name} lacks {', '.join(lacking)}", f"Run `dream-report sweep {sweep.name} --run`")
     opened = {p.label: runs.open_revision(runs.Revision(p.experiment, there[p.label])) for p in sweep.points}
+    _check_alike(sweep, opened)
     frame = pd.DataFrame(_rows(sweep, opened, there), columns=COLUMNS)
     table = shown(frame, sweep)
     with replacing_folder(Path(folder) / sweep.name) as temporary:
@@ -154,13 +157,29 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     return table
 
 
+def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
+    """Points differ in what they override and in nothing else: an experiment that was run before params changed is refused."""
+    first = runs.settings(opened[sweep.against])
+    for point in sweep.points:
+        own = [o.partition("=")[0] for p in sweep.points if p.label in (point.label, sweep.against) for o in p.overrides]
+        if {"model.size", "recipe"} & set(own):  # any knob may follow from these
+            continue
+        theirs = runs.settings(opened[point.label])
+        for knob in runs.differing([first, theirs]):
+            asked = any(f"{knob}.".startswith(f"{override}.") for override in own)
+            if knob in first and knob in theirs and knob not in reading.HARMLESS and not asked:
+                values = f"{knob} = {theirs[knob]!r}, {sweep.against} with {first[knob]!r}"
+                remedy = f"`dvc exp remove` the older of the two, then `dream-report sweep {sweep.name} --run`"
+                raise DreamError(f"sweep {sweep.name}: {point.label} was run with {values}", remedy)
+
+
 def _whole(results: Results, folder: Path) -> None:
     """All tables of the one experiment, and its plot of systems."""
     from dream.report import plots
 
     for table in tables.build(results):
         build.write_table(table, folder)
-    plots.draw(results, folder, ["systems", "cost"])
+    plots.draw(results, folder, ["systems", *(["cost"] if results.config.objectives else [])])
 
 
 def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> list[dict]:
@@ -170,7 +189,8 @@ def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> 
         results = opened[point.label]
         tasks = tables.overall(results)[2]
         if tasks != tables.overall(first)[2]:
-            raise DreamError(f"sweep {sweep.name}: {point.label} was evaluated on other tasks than {sweep.against}", "Give all points the same tasks")
+            other = f"sweep {sweep.name}: {point.label} was evaluated on other tasks than {sweep.against}"
+            raise DreamError(other, "Give all points the same tasks")
         for system in [*results.config.rerankers, *results.config.objectives]:
             found = tables.measured(results, system, tasks)
             row = {
@@ -213,9 +233,10 @@ def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
         score = f"{number(row['ndcg_at_10'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
         tested = not pd.isna(row["p"])
         change = f"{_signed(row['difference'])} [{_signed(row['diff_low'])}, {_signed(row['diff_high'])}]" if tested else "–"
+        pairs, commit = render.grouped(row["pairs"]), str(row["commit"])[:7]
         rows.append(cells(
             row["point"], row["system"], Cell(score, several and round(row["ndcg_at_10"], 3) == top), change,
-            _p(row["p_holm"]) if tested else "–", number(row["gap"]), row["seeds"], render.grouped(row["pairs"]), str(row["commit"])[:7],
+            _p(row["p_holm"]) if tested else "–", number(row["gap"]), row["seeds"], pairs, commit,
         ))  # fmt: skip
     notes = [
         f"Mean nDCG@10 over {int(frame.tasks.iloc[0])} tasks with its interval over queries; differences are paired over queries "
@@ -230,11 +251,33 @@ def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
 
 
 def stored(folder: Path | str = FOLDER, path: Path | str = FILE) -> list[Table]:
-    """The collected tables that the folder holds, in the order of sweeps.yaml."""
-    if not Path(path).exists():
-        return []
-    found = [(sweep, Path(folder) / name / f"{name}.csv") for name, sweep in load(path).items()]
-    return [shown(pd.read_csv(file), sweep) for sweep, file in found if file.exists()]
+    """The collected tables that the folder holds, in the order of sweeps.yaml, under the names ``sweep-<name>``."""
+    return [
+        replace(shown(_read(Path(folder) / sweep.name / f"{sweep.name}.csv"), sweep), name=f"sweep-{sweep.name}")
+        for sweep in _collected(folder, path)
+    ]
+
+
+def figures(folder: Path | str = FOLDER, path: Path | str = FILE) -> dict[str, list[Path]]:
+    """``sweep-<name>`` → the files of its figure (PNG, SVG), for the collected sweeps."""
+    stems = {f"sweep-{sweep.name}": Path(folder) / sweep.name / sweep.name for sweep in _collected(folder, path)}
+    found = {name: [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")] for name, stem in stems.items()}
+    return {name: files for name, files in found.items() if all(file.exists() for file in files)}
+
+
+def _collected(folder: Path | str, path: Path | str) -> list[Sweep]:
+    known = load(path).values() if Path(path).exists() else []
+    return [sweep for sweep in known if (Path(folder) / sweep.name / f"{sweep.name}.csv").exists()]
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """A stored table; a label or a commit that looks like a number stays text."""
+    frame = pd.read_csv(file, dtype={"point": str, "against": str, "commit": str})
+    if list(frame.columns) != COLUMNS:
+        odd = sorted(set(frame.columns) ^ set(COLUMNS)) or ["their order"]
+        again = f"Run `dream-report sweep {file.parent.name} --collect` to make it anew"
+        raise DreamError(f"{file} has another schema (differs in {', '.join(odd)})", again)
+    return frame
 
 
 def overview(path: Path | str = FILE) -> Table:

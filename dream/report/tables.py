@@ -6,7 +6,7 @@ What stays the same when a table is added: a function of :class:`~dream.report.c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,13 @@ def table(name: str) -> Callable:
     return add
 
 
-def build(results: Results, names: list[str] | None = None) -> list[Table]:
-    """All tables that have something to show, or the named ones."""
+def build(results: Results, names: list[str] | None = None, made: Iterable[Table] = ()) -> list[Table]:
+    """All tables that have something to show, or the named ones; ``made`` are at hand already (those of sweeps)."""
+    known = TABLES | {one.name: (lambda _, one=one: one) for one in made}
     for name in names or []:
-        if name not in TABLES:
-            raise DreamError(f"table {name!r} is unknown", f"Choose one of {', '.join(TABLES)}")
-    built = {name: TABLES[name](results) for name in names or TABLES}
+        if name not in known:
+            raise DreamError(f"table {name!r} is unknown", f"Choose one of {', '.join(known)}")
+    built = {name: known[name](results) for name in names or known}
     for name, value in built.items():
         if names and value is None:
             raise DreamError(f"table {name!r} has nothing to show: its cell is missing", "Run `dvc repro`")
@@ -100,7 +101,7 @@ def _significance_rows(results: Results, system: str, reference: str) -> list[di
         found = compared(results, system, reference, tasks)
         queries = sum(len(results.scores(system, task)) for task in tasks)
         values = (suite, label, system, reference, found.value, found.low, found.high, found.p, None, queries)
-        rows.append(dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)))
+        rows.append({**dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)), "tasks": tasks})
     for family in ([r for r in rows if r["task"] != "mean"], [r for r in rows if r["task"] == "mean"]):
         for row, p in zip(family, stats.holm([r["p"] for r in family]), strict=True):
             row["p_holm"] = p
@@ -151,7 +152,7 @@ def main(results: Results) -> Table:
             Cell(
                 f"{number(f.value)} [{number(f.low)}, {number(f.high)}]{marks.get((suite, label, system), '')}",
                 bold=round(f.value, 3) == best,
-                source=_source(results, system, tasks),
+                source=source(results, system, tasks),
             )
             for system, f in found.items()
         ]
@@ -171,10 +172,11 @@ def main(results: Results) -> Table:
     )
 
 
-def _source(results: Results, system: str, tasks: list[str]) -> str:
-    """Anchor on the page of the cell that a number came from; of the list of cells for a mean over several."""
-    named = {results.record(system, task)["cell"] for task in tasks}
-    return f"cell-{named.pop()}" if len(named) == 1 else "cells"
+def source(results: Results, system: str, tasks: list[str]) -> str:
+    """Anchor on the page of the cell that a number came from; of all the system's cells for a mean over several."""
+    records = results.records
+    named = records[(records["system"] == system) & records["task"].isin(tasks)]["cell"].unique()
+    return f"cell-{named[0]}" if len(named) == 1 else f"cells-{system}"
 
 
 def _mark(row: dict[str, Any]) -> str:
@@ -192,7 +194,7 @@ def significance(results: Results) -> Table | None:
     reference = results.reference
     rows = [
         cells(
-            r["suite"], r["task"], r["system"], _signed(r["difference"]),
+            r["suite"], r["task"], r["system"], Cell(_signed(r["difference"]), source=source(results, r["system"], r["tasks"])),
             f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]", _p(r["p"]),
             Cell(_p(r["p_holm"]), bold=r["p_holm"] < LEVEL), grouped(r["queries"]),
         )
@@ -240,7 +242,8 @@ def seeds(results: Results) -> Table | None:
                 float(values.max()),
             )
             found.append(dict(zip(SEED_COLUMNS, row, strict=True)))
-            rows.append(cells(suite, label, system, len(values), *(number(v) for v in row[4:])))
+            mean = Cell(number(row[4]), source=source(results, system, tasks))
+            rows.append(cells(suite, label, system, len(values), mean, *(number(v) for v in row[5:])))
     if not found:
         return None
     notes = [
@@ -258,7 +261,8 @@ def cost(results: Results) -> Table:
     gains = {system: _gain_per_hour(results, system, found) for system in results.config.objectives}
     rows = [
         cells(
-            r["system"], r["stage"], _duration(r["wall_s"]), f"{r['peak_gib']:.2f}", _power(r["flops"]),
+            r["system"], r["stage"], _wall_time(results, r),
+            f"{r['peak_gib']:.2f}", _power(r["flops"]),
             grouped(results.pairs_trained(r["system"])) if r["stage"] == "train" else "",
             number(gains[r["system"]], 2) if r["stage"] == "train" else "",
         )
@@ -279,6 +283,13 @@ def cost(results: Results) -> Table:
     head = ["System", "Stage", "Wall time", "Peak GiB", "FLOPs", "Pairs", "Gain per hour"]
     title = f"Cost, size {results.config.model.size}, recipe {results.config.recipe}"
     return Table("cost", title, pd.DataFrame(found, columns=COST_COLUMNS), head, rows, notes, varies=True)
+
+
+def _wall_time(results: Results, row: dict[str, Any]) -> Cell:
+    """A row's time with the anchor on the page of the run record (the first seed's) that it came from."""
+    system, stage = row["system"], row["stage"]
+    made = f"run-{stage}" if system == "shared" else f"run-{stage}-{system}-{[*results.seeds(system), ''][0]}"
+    return Cell(_duration(row["wall_s"]), source=f"cells-{system}" if stage == "evaluate" else made, sort=row["wall_s"])
 
 
 def cost_rows(results: Results) -> list[dict[str, Any]]:
@@ -336,11 +347,12 @@ def heads(results: Results, top: int = 20) -> Table | None:
     found = head_scores(results)
     if found is None:
         return None
+    made = "run-heads" if "heads" in results.runs else ""
     ranked = found.sort_values(["score", "layer", "head"], ascending=[False, True, True], ignore_index=True)
     ranked.insert(0, "rank", range(1, len(ranked) + 1))
     shown = ranked[(ranked["rank"] <= top) | ranked["selected"]]
     rows = [
-        cells(r["rank"], f"({r['layer']}, {r['head']})", number(r["score"]), "yes" if r["selected"] else "")
+        cells(r["rank"], f"({r['layer']}, {r['head']})", Cell(number(r["score"]), source=made), "yes" if r["selected"] else "")
         for r in shown.to_dict("records")
     ]
     notes = [
