@@ -405,7 +405,8 @@ def test_warnings_are_not_needed_for_a_clean_run(config):
 
 
 def test_an_objectives_own_settings_take_the_common_ones_place(encoder_folder, config):
-    own = {"infonce.learning_rate": 2e-3, "infonce.temperature": 0.2, "training.steps": 1, "temperature.learned": False}
+    own = {"infonce.learning_rate": 2e-3, "infonce.temperature": 0.2, "training.steps": 1, "temperature.learned": False,
+           "dream.temperature": None}  # fmt: skip
     found = run(make_config(encoder_folder, **own), key="own")
     assert found.history[0]["learning_rate"] == 2e-3
     assert found.step.objective.state()["tau"] == pytest.approx(0.2)
