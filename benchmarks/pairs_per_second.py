@@ -123,7 +123,7 @@ def main() -> None:
         print(f"{side:<8}{record['median_s'][side]:>10.3f}{record['pairs_per_s'][side]:>10.3f}{record['graph_mib'][side]:>11.1f}")
     print(f"{record['ratio']:.2f} times the pairs per second; losses differ by {record['relative_difference']:.0e}")
     print(f"fast: {record['gflop']:.0f} GFLOP a step, {record['judge_tokens_per_s']:.0f} judge tokens/s, "
-          f"{record['share_of_matmul_rate']:.1%} of the {record['matmul_gflop_per_s']:.0f} GFLOP/s of matrix products")  # fmt: skip
+          f"{record['share_of_matmul_rate']:.1%} of the {record['matmul_gflop_per_s']:.0f} GFLOP/s of products")  # fmt: skip
     print(f"written to {common.write('pairs_per_second', torch.device(args.device), record)}")
 
 
