@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -47,10 +48,18 @@ def repository(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "label"), [(s.name, p.label) for s in SWEEPS.values() for p in s.points])
-def test_every_point_resolves(name, label):
+def test_every_point_resolves_as_dvc_puts_its_overrides_in(name, label, tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
     point = next(p for p in SWEEPS[name].points if p.label == label)
-    overrides = {key: yaml.safe_load(value) for key, value in (o.split("=", 1) for o in point.overrides)}
-    assert configs.load(ROOT / "params.yaml", overrides).recipe == "packaged"
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+    apply_overrides(params, list(point.overrides))
+    assert configs.load(params).recipe == "packaged"
+
+
+def test_an_override_of_one_recipe_changes_the_knob_itself():
+    assert sweeps._knob("data.sources.packaged=[squad]") == "data.sources"
+    assert sweeps._knob("candidates.count=4") == "candidates.count"
 
 
 def test_names_of_experiments_are_unique_and_known_to_git():

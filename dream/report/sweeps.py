@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from dream.config import RECIPES
 from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.files import replacing_folder
@@ -161,7 +162,7 @@ def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
     """Points differ in what they override and in nothing else: an experiment that was run before params changed is refused."""
     first = runs.settings(opened[sweep.against])
     for point in sweep.points:
-        own = [o.partition("=")[0] for p in sweep.points if p.label in (point.label, sweep.against) for o in p.overrides]
+        own = [_knob(o) for p in sweep.points if p.label in (point.label, sweep.against) for o in p.overrides]
         if {"model.size", "recipe"} & set(own):  # any knob may follow from these
             continue
         theirs = runs.settings(opened[point.label])
@@ -171,6 +172,13 @@ def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
                 values = f"{knob} = {theirs[knob]!r}, {sweep.against} with {first[knob]!r}"
                 remedy = f"`dvc exp remove` the older of the two, then `dream-report sweep {sweep.name} --run`"
                 raise DreamError(f"sweep {sweep.name}: {point.label} was run with {values}", remedy)
+
+
+def _knob(override: str) -> str:
+    """The knob that an override changes; a value of one recipe (``data.sources.packaged``) is the knob's own."""
+    knob = override.partition("=")[0]
+    stem, _, last = knob.rpartition(".")
+    return stem if last in RECIPES else knob
 
 
 def _whole(results: Results, folder: Path) -> None:
