@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -175,3 +176,28 @@ def test_the_command_line(repository):
     assert "0 of 2 points run" in run(cli.app, ["sweep", "k1", "--run"]).stdout
     with pytest.raises(DreamError, match=r"sweep 'k2' is unknown\. Choose one of k1"):
         raise run(cli.app, ["sweep", "k2"]).exception
+
+
+@pytest.mark.parametrize("labels", [["0.9", "1.2"], ["a rather long label of a point", "b"]])
+def test_a_long_question_stays_inside_its_figure(repository, labels, monkeypatch):
+    from dream.report import plots
+
+    inside = []
+
+    def look(figure, stem):
+        box = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
+        inside.append(box.x0 >= 0 and box.x1 <= figure.bbox.x1)
+
+    sweep = replace(sweeps.find("k1"), question="Which learning rate, temperature and number of steps suit all of them? " * 2)
+    frame = pd.DataFrame(sweeps._rows(sweep, *opened(sweep)), columns=sweeps.COLUMNS)
+    frame["point"] = frame.point.map(dict(zip(("0.9", "1.2"), labels, strict=True)))
+    points = tuple(replace(p, label=label) for p, label in zip(sweep.points, labels, strict=True))
+    monkeypatch.setattr(plots, "save", look)
+    sweeps._figure(frame, replace(sweep, points=points, against=labels[0]), 0.1, Path("figures"))
+    assert inside == [True]
+
+
+def opened(sweep):
+    """The sweep's results by label, and its experiments' commits."""
+    there = sweeps.done(sweep, sweeps.experiments())
+    return {p.label: runs.open_revision(runs.Revision(p.experiment, there[p.label])) for p in sweep.points}, there

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     table = shown(frame, sweep)
     with replacing_folder(Path(folder) / sweep.name) as temporary:
         build.write_table(table, temporary)
-        _figure(frame, sweep, opened, temporary)
+        _figure(frame, sweep, _floor(opened[sweep.against]), temporary)
         if len(opened) == 1:
             _whole(next(iter(opened.values())), temporary)
     return table
@@ -298,8 +299,11 @@ def overview(path: Path | str = FILE) -> Table:
     return Table("sweeps", "Sweeps", pd.DataFrame(data), ["Sweep", "Question", "Points", "Run here"], rows)
 
 
-def _figure(frame: pd.DataFrame, sweep: Sweep, opened: dict[str, Results], folder: Path) -> None:
-    """nDCG@10 at every point with its interval: a line where the points are numbers, bars of dots where they are names."""
+def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None, folder: Path) -> None:
+    """nDCG@10 at every point with its interval: a line where the points are numbers, bars of dots where they are names.
+
+    ``floor`` is the untrained encoder's value, a thin line.
+    """
     from dream.report import plots
 
     labels = [point.label for point in sweep.points]
@@ -318,7 +322,9 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, opened: dict[str, Results], folde
             else:
                 shift = 0.5 * ((index + 0.5) / len(systems) - 0.5)
                 axis.errorbar(part.ndcg_at_10, place + shift, xerr=error, linestyle="none", **look)
-        _floor(axis, opened[sweep.against], numeric)
+        if floor is not None:
+            line = axis.axhline if numeric else axis.axvline
+            line(floor, color="#444444", linewidth=0.9, linestyle=":", label=tables.UNTRAINED)
         if numeric:
             axis.set_xscale("log", base=2)
             axis.set_xticks([float(label) for label in labels], labels)
@@ -328,14 +334,13 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, opened: dict[str, Results], folde
             axis.set_yticks(range(len(labels)), labels)
             axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="nDCG@10, mean over tasks")
             axis.grid(axis="y", visible=False)
-        figure.suptitle(sweep.question, fontsize=9)
+        figure.suptitle(textwrap.fill(sweep.question, round(11 * size[0])), fontsize=9)
         axis.legend(loc="best", fontsize=8)
         plots.save(figure, folder / sweep.name)
 
 
-def _floor(axis, results: Results, horizontal: bool) -> None:
-    """A thin line where the untrained encoder is, if the experiment evaluated it."""
-    if tables.UNTRAINED in results.systems:
-        value = tables.measured(results, tables.UNTRAINED, tables.overall(results)[2]).value
-        line = axis.axhline if horizontal else axis.axvline
-        line(value, color="#444444", linewidth=0.9, linestyle=":", label=tables.UNTRAINED)
+def _floor(results: Results) -> float | None:
+    """Where the untrained encoder is, if the experiment evaluated it."""
+    if tables.UNTRAINED not in results.systems:
+        return None
+    return tables.measured(results, tables.UNTRAINED, tables.overall(results)[2]).value
