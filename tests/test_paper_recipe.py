@@ -74,7 +74,8 @@ def project(tmp_path, monkeypatch):
         raw["heads"] |= {"count": 4, "probes": 4, "bootstrap": 10}
         raw["injection"] |= {"diagnostic": 2, "force": True}  # a random judge has no signal
         raw["training"] |= {"steps": 2, "batch": 2, "threads": 2}
-        raw["revela"] |= {"r": 4, "alpha": 8}
+        # Cosines of random models lie so far apart that the paper's tau of 1e-4 can leave step 1 without any gradient.
+        raw["revela"] |= {"r": 4, "alpha": 8, "tau": 0.05}
         raw["report"] |= {"resamples": 100}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
         monkeypatch.chdir(tmp_path)
