@@ -8,6 +8,7 @@ Each subcommand loads what it needs, calls one function of this package and show
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -377,7 +378,8 @@ def page(
 
 
 def main() -> None:
-    """The entry point: user errors in one line, no traceback."""
+    """The entry point: user errors in one line, no traceback; libraries' deprecations are ours to mend, not the user's."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
     exits_cleanly(app)()
 
 

@@ -185,7 +185,7 @@ def page(found: Explanation) -> str:
         f"<title>{e(found.query_id)}</title><style>body{{font:15px/1.5 sans-serif;max-width:60em;margin:1em "
         f"auto;padding:0 1em}}"
         "td{vertical-align:top;padding:.3em .6em;border-top:1px solid "
-        "#ddd;overflow-wrap:anywhere}.gold{background:#e8f3ec}"
+        "#ddd;overflow-wrap:anywhere}td:nth-child(-n+2){overflow-wrap:normal}.gold{background:#e8f3ec}"
         "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f5f5;padding:1em}</style>"
         f"<h1>{e(found.query)}</h1><p>{e(found.query_id)}, {e(found.system)}: tau {found.tau:.4f}, gate "
         f"{found.gate:.3f}, "
