@@ -189,15 +189,10 @@ def test_a_long_question_stays_inside_its_figure(repository, labels, monkeypatch
         inside.append(box.x0 >= 0 and box.x1 <= figure.bbox.x1)
 
     sweep = replace(sweeps.find("k1"), question="Which learning rate, temperature and number of steps suit all of them? " * 2)
-    frame = pd.DataFrame(sweeps._rows(sweep, *opened(sweep)), columns=sweeps.COLUMNS)
+    sweeps.collect(sweep)
+    frame = sweeps._read(sweeps.FOLDER / "k1" / "k1.csv")
     frame["point"] = frame.point.map(dict(zip(("0.9", "1.2"), labels, strict=True)))
     points = tuple(replace(p, label=label) for p, label in zip(sweep.points, labels, strict=True))
     monkeypatch.setattr(plots, "save", look)
     sweeps._figure(frame, replace(sweep, points=points, against=labels[0]), 0.1, Path("figures"))
     assert inside == [True]
-
-
-def opened(sweep):
-    """The sweep's results by label, and its experiments' commits."""
-    there = sweeps.done(sweep, sweeps.experiments())
-    return {p.label: runs.open_revision(runs.Revision(p.experiment, there[p.label])) for p in sweep.points}, there
