@@ -328,7 +328,7 @@ def _guard(name: str, number: int, logs: dict[str, float], encoder_norm: float, 
     if number == 0 and objective.expects_gradient and encoder_norm == 0:
         raise DreamError(
             f"{name}: the encoder gets no gradient in step 1",
-            "Its loss does not depend on the scores: check heads, injection.rows and injection.gate",
+            objective.no_gradient,
         )
     if objective.expects_gradient and logs.get("gate", 1) < COLLAPSED_GATE:
         raise DreamError(

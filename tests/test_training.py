@@ -140,7 +140,7 @@ def good(s, t):
         # the loss is finite, its gradient is not: d sqrt(0) / ds = inf, times 0
         ("root", lambda s, t: (s - s.detach()).sum().sqrt() + t, 0.5, r"gradient norm nan at step 1 are not both finite"),
         ("tau", lambda s, t: good(s, t) + (t - t.detach()).sqrt(), 0.5, r"gradient norm (inf|nan) at step 1 are not both finite"),
-        ("flat", lambda s, t: s.detach().sum() * t, 0.5, r"gets no gradient in step 1. .* check heads"),
+        ("flat", lambda s, t: s.detach().sum() * t, 0.5, r"gets no gradient in step 1. .* check the objective and its settings"),
         ("gate", good, 1e-5, r"the gate closed to 1.0e-05 at step 1: .* Set injection.gate=fixed"),
         ("shut", good, 0.0, r"the gate closed to 0.0e\+00 at step 1"),
     ],

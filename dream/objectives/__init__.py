@@ -35,11 +35,13 @@ class Objective(nn.Module):
         needs_teacher: True where :meth:`loss` reads the likelihoods that stage ``teacher`` computed once.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
             then accepts a gradient of zero.
+        no_gradient: what to do when the encoder gets no gradient in step 1, for the loop's error.
     """
 
     needs_judge = False
     needs_teacher = False
     expects_gradient = True
+    no_gradient = "Its loss does not depend on the scores: check the objective and its settings"
 
     def __init__(self, config: Config, judge: Any = None, heads: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()

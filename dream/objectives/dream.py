@@ -35,6 +35,7 @@ class Dream(Objective):
     """The paper's objective."""
 
     needs_judge = True
+    no_gradient = "Its loss does not depend on the scores: check heads, injection.rows and injection.gate"
 
     def __init__(self, config, judge=None, heads=()) -> None:
         super().__init__(config)

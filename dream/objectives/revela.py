@@ -57,13 +57,25 @@ def in_batch_attention(
 
 
 def others(query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scaling: float) -> Tensor:
-    """Σ_{j≠i} Sim_ij b_ij for all chunks, ``[N, heads, T, d]``."""
-    logits = at_least_float32(torch.einsum("ihtd,jhsd->ihtjs", query, keys)) * scaling
-    weights = logits.masked_fill(~chunks.real[None, None, None], float("-inf")).softmax(-1).to(values.dtype)
-    read = torch.einsum("ihtjs,jhsd->ihtjd", weights, values)
+    """Σ_{j≠i} Sim_ij b_ij for all chunks, ``[N, heads, T, d]``.
+
+    Sim and the division are numbers a row and chunk: they are folded into the attention weights, so that one matrix
+    product a head reads the values of all chunks at once (the same sum in another order).
+    """
+    n, heads, length, _ = query.shape
+
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).reshape(heads, n * length, -1)
+
+    logits = at_least_float32(flat(query) @ flat(keys).mT) * scaling
+    logits = logits.view(heads, n, length, n, length)  # head, chunk i, row, chunk j, column
+    weights = logits.masked_fill(~chunks.real, float("-inf")).softmax(-1)
+    share = chunks.similarity.to(weights.dtype)[:, None]
     if chunks.normalise:
-        read = read / (torch.einsum("ihtjs,jhs->ihtj", weights, values.norm(dim=-1)) + 1e-6)[..., None]
-    return torch.einsum("ij,ihtjd->ihtd", chunks.similarity.to(read.dtype), read)
+        norms = values.norm(dim=-1).transpose(0, 1)[:, None, None]
+        share = share / ((weights * norms).sum(-1) + 1e-6)
+    weights = (weights * share[..., None]).to(values.dtype).view(heads, n * length, n * length)
+    return (weights @ flat(values)).view(heads, n, length, -1).transpose(0, 1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -74,6 +86,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 @register("revela")
 class Revela(Objective):
     """The language-modelling baseline: LM and encoder are trained together."""
+
+    no_gradient = "So small a temperature makes Sim a choice of one chunk, which has no gradient: raise revela.tau"
 
     def __init__(self, config, judge=None, heads=()) -> None:
         super().__init__(config)
