@@ -23,7 +23,7 @@ def main() -> None:
 
         from dream import objectives, training
         from dream.instances import load_sets
-        from dream.judge import Judge
+        from dream.judge import Judge, flops
 
         for folder in inputs:
             manifest.check(folder, config)
@@ -33,6 +33,9 @@ def main() -> None:
             judge = Judge.from_config(config)
             for candidates in tqdm(training.used(load_sets(), config), desc="teacher", unit="set"):
                 scores = judge.passage_log_likelihood(candidates).float().tolist()
+                record.flops += flops.likelihoods(
+                    judge.model.config, judge.prompt.documents(candidates), judge.prompt.suffixes(candidates)
+                )
                 rows += [{"instance_id": q.id, "log_likelihoods": s} for q, s in zip(candidates.questions, scores, strict=True)]
             record.notes["questions"] = len(rows)
         else:

@@ -208,6 +208,24 @@ def test_flops_equal_what_the_counter_of_torch_counts_in_matrix_products():
     assert plain.total > counted.total
 
 
+def test_flops_of_the_teacher_equal_what_the_counter_of_torch_counts_in_products_with_weights():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    judge, _ = both(layers=3)
+    candidates, shapes = candidate_set(), judge.model.config
+    documents, suffixes = judge.prompt.documents(candidates), judge.prompt.suffixes(candidates)
+    with FlopCounterMode(display=False) as counter:
+        judge.passage_log_likelihood(candidates)
+    dense = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).endswith((".mm", ".addmm")))
+    lengths = [documents.spans[0][0] + end - start for start, end in documents.spans]
+    rows = [len(s.ids) - 1 for s in suffixes]
+    seen = sum(flops.pairs(n) + sum(flops.pairs(r, n) for r in rows) for n in lengths)
+    attention = shapes.num_hidden_layers * flops.attention_flops(shapes, seen)
+    last = [p.numel() for n, p in judge.model.model.layers[-1].named_parameters() if "o_proj" in n or "mlp" in n]
+    unused = 2 * sum(last) * sum(lengths)  # reading stops at the last layer's keys and values; the count does not
+    assert flops.likelihoods(shapes, documents, suffixes) == dense + unused + attention
+
+
 def test_flops_of_a_trained_judge_equal_what_the_counter_of_torch_counts_in_products_with_weights():
     """Forward and backward; the count leaves out of account what the two ends of the model need not compute."""
     from torch.utils.flop_counter import FlopCounterMode

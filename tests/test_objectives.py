@@ -147,10 +147,34 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, confi
 def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
     settings = make_config(encoder_folder, **{"revela.tau": 0.05, "revela.r": 4, "judge.dtype": "float32", "training.steps": 4})
     result = run(settings, "revela", key="revela")
+    assert result.flops > run(settings, "infonce", key="plain").flops, "the LM's operations count"
     moved = {name for name, p in result.step.trained().items() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(n.startswith("encoder.") for n in moved) and any(n.startswith("objective.lm.") for n in moved)
     similarity = result.step.objective.similarity([[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["the a", "cat dog", "sat on"], result.step.encoder)
     assert torch.allclose(similarity.sum(-1), torch.ones(3)) and similarity.diagonal().abs().max() == 0
+
+
+@pytest.mark.parametrize("lm", ["frozen", "lora"])
+def test_revelas_operations_equal_what_the_counter_of_torch_counts(encoder_folder, lm):  # noqa: F811
+    """Products with weights exactly, less the gradient of the token embeddings that nobody asks for; other chunks exactly."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    objective = objectives.find("revela")(make_config(encoder_folder, **{"revela.lm": lm, "revela.r": 4}))
+    ids, shape = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [7, 7, 14, 15, 5]], objective.lm.config
+    similarity = torch.full((3, 3), 0.5).fill_diagonal_(0).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        objective.modelling_loss(ids, similarity).backward()
+    found = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    products = sum(n for op, n in found.items() if op.endswith((".mm", ".addmm")))
+    rows, layers, heads = 3 * 6, shape.num_hidden_layers, shape.num_attention_heads
+    first = [(n, p) for n, p in objective.lm.named_parameters() if "layers.0." in n and p.ndim > 1]
+    unasked = sum(p.numel() for n, p in first if any(x in n for x in ("q_proj", "k_proj", "v_proj")) and "lora_B" not in n)
+    attention = layers * 4 * 4 * heads * shape.head_dim * 3 * 21  # forward twice, backward as much as two; 21 pairs a chunk
+    other = layers * 2 * 4 * heads * shape.head_dim * rows**2
+    assert objective.operations(3, 6) == products + 2 * rows * unasked + attention + other
+    if lm == "frozen":  # nor, then, for that of the first layer's queries
+        other -= 2 * heads * shape.head_dim * rows**2
+    assert sum(n for op, n in found.items() if op.endswith(".bmm")) == pytest.approx(other, rel=0.02)  # and the rotations
 
 
 @pytest.mark.parametrize("lm", ["frozen", "lora"])

@@ -6,8 +6,11 @@ activations only, one product per forward product with a weight and two per atte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from dream.judge.prompt import Documents, Suffix
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,14 @@ def fast_step(
         documents_backward=bool(adapter) * layers * (dense * documents + 2 * attention_flops(config, pairs(documents))),
         adapter=3 * 2.0 * adapter * (documents + rows),
     )
+
+
+def likelihoods(config: Any, documents: Documents, suffixes: Sequence[Suffix]) -> float:
+    """Operations of :meth:`dream.judge.Judge.passage_log_likelihood`: every passage is read alone, forward only."""
+    head, layers = documents.spans[0][0], config.num_hidden_layers
+    rows, targets = [len(s.ids) - 1 for s in suffixes], sum(s.target[1] - s.target[0] for s in suffixes)
+    alone = [fast_step(config, head + end - start, rows, targets, lowest=layers) for start, end in documents.spans]
+    return sum(step.total - step.vocabulary / 2 for step in alone)
 
 
 def plain_step(config: Any, tokens: int, lowest: int) -> Flops:

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from dream.errors import DreamError
 from dream.instances import CandidateSet
+from dream.judge.flops import attention_flops, pairs, weights_per_layer
 from dream.objectives import Objective, check_finite, check_sets, register
 
 ATTENTION = "dream_revela"
@@ -103,6 +104,7 @@ class Revela(Objective):
                 raise DreamError(f"candidate set {candidates.id} has an empty passage", "Remove empty passages from the data")
             similarity = self.similarity(chunks["input_ids"], candidates.passages, encoder)
             losses.append(self.modelling_loss(chunks["input_ids"], similarity))
+            self.flops += self.operations(len(similarity), max(map(len, chunks["input_ids"])))
             sharpness.append(similarity.detach().max(-1).values.mean().item())
         return torch.stack(losses).mean(), {"top_similarity": sum(sharpness) / len(sharpness)}
 
@@ -124,10 +126,26 @@ class Revela(Objective):
             self._hidden(padded, chunks)
         chunks.similarity = similarity
         hidden = self._hidden(padded, chunks)
-        logits = at_least_float32(self.lm.get_output_embeddings()(hidden[:, :-1]))
+        logits = at_least_float32(self.lm.get_output_embeddings()(hidden[:, :-1].flatten(0, 1)))
         target = padded[:, 1:].masked_fill(~real[:, 1:], -100)
-        losses = cross_entropy(logits.transpose(1, 2), target, ignore_index=-100, reduction="none").sum(1)
-        return (losses / real[:, 1:].sum(1).clamp(min=1)).mean()
+        losses = cross_entropy(logits, target.flatten(), ignore_index=-100, reduction="none")
+        return (losses.view_as(target).sum(1) / real[:, 1:].sum(1).clamp(min=1)).mean()
+
+    def operations(self, chunks: int, length: int) -> float:
+        """Of one set's step with so many chunks, padded to ``length`` tokens; counted as in ``dream/judge/flops.py``.
+
+        Two forward passes and one backward. Backward: per layer one product with every frozen weight, two per product of the
+        own chunk's attention and one per product with the other chunks' keys and values, which have no graph.
+        """
+        shape, rows = self.lm.config, chunks * length
+        dense = 2 * weights_per_layer(shape) * rows
+        own = attention_flops(shape, chunks * pairs(length))
+        other = attention_flops(shape, rows * rows)
+        vocabulary = 2 * shape.hidden_size * shape.vocab_size * chunks * (length - 1)
+        adapter = 2 * sum(p.numel() for p in self.lm.parameters() if p.requires_grad) * rows
+        forward = shape.num_hidden_layers * (dense + own)
+        second = shape.num_hidden_layers * (2 * dense + 3 * own + 2 * other)  # forward and backward
+        return forward + second + 2 * vocabulary + 4 * adapter
 
     def _hidden(self, padded: Tensor, chunks: Chunks) -> Tensor:
         """Last hidden states ``[N, T, d]`` of the LM's body."""
