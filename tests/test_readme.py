@@ -6,11 +6,12 @@ import re
 README = pathlib.Path("README.md").read_text()
 
 
-def test_the_table_is_the_one_that_the_pipeline_wrote():
-    shown = re.search(r"<!-- reports/tables/main.md -->\n(.*?)<!-- end -->", README, re.S)[1].strip()
-    written = pathlib.Path("reports/tables/main.md").read_text()
-    rows = "\n".join(line for line in written.splitlines() if line.startswith("|"))
-    assert shown == rows
+def test_the_tables_are_those_that_the_pipeline_wrote():
+    shown = re.findall(r"<!-- (reports/\S+\.md) -->\n(.*?)<!-- end -->", README, re.S)
+    assert [file for file, _ in shown] == ["reports/tables/main.md", "reports/sweeps/rows/main.md"]
+    for file, block in shown:
+        written = pathlib.Path(file).read_text()
+        assert block.strip() == "\n".join(line for line in written.splitlines() if line.startswith("|"))
 
 
 def test_every_file_that_readme_names_exists():
