@@ -25,6 +25,11 @@ VOCABULARY = 97
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "mistral": MistralConfig}
 
 
+def counted(counter, *endings):
+    """Operations that torch's ``FlopCounterMode`` counted in products whose names end so: ``.mm``, ``.addmm`` have weights."""
+    return sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).endswith(endings))
+
+
 class Letters:
     """A tokenizer with one token per character: the length of a text is its number of tokens."""
 

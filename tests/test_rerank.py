@@ -97,7 +97,7 @@ def test_flops_are_those_of_the_prompts_that_were_read():
     system, task = rerank.QRHead(judge, HEADS, config(4, 4), First({"q": HITS["q"]})), letters_task()
     with FlopCounterMode(display=False) as counter:
         system.search(task, 100)
-    dense = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).endswith((".mm", ".addmm")))
+    dense = reference.counted(counter, ".mm", ".addmm")
     passages = tuple(task.corpus["text"][:4])
     documents = len(judge.prompt.documents(CandidateSet("", "", passages, passages, ())).ids)
     rows = [len(judge.prompt.suffix(text).ids) for text in ("longer x", EMPTY_QUERY)]

@@ -152,6 +152,14 @@ def test_a_bad_run_stops_with_one_line(config, name, loss, gate, line):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("dream", "check heads, injection.rows and injection.gate"), ("revela", "raise revela.tau")]
+)
+def test_an_objective_without_a_gradient_names_its_own_remedy(name, remedy):
+    with pytest.raises(DreamError, match=rf"gets no gradient in step 1. .* {remedy}"):
+        training._guard(name, 0, {"loss": 1.0}, 0.0, 1.0, objectives.find(name))
+
+
 def test_a_loss_that_turns_bad_later_is_stopped_at_its_step(config):
     calls = []
     fake("later", lambda s, t: good(s, t) * (calls.append(1) or (math.nan if len(calls) == 5 else 1.0)))
