@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> dict:
     ]
     config, prompts = judge.model.config, [judge.prompt.layout(sets[0], i) for i in range(args.questions)]
     lowest, documents = min(layer for layer, _ in injection.heads), len(prompts[0].documents.ids)
-    targets = sum(p.target[1] - p.target[0] for p in prompts)
+    rows, targets = flops.asked([p.suffix for p in prompts])
     counted = {
-        "fast": flops.fast_step(config, documents, [len(p.suffix.ids) - 1 for p in prompts], targets, lowest).total,
+        "fast": flops.fast_step(config, documents, rows, targets, lowest).total,
         "plain": sum(flops.plain_step(config, len(p.ids), lowest).total for p in prompts),
     }
     parameters = list(judge.model.parameters())

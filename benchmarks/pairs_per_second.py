@@ -20,6 +20,7 @@ from benchmarks import common, models
 from dream import config as configs
 from dream.judge.model import DTYPES, pick_dtype
 from dream.objectives import find, similarities
+from dream.training import operations
 
 
 def build(args: argparse.Namespace):
@@ -44,11 +45,6 @@ def plain_loss(objective, encoder, candidates) -> torch.Tensor:
     (scores,) = similarities([candidates], encoder)
     p, gate = (scores / objective.tau()).softmax(-1), objective.gamma.sigmoid()
     return common.plain_losses(objective.judge, candidates, p, gate, objective.injection).mean()
-
-
-def operations(objective, encoder) -> float:
-    """Operations so far: the judge's, and the encoder's passes forward and back to its activations."""
-    return objective.flops + 2 * encoder.flops_per_token * encoder.trained_tokens
 
 
 def run(args: argparse.Namespace) -> dict:

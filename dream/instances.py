@@ -7,6 +7,7 @@ Files: ``work/data/passages.parquet`` (passage_id, source, group, title, text),
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def passage_text(title: str, text: str) -> str:
     return f"{title} {text}".strip()
 
 
+def passage_texts(table: pd.DataFrame) -> Iterator[str]:
+    """:func:`passage_text` of every row; columns title and text."""
+    return map(passage_text, table["title"], table["text"])
+
+
 def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/candidates") -> list[CandidateSet]:
     """Read all candidate sets, in the order of the file.
 
@@ -64,9 +70,7 @@ def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/can
         if not path.exists():
             raise DreamError(f"{path} is missing", "Run `dvc repro` to make it")
         tables[name] = pd.read_parquet(path)
-    passages = {
-        row.passage_id: passage_text(row.title, row.text) for row in tables["passages"].itertuples(index=False)
-    }
+    passages = dict(zip(tables["passages"].passage_id, passage_texts(tables["passages"]), strict=True))
     queries = dict(zip(tables["instances"].instance_id, tables["instances"]["query"], strict=True))
     sets = []
     for row in tables["sets"].itertuples(index=False):

@@ -101,11 +101,12 @@ class QRHead:
         return scores
 
     def _count(self, candidates: CandidateSet) -> None:
-        """Add the operations of one prompt: the documents, the question and the empty question, no vocabulary."""
+        """Add the operations of one prompt: the documents, the question and the empty question in the layers that are read."""
         prompt, config = self.judge.prompt, self.judge.model.config
         suffixes = [len(prompt.suffix(text).ids) for text in (candidates.questions[0].text, "")]
         documents = len(prompt.documents(candidates).ids)
-        self.flops += fast_step(config, documents, suffixes, targets=0, lowest=config.num_hidden_layers).total
+        whole = fast_step(config, documents, suffixes, targets=0, lowest=config.num_hidden_layers).total
+        self.flops += whole * heads.layers_needed(self.selected) / config.num_hidden_layers
 
 
 def _require_room(judge: Judge, passages: int) -> None:

@@ -201,7 +201,7 @@ def _gradient(step: Step, batch, result: Result, accelerator, moment: tuple[int,
     while True:
         torch.manual_seed(hash((*moment, accelerator.process_index)))
         step.zero_grad(set_to_none=True)
-        report, before = Report(), _flops(step)
+        report, before = Report(), operations(step.objective, step.encoder)
         try:
             report.logs = _backward(step, batch, result.micro, accelerator)
         except (RuntimeError, MemoryError) as error:
@@ -209,7 +209,8 @@ def _gradient(step: Step, batch, result: Result, accelerator, moment: tuple[int,
             if not _is_out_of_memory(error) or accelerator.distributed_type == "FSDP":
                 raise
             report.out_of_memory = str(error).strip().split("\n")[0] or type(error).__name__
-        report.flops, report.stop = _flops(step) - before, stop.requested
+        report.flops = operations(step.objective, step.encoder) - before
+        report.stop = stop.requested
         report.graded = {name for name, p in parameters.items() if p.grad is not None}
         report = _together(report)
         if not report.out_of_memory:
@@ -308,9 +309,9 @@ def _shard(accelerator, encoder: nn.Module, knobs) -> None:
     encoder.token_budget = sys.maxsize
 
 
-def _flops(step: Step) -> float:
-    """Operations so far: the judge's, and per token of the encoder a forward pass and the gradient of its activations."""
-    return step.objective.flops + 2 * step.encoder.flops_per_token * step.encoder.trained_tokens
+def operations(objective: objectives.Objective, encoder: nn.Module) -> float:
+    """So far: the objective's, and per token of the encoder a forward pass and the gradient of its activations."""
+    return objective.flops + 2 * encoder.flops_per_token * encoder.trained_tokens
 
 
 def _norm(gradients) -> float:

@@ -22,10 +22,11 @@ def main() -> None:
         import pandas as pd
 
         from dream.data import prepare
+        from dream.data.questions import PATH
 
         for folder in ("work/assets", "work/questions"):
             manifest.check(folder, config)
-        questions = pd.read_parquet("work/questions/questions.parquet")
+        questions = pd.read_parquet(PATH)
         with replacing_folder("work/data") as data, replacing_folder("work/tasks") as tasks:
             prepared = prepare.prepare(config, questions, tasks)
             prepare.write(prepared, data)

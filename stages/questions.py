@@ -36,7 +36,7 @@ def main() -> None:
                 ignore_index=True,
             )
         with replacing_folder("work/questions") as folder:
-            kept.to_parquet(folder / "questions.parquet", index=False)
+            kept.to_parquet(folder / questions.PATH.name, index=False)
             manifest.stamp(folder, config, *SECTIONS)
         record.notes = {"sources": needed, "questions": len(kept), "written": len(written)}
     if not needed:

@@ -149,7 +149,21 @@ def test_the_reranker_sums_calibrated_masses_of_the_heads():
     candidates = candidate_set()
     masses, calibration = judge.document_masses(candidates)
     scores = heads.score_documents(masses, calibration, [5, 1, 9, 3])
-    torch.testing.assert_close(heads.rerank(judge, candidates, [(1, 0), (3, 2)]), scores[:, 1, 0] + scores[:, 3, 2])
+    for low, high in ((1, 3), (0, 2), (0, 0)):  # below the last layer the judge is not run to its end
+        expected = scores[:, low, 0] + scores[:, high, 2]
+        torch.testing.assert_close(heads.rerank(judge, candidates, [(low, 0), (high, 2)]), expected, atol=0, rtol=0)
+
+
+def test_a_reading_of_the_lowest_layers_gives_their_attention_and_no_loss():
+    judge, _ = both()
+    candidates, calls = candidate_set(), []
+    for number, layer in enumerate(judge.model.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: calls.append(number))
+    reading = judge.read(candidates, layers=2)
+    masses, _ = judge.document_masses(candidates, reading)
+    assert len(reading.layers) == masses.shape[1] == 2 and max(calls) == 1
+    with pytest.raises(ValueError, match="ends at layer 2 of 4"):
+        judge.target_losses(candidates, reading=reading)
 
 
 # ---------------------------------------------------------------------------------------------------- diagnostics
@@ -198,7 +212,8 @@ def test_flops_equal_what_the_counter_of_torch_counts_in_matrix_products():
     reading = judge.read(candidates)
     suffixes = judge.prompt.suffixes(candidates)
     rows, targets = sum(len(s.ids) - 1 for s in suffixes), sum(s.target[1] - s.target[0] for s in suffixes)
-    counted = flops.fast_step(judge.model.config, reading.length, [len(s.ids) - 1 for s in suffixes], targets, lowest=3)
+    assert flops.asked(suffixes) == ([len(s.ids) - 1 for s in suffixes], targets)
+    counted = flops.fast_step(judge.model.config, reading.length, *flops.asked(suffixes), lowest=3)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         judge.target_losses(candidates, reading=reading)
     dense = reference.counted(counter, ".mm", ".addmm")

@@ -88,23 +88,30 @@ def test_scores_are_the_definition_and_the_rest_keeps_its_order_below(depth, per
     assert run["none"] == {} and list(run["one"]) == ["d"]
 
 
-def test_flops_are_those_of_the_prompts_that_were_read():
-    """The counter of torch sees the products with weights; the last layer of the documents ends after its keys."""
+@pytest.mark.parametrize("selected", [HEADS, [(0, 1), (1, 0)]])
+def test_flops_are_those_of_the_prompts_that_were_read(selected):
+    """The counter of torch sees the products with weights; the last layer of the documents ends after its keys.
+
+    Where the judge is left below its end, it is left after the next layer's projections of the question.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     judge, model = both()
     judge.chunk = None
-    system, task = rerank.QRHead(judge, HEADS, config(4, 4), First({"q": HITS["q"]})), letters_task()
+    system, task = rerank.QRHead(judge, selected, config(4, 4), First({"q": HITS["q"]})), letters_task()
     with FlopCounterMode(display=False) as counter:
         system.search(task, 100)
     dense = reference.counted(counter, ".mm", ".addmm")
     passages = tuple(task.corpus["text"][:4])
     documents = len(judge.prompt.documents(CandidateSet("", "", passages, passages, ())).ids)
     rows = [len(judge.prompt.suffix(text).ids) for text in ("longer x", EMPTY_QUERY)]
-    skipped = sum(p.numel() for n, p in model.model.layers[-1].named_parameters() if "mlp" in n or "o_proj" in n)
+    layers = 1 + selected[-1][0]
+    matrices = {n: p.numel() for n, p in model.model.layers[-1].named_parameters() if p.ndim > 1}
+    skipped = sum(size for n, size in matrices.items() if "mlp" in n or "o_proj" in n)
+    begun = 0 if layers == judge.layers else sum(matrices.values()) - skipped
     shapes, heads = judge.model.config, judge.model.config.num_attention_heads
     attention = 4 * heads * shapes.head_dim * (pairs(documents) + sum(pairs(n, documents) for n in rows))
-    assert system.flops == dense + 2 * skipped * documents + shapes.num_hidden_layers * attention
+    assert system.flops == dense + 2 * skipped * documents - 2 * begun * sum(rows) + layers * attention
     once = system.flops
     system.search(task, 100)
     assert system.flops == 2 * once

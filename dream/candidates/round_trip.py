@@ -6,7 +6,7 @@ import pandas as pd
 
 from dream.candidates.bm25 import BM25Index
 from dream.config import Config
-from dream.instances import passage_text
+from dream.instances import passage_texts
 
 
 def keep(questions: pd.DataFrame, passages: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -23,7 +23,6 @@ def keep(questions: pd.DataFrame, passages: pd.DataFrame, config: Config) -> pd.
     k = config.questions.round_trip
     if not k or questions.empty:
         return questions
-    texts = (passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True))
-    found, _ = BM25Index(texts, config.bm25, list(passages["passage_id"])).search(list(questions["query"]), k)
+    found, _ = BM25Index(passage_texts(passages), config.bm25, list(passages["passage_id"])).search(list(questions["query"]), k)
     hit = [target in set(row) for target, row in zip(questions["target_id"], found, strict=True)]
     return questions[hit].reset_index(drop=True)

@@ -14,7 +14,7 @@ from dream.candidates.dense import DenseIndex
 from dream.config import Config
 from dream.data.tables import rng
 from dream.errors import DreamError
-from dream.instances import passage_text
+from dream.instances import passage_texts
 
 COLUMNS = ["set_id", "source", "group", "passage_ids", "instance_ids", "gold"]
 DEPTH = 100  # how deep the positive's rank is looked for, and how deep lists are fused
@@ -37,12 +37,12 @@ def fuse(rankings: Sequence[Sequence[str]], constant: int) -> list[str]:
 
 
 def _bm25(config: Config, passages: pd.DataFrame) -> Search:
-    index = BM25Index(_texts(passages), config.bm25, list(passages["passage_id"]), progress=True)
+    index = BM25Index(passage_texts(passages), config.bm25, list(passages["passage_id"]), progress=True)
     return lambda queries: index.search(queries, max(DEPTH, config.candidates.count))[0].tolist()
 
 
 def _dense(config: Config, passages: pd.DataFrame) -> Search:
-    index = DenseIndex(list(_texts(passages)), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
+    index = DenseIndex(list(passage_texts(passages)), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
     return lambda queries: index.search(queries, max(DEPTH, config.candidates.count))[0].tolist()
 
 
@@ -226,7 +226,3 @@ def _record(config: Config, source: str, strategy: str, found: Found, instances:
         "positive_median_rank": float(np.median(hits)) if hits else None,
         "positive_first": round(sum(rank == 1 for rank in hits) / len(found.ranks), 4) if found.ranks else None,
     }
-
-
-def _texts(passages: pd.DataFrame) -> Iterator[str]:
-    return (passage_text(*row) for row in zip(passages["title"], passages["text"], strict=True))

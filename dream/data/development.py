@@ -8,14 +8,11 @@ The choice is a hash of the group's name: it does not depend on seeds, draws or 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import pandas as pd
 
 from dream.config import Config
 from dream.data.packaged import Pair
-
-QUESTIONS = Path("work/questions/questions.parquet")
 
 
 def held_out(names: pd.Series, share: float) -> pd.Series:
@@ -41,9 +38,9 @@ def pairs(config: Config) -> list[Pair]:
 
     Generated questions are read from what stage ``questions`` wrote.
     """
-    from dream.data import sources
+    from dream.data import questions, sources
 
-    written = pd.read_parquet(QUESTIONS) if QUESTIONS.exists() else pd.DataFrame(columns=["source", "target_id", "query"])
+    written = pd.read_parquet(questions.PATH) if questions.PATH.exists() else pd.DataFrame(columns=questions.COLUMNS)
     found = []
     for name in sources.of(config):
         passages, instances = sources.load(name, config, written[written["source"] == name])

@@ -21,6 +21,7 @@ from dream.data.tables import rng
 from dream.files import value_hash
 
 COLUMNS = ["source", "target_id", "query"]
+PATH = Path("work/questions/questions.parquet")  # what stage questions writes
 
 
 def needed(config: Config) -> list[str]:

@@ -22,7 +22,7 @@ from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.evaluation import cache, search
 from dream.files import read_json
-from dream.instances import passage_text
+from dream.instances import passage_texts
 
 MODELS = Path("work/models")
 Run = dict[str, dict[str, float]]
@@ -168,7 +168,7 @@ def load(name: str, config: Config, seed: int | None = None, device: str | None 
 
 def documents(task: Task) -> list[str]:
     """What is encoded and indexed of every document: title and text, as mteb and BEIR do."""
-    return [passage_text(title, text) for title, text in zip(task.corpus["title"], task.corpus["text"], strict=True)]
+    return list(passage_texts(task.corpus))
 
 
 def _own_rules(config: Config, adapter: str | None = None) -> Published:

@@ -127,7 +127,7 @@ class Scores:
 
 @dataclass
 class Masses:
-    """Records the attention that every document token gets, in every layer and head, averaged over rows.
+    """Records the attention that every document token gets, in every layer of the call and head, averaged over rows.
 
     Attributes:
         groups: one tensor of row indices per question; the mean is over these rows.

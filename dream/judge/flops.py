@@ -51,6 +51,11 @@ def attention_flops(config: Any, seen: float) -> float:
     return 4 * config.num_attention_heads * width * seen
 
 
+def asked(suffixes: Sequence[Suffix]) -> tuple[list[int], int]:
+    """Tokens read of every suffix (the last target token predicts nothing), and the target tokens of all together."""
+    return [len(s.ids) - 1 for s in suffixes], sum(s.target[1] - s.target[0] for s in suffixes)
+
+
 def fast_step(
     config: Any, documents: int, suffixes: list[int], targets: int, lowest: int, adapter: int = 0
 ) -> Flops:
@@ -59,8 +64,8 @@ def fast_step(
     Args:
         config: the judge's config.
         documents: tokens of the shared prefix.
-        suffixes: tokens of every question's suffix.
-        targets: target tokens of all questions together (rows with logits).
+        suffixes: tokens read of every question's suffix.
+        targets: target tokens of all questions together (rows with logits); see :func:`asked`.
         lowest: the lowest selected layer; below it there is no graph.
         adapter: weights of the judge's LoRA, 0 for a frozen judge. With one, every layer and the documents have a graph,
             and its own weights cost a product forward and two backward.
@@ -81,10 +86,9 @@ def fast_step(
 
 def likelihoods(config: Any, documents: Documents, suffixes: Sequence[Suffix]) -> float:
     """Operations of :meth:`dream.judge.Judge.passage_log_likelihood`: every passage is read alone, forward only."""
-    head, layers = documents.spans[0][0], config.num_hidden_layers
-    rows, targets = [len(s.ids) - 1 for s in suffixes], sum(s.target[1] - s.target[0] for s in suffixes)
-    alone = [fast_step(config, head + end - start, rows, targets, lowest=layers) for start, end in documents.spans]
-    return sum(step.total - step.vocabulary / 2 for step in alone)
+    layers, (rows, targets) = config.num_hidden_layers, asked(suffixes)
+    steps = [fast_step(config, len(one.ids), rows, targets, lowest=layers) for one in documents.alone()]
+    return sum(step.total - step.vocabulary / 2 for step in steps)
 
 
 def plain_step(config: Any, tokens: int, lowest: int) -> Flops:

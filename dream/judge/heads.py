@@ -160,13 +160,25 @@ def describe(scores: HeadScores, selected: Sequence[tuple[int, int]], knobs: Hea
 def rerank(
     judge: Judge, candidates: CandidateSet, selected: Sequence[tuple[int, int]], drop_low_tokens: bool = False
 ) -> Tensor:
-    """QRHead's retriever: sum of the selected heads' calibrated attention on every candidate, ``[Q, K]``."""
-    reading = judge.read(candidates)
+    """QRHead's retriever: sum of the selected heads' calibrated attention on every candidate, ``[Q, K]``.
+
+    Layers above the highest selected head are not computed.
+    """
+    reading = judge.read(candidates, layers_needed(selected))
     masses, calibration = judge.document_masses(candidates, reading)
     lengths = [end - start for start, end in reading.documents.spans]
     scores = score_documents(masses, calibration, lengths, drop_low_tokens)
     layers, heads = zip(*selected, strict=True)
     return scores[:, list(layers), list(heads)].sum(1)
+
+
+def layers_needed(selected: Sequence[tuple[int, int]]) -> int:
+    """How many of the judge's layers, from the lowest, the attention of these heads needs.
+
+    >>> layers_needed([(3, 0), (5, 8)])
+    6
+    """
+    return 1 + max(layer for layer, _ in selected)
 
 
 def chance(candidates: int) -> float:

@@ -58,7 +58,8 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
 class Reading:
     """What the judge keeps of a set's documents: per layer keys and values ``[1, H_kv, P, d]``.
 
-    They have no graph, except to the weights of a judge's LoRA.
+    They have no graph, except to the weights of a judge's LoRA. A reading may end below the judge's last layer: enough
+    for the attention of the layers that it has, not for a loss.
     """
 
     documents: Documents
@@ -70,7 +71,7 @@ class Reading:
 
 
 class _Stop(Exception):
-    """Raised when the last layer has given its keys and values: what follows would be computed for nothing."""
+    """Raised when the last layer that is asked for has given its keys and values: the rest would be computed for nothing."""
 
 
 class _Recorder(DynamicCache):
@@ -88,12 +89,17 @@ class _Recorder(DynamicCache):
 
 
 class _Shared:
-    """A read-only cache: gives the documents' keys and values before the caller's own, and keeps nothing."""
+    """A read-only cache: gives the documents' keys and values before the caller's own, and keeps nothing.
+
+    It ends the forward call at the first layer that was not read.
+    """
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if layer_idx == len(self.reading.layers):
+            raise _Stop
         before_k, before_v = self.reading.layers[layer_idx]
         return torch.cat([before_k, key], dim=2), torch.cat([before_v, value], dim=2)
 
@@ -211,11 +217,11 @@ class Judge:
                 f"training.lora.targets {list(targets)} do not fit {self.reference} ({' '.join(str(error).split())[:120]})"
             ) from error
 
-    def read(self, candidates: CandidateSet | Documents) -> Reading:
-        """Keys and values of a set's documents in every layer, once. See :class:`Reading`."""
+    def read(self, candidates: CandidateSet | Documents, layers: int | None = None) -> Reading:
+        """Keys and values of a set's documents in every layer, or in the lowest ``layers``, once. See :class:`Reading`."""
         documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
         self._assert_ours()
-        recorder = _Recorder(self.layers)
+        recorder = _Recorder(layers or self.layers)
         for ids in torch.tensor([documents.ids], device=self.device).split(self.chunk or len(documents.ids), dim=1):
             with contextlib.suppress(_Stop):
                 self.model.base_model(input_ids=ids, past_key_values=recorder, use_cache=True)
@@ -245,6 +251,8 @@ class Judge:
             ``[Q]``, float32 at least, with a graph to ``p`` and ``gate``.
         """
         reading = reading or self.read(candidates)
+        if len(reading.layers) < self.layers:
+            raise ValueError(f"the reading ends at layer {len(reading.layers)} of {self.layers}: it gives no loss")
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes])
         hidden = self._forward(reading, packed, self._scores(reading, packed, suffixes, p, gate, injection))
@@ -261,17 +269,12 @@ class Judge:
     @torch.no_grad()
     def passage_log_likelihood(self, candidates: CandidateSet) -> Tensor:
         """REPLUG's teacher: mean log-likelihood of y given q and one passage at a time, ``[Q, K]``."""
-        documents = self.prompt.documents(candidates)
-        columns = []
-        for start, end in documents.spans:
-            head = documents.ids[: documents.spans[0][0]]
-            alone = Documents((*head, *documents.ids[start:end]), ((len(head), len(head) + end - start),))
-            columns.append(-self.target_losses(candidates, reading=self.read(alone)))
-        return torch.stack(columns, dim=1)
+        alone = self.prompt.documents(candidates).alone()
+        return torch.stack([-self.target_losses(candidates, reading=self.read(one)) for one in alone], dim=1)
 
     @torch.no_grad()
     def document_masses(self, candidates: CandidateSet, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
-        """Attention on every document token, mean over the rows of the question, in every layer and head.
+        """Attention on every document token, mean over the rows of the question, in every head of every layer read.
 
         Returns:
             The masses of the set's questions ``[Q, layers, H, P]`` and of the empty query ``N/A`` ``[layers, H, P]``,
@@ -286,7 +289,8 @@ class Judge:
         ]
         places = [b for span in reading.documents.spans for b in range(*span)]
         masses = Masses(groups, torch.tensor(places, device=self.device))
-        self._forward(reading, packed, masses)
+        with contextlib.suppress(_Stop):
+            self._forward(reading, packed, masses)
         found = torch.stack(masses.found, dim=1)  # [Q + 1, layers, H, P]
         return found[:-1], found[-1]
 

@@ -59,6 +59,16 @@ class Documents:
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
 
+    def alone(self) -> list[Documents]:
+        """Every passage behind the header as if it were the only candidate.
+
+        >>> Documents((0, 1, 7, 7, 2, 8), ((2, 4), (5, 6))).alone()[1]
+        Documents(ids=(0, 1, 8), spans=((2, 3),))
+        """
+        head = self.ids[: self.spans[0][0]]
+        pieces = [self.ids[start:end] for start, end in self.spans]
+        return [Documents((*head, *piece), ((len(head), len(head) + len(piece)),)) for piece in pieces]
+
 
 @dataclass(frozen=True)
 class Suffix:

@@ -25,7 +25,7 @@ from dream.errors import DreamError
 from dream.files import read_json, write_json
 from dream.instances import CandidateSet
 from dream.judge import Injection
-from dream.judge.flops import fast_step
+from dream.judge.flops import asked, fast_step
 from dream.judge.model import Reading
 from dream.objectives import Objective, Temperature, ranking_logs, register, similarities
 
@@ -106,15 +106,10 @@ class Dream(Objective):
 
     def _count(self, candidates: CandidateSet, reading: Reading) -> None:
         """Add the operations of one set's step (``dream/judge/flops.py``)."""
-        suffixes = self.judge.prompt.suffixes(candidates)
-        self.flops += fast_step(
-            self.judge.model.config,
-            reading.length,
-            [len(s.ids) - 1 for s in suffixes],
-            sum(s.target[1] - s.target[0] for s in suffixes),
-            min(layer for layer, _ in self.injection.heads),
-            sum(p.numel() for p in self.adapter.parameters() if p.requires_grad) if self.adapter else 0,
-        ).total
+        lowest = min(layer for layer, _ in self.injection.heads)
+        adapter = sum(p.numel() for p in self.adapter.parameters() if p.requires_grad) if self.adapter else 0
+        rows, targets = asked(self.judge.prompt.suffixes(candidates))
+        self.flops += fast_step(self.judge.model.config, reading.length, rows, targets, lowest, adapter).total
 
     def state(self) -> dict[str, float]:
         gate = 0.0 if self.config.injection.gate == "off" else self.gamma.sigmoid().item()

@@ -94,6 +94,7 @@ class Revela(Objective):
         super().__init__(config)
         self.knobs = config.revela
         self.lm, self.tokenizer = load_lm(config)
+        self.trained_weights = sum(p.numel() for p in self.lm.parameters() if p.requires_grad)
 
     def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
         check_sets(sets)
@@ -104,7 +105,6 @@ class Revela(Objective):
                 raise DreamError(f"candidate set {candidates.id} has an empty passage", "Remove empty passages from the data")
             similarity = self.similarity(chunks["input_ids"], candidates.passages, encoder)
             losses.append(self.modelling_loss(chunks["input_ids"], similarity))
-            self.flops += self.operations(len(similarity), max(map(len, chunks["input_ids"])))
             sharpness.append(similarity.detach().max(-1).values.mean().item())
         return torch.stack(losses).mean(), {"top_similarity": sum(sharpness) / len(sharpness)}
 
@@ -119,6 +119,7 @@ class Revela(Objective):
     def modelling_loss(self, ids: list[list[int]], similarity: Tensor) -> Tensor:
         """Mean over chunks of the mean next-token cross-entropy with in-batch attention. ``similarity`` is ``[N, N]``."""
         length, device = max(map(len, ids)), similarity.device
+        self.flops += self.operations(len(ids), length)
         real = torch.tensor([[True] * len(i) + [False] * (length - len(i)) for i in ids], device=device)
         padded = torch.tensor([i + [0] * (length - len(i)) for i in ids], device=device)
         chunks = Chunks(real, self.knobs.value_normalisation)
@@ -142,7 +143,7 @@ class Revela(Objective):
         own = attention_flops(shape, chunks * pairs(length))
         other = attention_flops(shape, rows * rows)
         vocabulary = 2 * shape.hidden_size * shape.vocab_size * chunks * (length - 1)
-        adapter = 2 * sum(p.numel() for p in self.lm.parameters() if p.requires_grad) * rows
+        adapter = 2 * self.trained_weights * rows
         forward = shape.num_hidden_layers * (dense + own)
         second = shape.num_hidden_layers * (2 * dense + 3 * own + 2 * other)  # forward and backward
         return forward + second + 2 * vocabulary + 4 * adapter
