@@ -137,6 +137,7 @@ class Training(Section):
     batch: Positive
     micro_batch: Positive
     learning_rate: Annotated[float, Field(gt=0)]
+    scalar_learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["linear", "cosine", "constant"]
     warmup: Fraction
     weight_decay: Annotated[float, Field(ge=0)]

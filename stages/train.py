@@ -52,7 +52,10 @@ def main() -> None:
             training.save_curves(result, Path("reports/cells/train") / f"{name}.csv")
             training.Checkpoints(key, 1).clear()
         record.flops = result.flops
-        record.notes |= {"pairs_trained": result.pairs, **result.step.objective.state()}
+        record.notes |= {"pairs_trained": result.pairs, **result.step.objective.state(), "scalars": result.scalars}
+        for scalar, moved in result.scalars.items() if main_process else ():
+            print(f"[train-{name}] {scalar} {moved['start']:+.3f} → {moved['end']:+.3f}: {moved['used']:.0%} of the "
+                  f"{moved['reach']:.3f} that training.scalar_learning_rate lets it move")  # fmt: skip
     training.finish()
 
 

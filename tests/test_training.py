@@ -223,7 +223,7 @@ def test_another_error_is_not_taken_for_memory(config, monkeypatch):
 
 def gradients(folder, key, **more):
     """Gradients of the first step, without clipping and at a rate that moves nothing, and the step module."""
-    still = {"training.steps": 1, "training.clip": 0.0, "training.learning_rate": 1e-30}
+    still = {"training.steps": 1, "training.clip": 0.0, "training.learning_rate": 1e-30, "training.scalar_learning_rate": 1e-30}
     result = run(make_config(folder, **{**still, **more}), key=key)
     return {k: p.grad.clone() for k, p in result.step.trained().items()}, result.step
 
@@ -421,3 +421,22 @@ def test_an_objectives_own_settings_take_the_common_ones_place(encoder_folder, c
     others = make_config(encoder_folder, **own).tuned("dream")
     assert others.training.learning_rate == 5e-3 and others.temperature.init == 0.05
     assert config.tuned("no section of its own") == config
+
+
+def test_scalars_have_a_rate_of_their_own(config, encoder_folder):
+    """One step of AdamW moves every parameter by its group's rate: tau by its own, the weights by theirs."""
+    knobs = {"training.steps": 1, "training.learning_rate": 1e-3, "training.scalar_learning_rate": 0.25, "training.clip": 0.0}
+    result = run(make_config(encoder_folder, **knobs), key="scalars")
+    (moved,) = result.scalars.values()
+    assert abs(moved["end"] - moved["start"]) == pytest.approx(0.25, rel=1e-3)
+    assert moved["reach"] == 0.25 and moved["used"] == pytest.approx(1, abs=1e-3)
+    changed = [p for name, p in result.step.trained().items() if name.endswith("lora_B.default.weight")]
+    assert max(p.detach().abs().max() for p in changed) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_scalars_reach_follows_the_schedule(config, encoder_folder):
+    """Linear: 4 steps at rate × (1, 3/4, 2/4, 1/4); a restart reports the whole run's."""
+    knobs = {"training.steps": 4, "training.schedule": "linear", "training.warmup": 0.0, "training.scalar_learning_rate": 0.1}
+    whole = run(make_config(encoder_folder, **knobs), key="reach").scalars
+    assert whole["log_tau"]["reach"] == pytest.approx(0.25)
+    assert run(make_config(encoder_folder, **knobs), key="reach").scalars == whole
