@@ -119,7 +119,7 @@ def paired(
 
 def resident_peak() -> int:
     """Peak resident memory of this process in KiB since it was last reset (Linux: 5 written to /proc/self/clear_refs)."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1])
 
 

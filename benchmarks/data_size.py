@@ -65,10 +65,10 @@ def write_set(folder: Path, count: int, training: int) -> None:
     test = set(asking.choice(training + TEST_QUERIES, TEST_QUERIES, replace=False).tolist())
     number = 0
     with (
-        open(folder / "corpus.jsonl", "w") as corpus,
-        open(folder / "queries.jsonl", "w") as queries,
-        open(folder / "qrels/train.tsv", "w") as train_qrels,
-        open(folder / "qrels/test.tsv", "w") as test_qrels,
+        open(folder / "corpus.jsonl", "w", encoding="utf-8") as corpus,
+        open(folder / "queries.jsonl", "w", encoding="utf-8") as queries,
+        open(folder / "qrels/train.tsv", "w", encoding="utf-8") as train_qrels,
+        open(folder / "qrels/test.tsv", "w", encoding="utf-8") as test_qrels,
     ):
         for i, words in enumerate(passages(count, rng)):
             corpus.write(json.dumps({"_id": f"d{i}", "title": " ".join(words[:3]), "text": " ".join(words)}) + "\n")
@@ -141,9 +141,9 @@ def run_plain(folder: str, instances: int, candidates: int) -> dict:
     settings = configuration(folder, instances, candidates).bm25
     stemmer = Stemmer.Stemmer("english")
     started = time.perf_counter()
-    with open(f"{folder}/set/corpus.jsonl") as stream:
+    with open(f"{folder}/set/corpus.jsonl", encoding="utf-8") as stream:
         texts = [f"{record['title']} {record['text']}" for record in map(json.loads, stream)]
-    with open(f"{folder}/set/queries.jsonl") as stream:
+    with open(f"{folder}/set/queries.jsonl", encoding="utf-8") as stream:
         queries = [json.loads(line)["text"] for line in islice(stream, min(instances, PLAIN_QUERIES))]
     read = time.perf_counter()
     retriever = bm25s.BM25(k1=settings.k1, b=settings.b)
@@ -160,7 +160,7 @@ PHASES = {"prepare": run_prepare, "candidates": run_candidates, "plain": run_pla
 def measured(phase: str, folder: str, instances: int, candidates: int) -> dict:
     """Run one phase in this process and add its peak resident memory in GiB (Linux)."""
     found = PHASES[phase](folder, instances, candidates)
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1]
     return found | {"peak_gib": int(peak) / 2**20}
 
 

@@ -112,7 +112,7 @@ def main() -> None:
         "max_length": a.max_length,
     }
     Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(a.out).write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    Path(a.out).write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
 
 

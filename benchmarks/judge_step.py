@@ -67,7 +67,7 @@ def added_peak(args: argparse.Namespace, side: str) -> float:
     if args.device == "cpu":
         short = common.instances(1, args.candidates, 8, args.questions, judge.model.config.vocab_size)[0]
         step(side, short)  # libraries are loaded, threads started
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the weights
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of loading the weights
         before = common.resident_peak()
         step(side, sets[0])
         return (common.resident_peak() - before) / 2**20

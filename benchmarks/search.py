@@ -138,7 +138,7 @@ def main() -> None:
         "repeats": a.repeats,
     }
     Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(a.out).write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    Path(a.out).write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
 
 

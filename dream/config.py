@@ -313,7 +313,7 @@ def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = No
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DreamError(f"{path} is missing", "Run from the project's root folder") from None
     except yaml.YAMLError as error:

@@ -60,7 +60,7 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`DreamError` that names it."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DreamError(f"{path} is missing", "Run `dvc repro` to make it") from None
     except json.JSONDecodeError as error:

@@ -48,7 +48,7 @@ def main() -> None:
                     taught_rows.to_parquet(temporary / name / "teacher.parquet")
                     manifest.stamp(temporary / name, config, "judge")
                 else:
-                    (temporary / name / "none.txt").write_text("This objective has no teacher.\n")
+                    (temporary / name / "none.txt").write_text("This objective has no teacher.\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,6 @@ def _diagnostic(cells: Path) -> None:
 
 def edit_json(path: Path, change) -> None:
     """Change a JSON file in place."""
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text(encoding="utf-8"))
     change(value)
     write_json(path, value)

@@ -11,7 +11,7 @@ import yaml
 from dream import config
 from dream.errors import DreamError
 
-RAW = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+RAW = yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("size", list(RAW["sizes"]))
@@ -77,7 +77,7 @@ def test_a_broken_or_missing_file_is_one_line(tmp_path):
 
 def test_every_knob_in_params_is_commented():
     """params.yaml reads as a manual: a knob stands with a comment on its line or in the lines above it."""
-    lines = pathlib.Path("params.yaml").read_text().splitlines()
+    lines = pathlib.Path("params.yaml").read_text(encoding="utf-8").splitlines()
     bare = []
     for before, line in itertools.pairwise(lines):
         is_knob = line.startswith("  ") and ":" in line and not line.strip().startswith("#")
@@ -100,6 +100,6 @@ def test_the_hash_covers_what_an_artefact_depends_on():
 
 
 def test_off_is_a_word_although_yaml_reads_it_as_false(tmp_path):
-    text = pathlib.Path("params.yaml").read_text()
+    text = pathlib.Path("params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(re.sub(r"gate: learned ", "gate: off ", text))
     assert config.load(tmp_path / "params.yaml").injection.gate == "off"

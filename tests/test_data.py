@@ -267,7 +267,7 @@ def test_question_writing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     rows = pd.DataFrame({"passage_id": list("abcde"), "source": "s", "text": ["x" * n for n in range(1, 6)]})
     with pytest.raises(KeyboardInterrupt):
         questions.generate(config, rows, tmp_path / "journal.jsonl")
-    with open(tmp_path / "journal.jsonl", "a") as stream:
+    with open(tmp_path / "journal.jsonl", "a", encoding="utf-8") as stream:
         stream.write('["c", "what')  # cut by the interruption
     written = questions.generate(config, rows, tmp_path / "journal.jsonl")
     assert asked == ["x", "xx", "xxx", "xxxx", "xxx", "xxxx", "xxxxx"]

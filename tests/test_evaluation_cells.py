@@ -358,10 +358,10 @@ def test_the_stage_refuses_another_size_and_writes_its_run(project, monkeypatch,
     from stages import evaluate as stage
 
     config = project()
-    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["sizes"]["tiny"] = config.size.model_dump()
     raw["own"] = {"tiny": "unused"}
-    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     manifest.stamp("work/tasks", config, "own")
     with pytest.raises(SystemExit, match="--size 3b was asked for"):
         stage.main(["--size", "3b", "--system", "bm25", "--tasks", "tiny"])

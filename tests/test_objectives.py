@@ -16,7 +16,7 @@ from dream.errors import DreamError
 
 
 def test_a_new_objective_is_one_file(config, tmp_path, monkeypatch):  # noqa: F811
-    source = re.search(r"```python\n(.*?)```", pathlib.Path("docs/objectives.md").read_text(), re.S)[1]
+    source = re.search(r"```python\n(.*?)```", pathlib.Path("docs/objectives.md").read_text(encoding="utf-8"), re.S)[1]
     (tmp_path / "margin.py").write_text(source)
     monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
     result = run(config, "margin", key="margin")

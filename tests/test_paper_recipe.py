@@ -122,7 +122,7 @@ def test_every_stage_of_the_papers_recipe(size, project):
     assert set(main.system) == {"bm25", "untrained", "qrhead", *OBJECTIVES} and set(main.recipe) == {"paper"}
     assert set(main[main.system.isin(OBJECTIVES)].pairs_trained) == {4}
     for objective in OBJECTIVES:
-        made = json.loads(Path(f"work/models/{objective}-0/made_with.json").read_text())
+        made = json.loads(Path(f"work/models/{objective}-0/made_with.json").read_text(encoding="utf-8"))
         assert made["config"]["size"]["name"] == size and made["config"]["encoder"]["dtype"] == "bfloat16"
         assert Path(f"work/models/{objective}-0/adapter/adapter_model.safetensors").exists()
 

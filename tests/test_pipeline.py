@@ -9,7 +9,7 @@ import yaml
 
 from dream import config
 
-STAGES = yaml.safe_load(pathlib.Path("dvc.yaml").read_text())["stages"]
+STAGES = yaml.safe_load(pathlib.Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PLUMBING = {"dream", "dream.config", "dream.errors", "dream.files", "dream.manifest"}
 
 
@@ -28,7 +28,7 @@ def test_no_other_parameter_has_a_name_that_dvc_forgets():
                 yield f"{path}.{key}".lstrip(".")
                 yield from keys(below, f"{path}.{key}")
 
-    found = [k for k in keys(yaml.safe_load(pathlib.Path("params.yaml").read_text())) if k.split(".")[-1] in ("size", "nfiles")]
+    found = [k for k in keys(yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))) if k.split(".")[-1] in ("size", "nfiles")]
     assert found == ["model.size"]
 
 
@@ -42,7 +42,7 @@ def test_small_results_are_plots_without_cache_and_outs_are_cached(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_matrix_lists_hold_short_plain_ids(name):
-    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))
     for reference in STAGES[name].get("matrix", {}).values():
         values = raw[re.fullmatch(r"\$\{(\w+)\}", reference)[1]]
         assert all(re.fullmatch(r"[\w.-]+", str(v)) for v in values)
@@ -51,7 +51,7 @@ def test_matrix_lists_hold_short_plain_ids(name):
 def imported(path: pathlib.Path) -> set[str]:
     """Modules of dream/ that a file imports anywhere, as dotted names of files that exist."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -83,7 +83,7 @@ def test_code_dependencies_cover_what_the_stage_imports(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tracked_parameters_exist(name):
-    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))
     for key in STAGES[name]["params"]:
         place = raw
         for part in key.split("."):

@@ -141,7 +141,7 @@ def test_a_configuration_that_is_not_at_hand_is_named():
 
 
 def test_reference_numbers_are_complete():
-    with open(ROOT / "dream" / "report" / "reference" / "paper_ndcg10.csv") as stream:
+    with open(ROOT / "dream" / "report" / "reference" / "paper_ndcg10.csv", encoding='utf-8') as stream:
         rows = list(csv.DictReader(stream))
     assert len({(r["task"], r["size"], r["method"]) for r in rows}) == len(rows) == 299
     assert all(0 < float(r["ndcg_at_10"]) < 1 for r in rows)

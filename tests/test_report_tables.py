@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_cells(results, folder):
         for task, suite_file in (("boolq", "general"), ("drop", "general"), ("mbpp", "domain")):
             per_query = {}
             for seed in seeds:
-                with open(folder / "evaluate" / f"{system}{seed}-{suite_file}.csv") as stream:
+                with open(folder / "evaluate" / f"{system}{seed}-{suite_file}.csv", encoding="utf-8") as stream:
                     for row in csv.DictReader(stream):
                         if row["task"] == task:
                             per_query.setdefault(row["query_id"], []).append(float(row["ndcg_at_10"]))

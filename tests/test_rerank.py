@@ -151,11 +151,11 @@ def test_rerankers_stand_in_their_own_list():
 @pytest.fixture
 def heads_folder(project, llama):  # noqa: F811
     """The project of the evaluation tests with a judge, heads, and a params.yaml that names them."""
-    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["sizes"]["tiny"] = {"encoder": str(llama), "encoder_layers": None, "judge": str(llama), "recipe": "packaged"}
     raw |= {"own": {"tiny": "unused"}, "tasks": ["tiny"], "rerankers": ["qrhead"]}
     raw["judge"] |= {"passage_tokens": 8, "query_tokens": 8}  # the tiny judge has 128 positions
-    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     resolved = configs.load()
     judge = Judge.from_config(resolved)
     write_json("work/heads/heads.json", {"selected": [[0, 1], [1, 0]], "weights": judge.weights})

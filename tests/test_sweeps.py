@@ -143,7 +143,7 @@ def test_tables_and_plots_of_an_experiment_are_read_from_git(repository):
 
 def test_a_table_of_another_schema_is_one_line(repository):
     sweeps.collect(sweeps.find("k1"))
-    Path("reports/sweeps/k1/k1.csv").write_text("sweep,point\nk1,0.9\n")
+    Path("reports/sweeps/k1/k1.csv").write_text("sweep,point\nk1,0.9\n", encoding="utf-8")
     with pytest.raises(DreamError, match=r"k1\.csv has another schema .*Run `dream-report sweep k1 --collect`"):
         sweeps.stored()
 

@@ -49,7 +49,7 @@ def first_layers(folder: Path, layers: int) -> Path:
     Raises:
         DreamError: the model has fewer layers, or its weights are not named ``…layers.<i>.…``.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     has = config.get("num_hidden_layers")
     if not has or layers > has:
         raise DreamError(f"{folder.name} has {has} layers, encoder_layers asks for {layers}", f"Use at most {has}")
@@ -74,7 +74,7 @@ def _truncate(folder: Path, layers: int, target: Path) -> None:
         if stays(name)
     }
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["num_hidden_layers"] = layers
     if config.get("layer_types"):
         config["layer_types"] = config["layer_types"][:layers]
@@ -108,5 +108,5 @@ def weights_hash(folder: Path) -> str:
     if not memo.exists():
         digest = folder_hash(folder)
         with replacing(memo) as temporary:
-            temporary.write_text(digest)
-    return memo.read_text()
+            temporary.write_text(digest, encoding="utf-8")
+    return memo.read_text(encoding="utf-8")

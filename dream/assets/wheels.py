@@ -27,7 +27,7 @@ SLACK = 200_000_000  # bytes that stay free
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file ``path`` (created if needed): other processes wait, a killed one lets go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
+    with open(path, "w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

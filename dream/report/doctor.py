@@ -239,7 +239,7 @@ def recipes(config: Config | None) -> Iterator[Check]:
     from dream import config as configs
     from dream.data import needs
 
-    raw = yaml.safe_load(Path("params.yaml").read_text()) if Path("params.yaml").exists() else None
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) if Path("params.yaml").exists() else None
     for size in config.sizes if raw else []:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})

@@ -121,7 +121,7 @@ def model(reference: str) -> Model:
     name = reference.partition("@")[0]
     shipped = resources.files("dream.report").joinpath("models", f"{name.split('/')[-1].lower()}.json")
     if shipped.is_file():
-        config = json.loads(shipped.read_text())
+        config = json.loads(shipped.read_text(encoding="utf-8"))
         if config["name"] == name:
             return Model.from_config(name, config)
     path = Path(name).expanduser() / "config.json"
@@ -132,7 +132,7 @@ def model(reference: str) -> Model:
             f"the configuration of {reference} is not at hand",
             f"Download it (`hf download {name} config.json`) or add one to dream/report/models",
         )
-    return Model.from_config(name, json.loads(path.read_text()))
+    return Model.from_config(name, json.loads(path.read_text(encoding="utf-8")))
 
 
 def _cached(name: str) -> Path | None:

@@ -109,9 +109,9 @@ def open_revision(
 
 def _complete(then: Path, now: Path) -> None:
     """Give an older params file the knobs that came later, as they stand now: without them it could not be read."""
-    old, new = (yaml.safe_load(path.read_text()) if path.exists() else None for path in (then, now))
+    old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None for path in (then, now))
     if isinstance(old, dict) and isinstance(new, dict):
-        then.write_text(yaml.safe_dump(_with_missing(old, new), sort_keys=False))
+        then.write_text(yaml.safe_dump(_with_missing(old, new), sort_keys=False), encoding="utf-8")
 
 
 def _with_missing(old: Any, new: Any) -> Any:

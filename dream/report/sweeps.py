@@ -68,7 +68,7 @@ def load(path: Path | str = FILE) -> dict[str, Sweep]:
             not ``key=value``.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text()) or {}
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise DreamError(f"{path} is missing", "Run from the project's root folder") from None
     except yaml.YAMLError as error:
