@@ -40,7 +40,8 @@ def main() -> None:
     path = common.write(name, judge.device, {"judge": judge.reference, "instances": args.instances, **found})
     with replacing(Path(path).with_suffix(".md")) as temporary:
         more = "" if args.gate is None else f" --gate {args.gate:g}"
-        temporary.write_text(f"`python -m benchmarks.diagnostic --instances {args.instances}{more}`\n\n```\n{text}\n```\n", encoding="utf-8")
+        command = f"`python -m benchmarks.diagnostic --instances {args.instances}{more}`"
+        temporary.write_text(f"{command}\n\n```\n{text}\n```\n", encoding="utf-8")
     print(f"written to {path}")
 
 

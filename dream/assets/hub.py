@@ -35,7 +35,9 @@ def cached(reference: str) -> Path | None:
     if (folder / "adapter_config.json").exists():
         return folder if (folder / "adapter_model.safetensors").exists() else None
     index = folder / "model.safetensors.index.json"
-    wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    wanted = {"model.safetensors"}
+    if index.exists():
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     complete = (folder / "config.json").exists() and all((folder / file).exists() for file in wanted)
     return folder if complete else None
 
