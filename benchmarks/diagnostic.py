@@ -31,9 +31,8 @@ def main() -> None:
     torch.set_num_threads(config.training.threads)
     judge, heads = Judge.from_config(config), read_json("work/heads/heads.json")["selected"]
     injection = Injection(tuple(map(tuple, heads)), config.injection.rows, config.injection.budget)
-    found = diagnostics.measure(
-        judge, load_sets()[-args.instances :], injection, args.gate or config.injection.gate_init, config.heads.seed
-    )
+    gate = config.injection.gate_init if args.gate is None else args.gate
+    found = diagnostics.measure(judge, load_sets()[-args.instances :], injection, gate, config.heads.seed)
     text = diagnostics.table(found)
     print(text)
     name = "diagnostic" if args.gate is None else f"diagnostic_g{args.gate:g}"

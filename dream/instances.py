@@ -7,12 +7,13 @@ Files: ``work/data/passages.parquet`` (passage_id, source, group, title, text),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from dream.config import Config
 from dream.errors import DreamError
 
 
@@ -53,6 +54,23 @@ def passage_text(title: str, text: str) -> str:
 def passage_texts(table: pd.DataFrame) -> Iterator[str]:
     """:func:`passage_text` of every row; columns title and text."""
     return map(passage_text, table["title"], table["text"])
+
+
+def split(sets: Sequence[CandidateSet], config: Config) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
+    """The sets that are trained on, and the probes: the last ``max(heads.probes, injection.diagnostic)`` sets.
+
+    Heads are detected and the loss gap is measured on probes; no run trains on one.
+
+    Raises:
+        DreamError: the probes would take every set.
+    """
+    probes = max(config.heads.probes, config.injection.diagnostic)
+    if probes >= len(sets):
+        raise DreamError(
+            f"{len(sets)} candidate sets are prepared, and heads.probes and injection.diagnostic take {probes} from training",
+            "Raise data.instances or lower them",
+        )
+    return sets[:-probes], sets[-probes:]
 
 
 def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/candidates") -> list[CandidateSet]:

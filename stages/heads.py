@@ -19,20 +19,21 @@ def main() -> None:
     with manifest.recording(config, "heads", inputs) as record:
         import torch
 
-        from dream.instances import load_sets
+        from dream.instances import load_sets, split
         from dream.judge import Injection, Judge, diagnostics, heads
 
         for folder in inputs:
             manifest.check(folder, config)
         torch.set_num_threads(config.training.threads)
-        judge, sets = Judge.from_config(config), load_sets()
-        # Probes and diagnostic instances are taken from the end of the file: training takes its sets from the start.
-        scores = heads.detect(judge, sets[-config.heads.probes :], config.heads.drop_low_tokens)
+        _, probes = split(load_sets(), config)
+        judge = Judge.from_config(config)
+        heads.require_possible(config.heads, judge)
+        scores = heads.detect(judge, probes[-config.heads.probes :], config.heads.drop_low_tokens)
         selected = heads.select(scores.mean, config.heads)
         described = heads.describe(scores, selected, config.heads, judge)
         knobs = config.injection
         injection = Injection(tuple(selected), knobs.rows, knobs.budget)
-        diagnosis = diagnostics.measure(judge, sets[-knobs.diagnostic :], injection, knobs.gate_init, config.heads.seed)
+        diagnosis = diagnostics.measure(judge, probes[-knobs.diagnostic :], injection, knobs.gate_init, config.heads.seed)
         with replacing_folder("work/heads") as folder:
             write_json(folder / "heads.json", described)
             write_json(folder / "diagnostic.json", diagnosis)

@@ -22,7 +22,7 @@ def main() -> None:
         from tqdm import tqdm
 
         from dream import objectives, training
-        from dream.instances import load_sets
+        from dream.instances import load_sets, split
         from dream.judge import Judge, flops
 
         for folder in inputs:
@@ -30,8 +30,8 @@ def main() -> None:
         rows, taught = [], [name for name in config.objectives if objectives.find(name).needs_teacher]
         if taught:
             torch.set_num_threads(config.training.threads)
-            judge = Judge.from_config(config)
-            for candidates in tqdm(training.used(load_sets(), config), desc="teacher", unit="set"):
+            judge, (sets, _) = Judge.from_config(config), split(load_sets(), config)
+            for candidates in tqdm(training.used(sets, config), desc="teacher", unit="set"):
                 scores = judge.passage_log_likelihood(candidates).float().tolist()
                 record.flops += flops.likelihoods(
                     judge.model.config, judge.prompt.documents(candidates), judge.prompt.suffixes(candidates)

@@ -32,7 +32,7 @@ def main() -> None:
     silent = contextlib.nullcontext(manifest.Record(name))
     with manifest.recording(config, f"train-{name}", inputs) if main_process else silent as record:
         from dream import objectives
-        from dream.instances import load_sets
+        from dream.instances import load_sets, split
         from dream.judge import Judge, diagnostics
 
         for folder in inputs:
@@ -46,7 +46,8 @@ def main() -> None:
         sections = (*SECTIONS, *objectives.own_section(args.objective))
         made_with = manifest.made_with(config, *sections, objective=args.objective, seed=args.seed)
         key = value_hash([made_with, manifest.code_hash(), *map(manifest.content_hash, inputs)])[:24]
-        result = training.train(config, args.objective, args.seed, load_sets(), judge, heads, key)
+        sets, _ = split(load_sets(), config)
+        result = training.train(config, args.objective, args.seed, sets, judge, heads, key)
         if main_process:
             training.save(result, Path("work/models") / name, made_with)
             training.save_curves(result, Path("reports/cells/train") / f"{name}.csv")

@@ -36,7 +36,7 @@ def make(folder, model, **more):
     size = {"encoder": str(model), "encoder_layers": None, "judge": str(model), "recipe": "smoke"}
     raw["sizes"]["toy"], raw["model"] = size, {"size": "toy"}
     values = {
-        "training.steps": 12, "training.batch": 4, "training.micro_batch": 2, "training.checkpoint_every": 1,
+        "heads.probes": 4, "injection.diagnostic": 4, "training.steps": 12, "training.batch": 4, "training.micro_batch": 2, "training.checkpoint_every": 1,
         "training.learning_rate": 5e-3, "training.threads": 1, "encoder.dtype": "float32", **more,
     }  # fmt: skip
     for key, value in values.items():

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from dream.config import Heads
 from dream.errors import DreamError
 from dream.instances import CandidateSet
+from dream.judge.attention import Injection
 from dream.judge.model import Judge
 
 DEPTH = 10
@@ -128,6 +129,12 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
         return best
     chosen = np.random.default_rng(knobs.seed).choice(len(pool), knobs.count, replace=False)
     return [pool[i] for i in sorted(chosen)]
+
+
+def require_possible(knobs: Heads, judge: Judge) -> None:
+    """Stop before the detection if the judge has too few heads for ``heads.count``, or none of ``heads.explicit``."""
+    chosen = select(np.zeros((judge.layers, judge.heads)), knobs)
+    Injection(tuple(chosen)).validate(judge.layers, judge.heads)
 
 
 def stability(scores: HeadScores, count: int, resamples: int, seed: int) -> float:
