@@ -68,7 +68,7 @@ class Report:
     flops: float = 0.0
     graded: set[str] = field(default_factory=set)  # names of the parameters that got a gradient
     out_of_memory: str = ""
-    stop: bool = False
+    stop: str = ""  # name of the signal that asked to stop
 
 
 class Step(nn.Module):
@@ -161,7 +161,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
     checkpoints.restore(parameters, optimizer, scheduler, result)
     result.micro = min(result.micro, math.ceil(knobs.batch / accelerator.num_processes))  # work for every process
     main = accelerator.is_main_process
-    with _stopping_on_sigterm() as stop, tqdm(
+    with _stopping_on_signals() as stop, tqdm(
         total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main
     ) as bar:
         for number in range(result.steps, knobs.steps):
@@ -186,7 +186,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
             if main and not last and (result.steps % knobs.checkpoint_every == 0 or report.stop):
                 checkpoints.save(parameters, optimizer, scheduler, result)
             if report.stop and not last:
-                line = f"stopped by SIGTERM after step {result.steps}, which is saved. Run the same command again to go on"
+                line = f"stopped by {report.stop} after step {result.steps}, which is saved. Run the same command again to go on"
                 sys.exit(line if main else 1)
     result.scalars = reach(start, scalars(parameters), knobs.scalar_learning_rate, scheduler.lr_lambdas[0], knobs.steps)
     return result
@@ -305,7 +305,7 @@ def _together(report: Report) -> Report:
         sum(r.flops for r in reports),
         set().union(*(r.graded for r in reports)),
         next((r.out_of_memory for r in reports if r.out_of_memory), ""),
-        any(r.stop for r in reports),
+        next((r.stop for r in reports if r.stop), ""),
     )
 
 
@@ -460,22 +460,27 @@ def _sound(path: Path, parameters: dict[str, nn.Parameter], optimizer) -> dict[s
 
 
 class _Stop:
-    requested = False
+    requested = ""
 
 
 @contextlib.contextmanager
-def _stopping_on_sigterm():
-    """A SIGTERM asks the loop to save after the current step and leave."""
+def _stopping_on_signals():
+    """A SIGTERM or the first Ctrl-C asks the loop to save after the current step and leave; a second Ctrl-C ends it at once."""
     stop = _Stop()
 
-    def ask(*_):
-        stop.requested = True
+    def ask(number, _):
+        if number == signal.SIGINT and stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = signal.Signals(number).name
+        if number == signal.SIGINT and is_main_process():
+            sys.stderr.write("\nstopping when this step is done and saved. Ctrl-C once more stops at once\n")
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def save(result: Result, folder: Path | str, made_with: dict[str, Any]) -> None:

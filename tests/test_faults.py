@@ -1,6 +1,7 @@
 """Training that is killed, stopped, starved or fed broken files: the same bytes, or one clear line (docs/faults.md)."""
 
 import errno
+import os
 import pathlib
 import random
 import signal
@@ -65,20 +66,21 @@ def test_kill_9_in_the_middle_of_a_write_leads_to_the_same_bytes(model, whole, t
     finish(folder, whole)
 
 
-def test_sigterm_saves_and_says_so(model, whole, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_says_so(model, whole, tmp_path, name):
     folder = toy.make(tmp_path, model, **{"training.checkpoint_every": 100})
     process = toy.start(folder)
     toy.wait_for(lambda: "train infonce seed 0" in toy.log(folder) and "/12" in toy.log(folder), process)
-    process.terminate()
+    os.kill(process.pid, signal.Signals[name])
     assert toy.end(process) == 1
     (step,) = toy.checkpoints(folder)
-    assert f"stopped by SIGTERM after step {step}, which is saved. Run the same command again to go on" in toy.log(folder)
+    assert f"stopped by {name} after step {step}, which is saved. Run the same command again to go on" in toy.log(folder)
     assert "Traceback" not in toy.log(folder) and not toy.outs(folder)
     code, log = toy.run(folder)
     assert code == 0 and f"{step}/12" in log
     found = toy.outs(folder)
-    differ = {name for name in whole if found[name] != whole[name]}
-    assert {pathlib.Path(name).name for name in differ} == {"made_with.json"}  # it records checkpoint_every
+    differ = {path for path in whole if found[path] != whole[path]}
+    assert {pathlib.Path(path).name for path in differ} == {"made_with.json"}  # it records checkpoint_every
 
 
 def flip(path, spot):
@@ -202,3 +204,11 @@ def test_the_judge_is_loaded_once_frozen_and_in_its_own_dtype(model, tmp_path, m
     assert all(p.grad is None for p in judge.model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in judge.model.state_dict().items())
     assert not {id(p) for p in judge.model.parameters()} & {id(p) for p in result.step.parameters()}
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    with pytest.raises(KeyboardInterrupt), training._stopping_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
