@@ -20,7 +20,7 @@ from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.report import runs
 from dream.report.cells import Results
-from dream.report.render import Cell, Line, Table, cells, grouped, number
+from dream.report.render import Cell, Line, Table, cells, grouped, number, one_line
 from dream.report.tables import LEVEL, _p, _signed
 
 WORK = Path("work")
@@ -238,11 +238,10 @@ def lines(found: list[Change], ours: Side, theirs: Side, remark: str, width: int
 
 
 def clip(text: str, width: int) -> str:
-    """One line of at most ``width`` characters, without control characters.
+    """One line of at most ``width`` characters, all of them visible.
 
     >>> clip("a  long\\ttext", 8)
     'a long …'
     """
-    line = "".join(c if c.isprintable() else " " for c in text)
-    line = " ".join(line.split())
+    line = one_line(text)
     return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dream.config import Config
-from dream.errors import DreamError
+from dream.errors import DreamError, visible
 from dream.files import read_json
 from dream.report import compare
 from dream.report.compare import clip
@@ -167,7 +167,7 @@ def lines(found: Explanation, width: int, shown_tokens: int = 32) -> Iterator[Li
 
 def page(found: Explanation) -> str:
     """A small self-contained page: tokens coloured by what injection changed."""
-    e = html.escape
+    e = lambda text: html.escape(visible(text, keep="\n"))  # noqa: E731
     rows = "".join(
         f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td>"
         f"<td>{e(r['text'])}</td></tr>"

@@ -1,20 +1,20 @@
 """The whole report as one HTML file that needs no network: tables that sort, plots, cells, settings, provenance.
 
-Everything that comes from data goes through the template's autoescape (or :func:`dream.report.render.html_table`, which
-escapes): text of queries and passages is shown, never interpreted.
+Everything that comes from data is made visible and goes through the template's autoescape (or
+:func:`dream.report.render.html_table`, which escapes): text of queries and passages is shown, never interpreted.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 import tempfile
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dream.errors import visible
 from dream.report import build, compare, paper, plots, render, sweeps, tables
 from dream.report.cells import Results, expected
 from dream.report.render import number
@@ -26,7 +26,7 @@ def html(results: Results, work: Path = compare.WORK) -> str:
     """The page as text."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     source = resources.files("dream.report").joinpath("templates/page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(**content(results, work))
 
@@ -51,11 +51,9 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _note(text: str) -> Any:
-    """A footnote, escaped, with what stands in backticks as code."""
-    from markupsafe import Markup, escape
-
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+def _shown(value: Any) -> Any:
+    """Text in which nothing acts or hides; the markup of the page's own tables as it is."""
+    return value if not isinstance(value, str) or hasattr(value, "__html__") else visible(value, keep="\n")
 
 
 def _plots(results: Results) -> list[dict[str, Any]]:
@@ -79,7 +77,7 @@ def _tables(results: Results) -> list[dict[str, Any]]:
     found = [*tables.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
     return [
         {
-            "name": table.name, "title": table.title, "notes": list(map(_note, table.notes)),
+            "name": table.name, "title": table.title, "notes": table.notes,
             "html": Markup(render.html_table(replace(table, title="", notes=[]))),
             "figure": _image(figures[table.name][0], table.title) if table.name in figures else None,
         }

@@ -1,19 +1,21 @@
 """One table, five faces: CSV, Markdown, LaTeX, HTML and plain text (rich on a terminal).
 
 A :class:`Table` carries exact values for machines (``data``) and laid-out cells for people (``head``, ``rows``,
-``notes``). Escaping is done here, once per format, so no builder of tables ever thinks about it.
+``notes``). Escaping is done here, once per format, so no builder of tables ever thinks about it: what people see is one
+line of visible characters before any format begins.
 """
 
 from __future__ import annotations
 
 import html
 import io
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dream.errors import DreamError
+from dream.errors import DreamError, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +35,9 @@ class Cell:
     source: str = ""
     sort: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", one_line(self.text))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -48,6 +53,21 @@ class Table:
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
     varies: bool = False
+
+    def __post_init__(self) -> None:
+        shown = {"title": one_line(self.title), "head": [*map(one_line, self.head)], "notes": [*map(one_line, self.notes)]}
+        for name, value in shown.items():
+            object.__setattr__(self, name, value)
+
+
+def one_line(text: str) -> str:
+    r"""Text on one line, white space folded, nothing in it that acts or hides (:func:`dream.errors.visible`).
+
+    >>> print(one_line("two\n  lines \x07"))
+    two lines \x07
+    """
+    return visible(" ".join(text.split()))
+
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -79,9 +99,23 @@ def cells(*texts: Any) -> list[Cell]:
 
 def csv(table: Table) -> str:
     """Exact values with six decimals: enough to recompute every printed number, short enough for a diff."""
-    stream = io.StringIO()
-    table.data.to_csv(stream, index=False, float_format="%.6f", lineterminator="\n")
+    stream, data = io.StringIO(), table.data.copy()
+    for name in data.select_dtypes(exclude=["number", "bool"]).columns:
+        data[name] = data[name].map(_csv_cell)
+    data.to_csv(stream, index=False, float_format="%.6f", lineterminator="\n")
     return stream.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with an apostrophe before it; numbers stay numbers.
+
+    >>> [_csv_cell(v) for v in ("=1+1", " @x", "-rf", "-.5", "+2e-4", -0.5, "a=b")]
+    ["'=1+1", "' @x", "'-rf", '-.5', '+2e-4', -0.5, 'a=b']
+    """
+    if not isinstance(value, str):
+        return value
+    is_formula = re.match(r"\s*[=+@\-＝＋＠－]", value) and not re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", value, re.IGNORECASE)
+    return visible(f"'{value}" if is_formula else value)
 
 
 def markdown(table: Table) -> str:
@@ -108,18 +142,20 @@ def _markdown_cell(cell: Cell) -> str:
 def _escape_markdown(text: str) -> str:
     r"""Text that Markdown would take for markup, made plain.
 
-    >>> print(_escape_markdown("a|b * <b> query_focused, p < 0.05"))
-    a\|b \* \<b> query_focused, p < 0.05
+    >>> print(_escape_markdown("a|b * <b> query_focused, p < 0.05, &lt;"))
+    a\|b \* \<b> query_focused, p < 0.05, \&lt;
+    >>> print(_escape_markdown("# no head"), _escape_markdown("1. no list"))
+    \# no head 1\. no list
     """
-    text = re.sub(r"([\\|*`]|(?<=\])\()", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text))
+    text = re.sub(r"([\\|*`~]|(?<=\])\(|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|#$)", r"\\\1", text)
+    return re.sub(r"^(\d*)([-+#.)]+(?= |$)|>)", r"\1\\\2", text)  # a list, a heading, a quotation
 
 
 def latex(table: Table) -> str:
     """A booktabs table; needs ``\\usepackage{booktabs}``."""
     columns = "".join("r" if is_number else "l" for is_number in _numeric_columns(table))
-    body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
-    head = " & ".join(_escape_latex(text) for text in table.head) + r" \\"
+    body = [_latex_row(map(_latex_cell, row)) for row in table.rows]
+    head = _latex_row(map(_escape_latex, table.head))
     notes = [rf"\par\footnotesize {_escape_latex(note)}" for note in table.notes]
     lines = [
         r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape_latex(table.title)}}}",
@@ -127,6 +163,12 @@ def latex(table: Table) -> str:
         r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _latex_row(texts: Iterable[str]) -> str:
+    """A row; what begins with a bracket or a star would be an option of the command before it."""
+    row = " & ".join(texts) + r" \\"
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -139,9 +181,9 @@ def _escape_latex(text: str) -> str:
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "†": r"$^\dagger$", "±": r"$\pm$",
         "×": r"$\times$", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$", "·": r"$\cdot$", "∞": r"$\infty$", "…": r"\dots{}",
-        "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$",
+        "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "|": r"\textbar{}", "`": r"\textasciigrave{}",
     }  # fmt: skip
-    return "".join(pairs.get(character, character) for character in " ".join(text.split()))
+    return re.sub("--+|.", lambda found: pairs.get(found[0], "{}".join(found[0])), text)  # no ligature: -- is two hyphens
 
 
 def html_table(table: Table) -> str:
@@ -252,7 +294,7 @@ Line = tuple[str, str]  # a line and its style on a terminal
 
 def joined(lines: Iterable[Line]) -> str:
     """Lines as text for a pipe."""
-    return "\n".join(text for text, _ in lines)
+    return "\n".join(visible(text) for text, _ in lines)
 
 
 @dataclass(frozen=True)
@@ -264,7 +306,7 @@ class Coloured:
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.text import Text
 
-        yield from (Text(text, style=style) for text, style in self.lines(options.max_width))
+        yield from (Text(visible(text), style=style) for text, style in self.lines(options.max_width))
 
 
 def as_json(table: Table) -> dict[str, Any]:
@@ -274,6 +316,19 @@ def as_json(table: Table) -> dict[str, Any]:
         for row in table.data.astype(object).to_dict(orient="records")
     ]
     return {"name": table.name, "title": table.title, "rows": rows, "notes": table.notes}
+
+
+def json_text(value: Any) -> str:
+    r"""JSON as it is printed: what a terminal would act on or hide as JSON's own escapes, so that it reads back the same.
+
+    >>> print(json_text(["é\x1b[31m", "\x9b\u202e"]))
+    [
+     "é\u001b[31m",
+     "\u009b\u202e"
+    ]
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _numeric_columns(table: Table) -> list[bool]:
