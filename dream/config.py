@@ -7,36 +7,56 @@ line in params.yaml and one field here; nothing else in the library reads params
 
 from __future__ import annotations
 
-import difflib
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dream import names
 from dream.errors import DreamError
-from dream.files import value_hash
+from dream.files import read_yaml, value_hash
+from dream.names import RECIPES
 
-RECIPES = ("packaged", "smoke", "paper")
 FALLBACK = {"smoke": "packaged", "paper": "packaged"}
 
-Positive = Annotated[int, Field(gt=0)]
+
+def _distinct(values: list) -> list:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value!r} stands there twice. Name each once")
+    return values
+
+
+def _model(reference: str) -> str:
+    name, at, revision = reference.partition("@")
+    if not reference.isprintable() or reference != reference.strip() or not name or (at and not revision):
+        raise ValueError("is no model. Use packaged/<name>, owner/name, owner/name@revision or the path of a folder")
+    return reference
+
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Processes = Annotated[int, Field(gt=0, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DType = Literal["float32", "bfloat16", "float16"]
+Name = Annotated[str, AfterValidator(names.require)]
+Names = Annotated[list[Name], AfterValidator(_distinct)]
+ModelReference = Annotated[str, AfterValidator(_model)]
 
 
 class Section(BaseModel):
-    """A section of params.yaml: unknown keys and wrong types are refused, values cannot be changed later."""
+    """A section of params.yaml: unknown keys, wrong types and numbers that are not finite are refused, values stay."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Size(Section):
     """One entry of ``sizes``: what a model size stands for."""
 
-    encoder: str
+    encoder: ModelReference
     encoder_layers: Positive | None
-    judge: str
+    judge: ModelReference
     recipe: Literal["packaged", "smoke", "paper"]
 
 
@@ -45,33 +65,33 @@ class Model(Section):
 
 
 class Data(Section):
-    sources: list[str]
+    sources: Names
     instances: Positive
     task_queries: Positive | None
     task_documents: Positive | None
     passage_words: Positive
     development: Annotated[float, Field(ge=0, lt=1)]
-    seed: int
+    seed: Seed
 
 
 class Questions(Section):
-    generator: str
-    prompt: str
+    generator: ModelReference
+    prompt: Annotated[str, Field(pattern=r"\{passage\}")]
     per_set: Positive
     max_new_tokens: Positive
     batch: Positive
     dtype: DType
-    round_trip: Annotated[int, Field(ge=0)]
+    round_trip: Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Candidates(Section):
     source: Literal["auto", "same_document", "bm25", "dense", "hybrid"]
-    count: Annotated[int, Field(ge=2)]
+    count: Annotated[Positive, Field(ge=2)]
     include_positive: bool
     questions_per_set: Positive
-    dense_model: str
+    dense_model: ModelReference
     rrf_k: Positive
-    seed: int
+    seed: Seed
 
 
 class BM25(Section):
@@ -79,6 +99,7 @@ class BM25(Section):
     b: Fraction
     stemmer: Literal["english", "none"]
     stopwords: Literal["none", "english"]
+    tokenizer: Literal["words", "auto"]
 
 
 class Judge(Section):
@@ -92,18 +113,37 @@ class Judge(Section):
 class Heads(Section):
     strategy: Literal["query_focused", "random", "random_middle", "all", "explicit"]
     count: Positive
-    explicit: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
+    explicit: Annotated[
+        list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]], AfterValidator(_distinct)
+    ]
     probes: Positive
     drop_low_tokens: bool
     bootstrap: Positive
-    seed: int
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _explicit_heads_are_listed(self) -> Heads:
+        if self.strategy == "explicit" and not self.explicit:
+            raise ValueError("strategy is explicit, but explicit is empty. List [layer, head] pairs")
+        return self
+
+    def require(self, layers: int, heads: int) -> None:
+        """Stop if a judge with so many layers, and heads in each, cannot give what is asked for."""
+        missing = [pair for pair in self.explicit if pair[0] >= layers or pair[1] >= heads]
+        if self.strategy == "explicit" and missing:
+            raise DreamError(
+                f"heads.explicit: {missing[0]} is no head of the judge", f"It has {layers} layers of {heads} heads, from 0"
+            )
+        if self.strategy not in ("explicit", "all") and self.count > layers * heads:
+            raise DreamError(
+                f"heads.count is {self.count}, but the judge has {layers * heads} heads ({layers} layers of {heads})", "Lower it"
+            )
 
 
 class Injection(Section):
     rows: Literal["query", "query+label", "all"]
     budget: Literal["paper", "preserve"]
-    # YAML reads off as false
-    gate: Annotated[Literal["learned", "fixed", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
+    gate: Literal["learned", "fixed", "off"]
     gate_init: Annotated[float, Field(gt=0, lt=1)]
     scores: Literal["learned", "uniform"]
     diagnostic: Positive
@@ -129,7 +169,7 @@ class Lora(Section):
     r: Positive
     alpha: Positive
     dropout: Fraction
-    targets: list[str]
+    targets: Annotated[Names, Field(min_length=1)]
 
 
 class Training(Section):
@@ -147,7 +187,7 @@ class Training(Section):
     checkpoint_every: Positive
     keep_checkpoints: Positive
     log_every: Positive
-    threads: Positive
+    threads: Processes
     accelerate: str | None
 
     @model_validator(mode="after")
@@ -177,8 +217,8 @@ class InfoNCE(Tuned):
 class Published(Section):
     """A model that others trained, and all the rules that its scores depend on."""
 
-    model: str
-    adapter: str | None = None
+    model: ModelReference
+    adapter: ModelReference | None = None
     pooling: Literal["last", "mean", "cls"] | None = None
     append_eos: bool = False
     query_prompt: str = ""
@@ -204,7 +244,7 @@ class Revela(Section):
 
 class QRHead(Section):
     depth: Positive
-    per_prompt: Annotated[int, Field(ge=2)]
+    per_prompt: Annotated[Positive, Field(ge=2)]
 
 
 class Evaluate(Section):
@@ -214,16 +254,16 @@ class Evaluate(Section):
     dtype: DType
     token_budget: Positive
     search_chunk: Positive
-    depth: Annotated[int, Field(ge=10)]
+    depth: Annotated[Positive, Field(ge=100)]  # Recall@100 counts so many hits
     drop_identical_ids: bool
-    workers: Positive
+    workers: Processes
 
 
 class Report(Section):
     reference_system: str
     resamples: Positive
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    seed: int
+    seed: Seed
 
 
 class Config(Section):
@@ -231,14 +271,14 @@ class Config(Section):
 
     model: Model
     recipe: Literal["packaged", "smoke", "paper"]
-    sizes: dict[str, Size]
-    objectives: list[str]
-    seeds: list[int]
-    references: list[str]
-    rerankers: list[Literal["qrhead"]]
-    tasks: list[str]
-    task_lists: dict[str, list[str]]
-    own: dict[str, str]
+    sizes: dict[Name, Size]
+    objectives: Names
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+    references: Names
+    rerankers: Annotated[list[Literal["qrhead"]], AfterValidator(_distinct)]
+    tasks: Annotated[Names, Field(min_length=1)]
+    task_lists: dict[Name, Annotated[Names, Field(min_length=1)]]
+    own: dict[Name, str]
     data: Data
     questions: Questions
     candidates: Candidates
@@ -255,15 +295,17 @@ class Config(Section):
     revela: Revela
     qrhead: QRHead
     evaluate: Evaluate
-    published: dict[str, Published]
+    published: dict[Name, Published]
     report: Report
 
-    @field_validator("references")
-    @classmethod
-    def _rerankers_have_their_own_list(cls, names: list[str]) -> list[str]:
-        if "qrhead" in names:
-            raise ValueError("qrhead reads the judge's heads: list it under `rerankers`")
-        return names
+    @model_validator(mode="after")
+    def _in_batch_negatives_need_a_batch(self) -> Config:
+        if self.infonce.in_batch_negatives and self.training.micro_batch == 1:
+            raise ValueError(
+                "infonce.in_batch_negatives: training.micro_batch is 1, so no other set is at hand to take negatives from. "
+                "Raise training.micro_batch"
+            )
+        return self
 
     @property
     def evaluated_only(self) -> list[str]:
@@ -309,17 +351,11 @@ def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = No
         overrides: dotted keys and values put over the file's, as ``dvc exp run -S`` does.
 
     Raises:
-        DreamError: the file is missing or not YAML, a key is unknown, a type is wrong, a size or recipe is not defined.
+        DreamError: see :func:`dream.files.read_yaml` and :func:`resolve`.
     """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DreamError(f"{path} is missing", "Run from the project's root folder") from None
-    except yaml.YAMLError as error:
-        raise DreamError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
-        raise DreamError(f"{path} holds no settings")
+        raise DreamError(f"{path} holds no settings", "params.yaml in the repository shows every setting")
     for key, value in (overrides or {}).items():
         *parents, leaf = key.split(".")
         place = raw
@@ -344,23 +380,32 @@ def load_for_stage(size: str) -> Config:
 
 
 def resolve(raw: dict[str, Any], source: str = "params.yaml") -> Config:
-    """Resolve the values of one recipe and validate them. See :func:`load`."""
-    size = (raw.get("model") or {}).get("size")
-    sizes = raw.get("sizes") or {}
-    if str(size) not in map(str, sizes):
+    """Resolve the values of one recipe and validate them, so that nothing runs on a wrong one.
+
+    Raises:
+        DreamError: a size or recipe is not defined, a key is unknown or missing, a value has the wrong type or is out of
+            range, or the names do not stand (see :func:`dream.names.check`).
+    """
+    sizes, model = (raw.get(key) if isinstance(raw.get(key), dict) else {} for key in ("sizes", "model"))
+    size = model.get("size")
+    if not isinstance(size, str) or not isinstance(sizes.get(size), dict):
         raise DreamError(
             f"{source}: model.size {size!r} is not defined", f"Choose one of {', '.join(map(str, sizes))}, or add it to sizes"
         )
     recipe = raw.get("recipe", "auto")
     if recipe == "auto":
-        recipe = (sizes[str(size)] or {}).get("recipe")
+        recipe = sizes[size].get("recipe")
     if recipe not in RECIPES:
         raise DreamError(f"{source}: recipe {recipe!r} is not defined", f"Choose auto, {', '.join(RECIPES)}")
     values = _pick(raw, recipe, source)
     try:
-        return Config.model_validate({**values, "recipe": recipe})
+        config = Config.model_validate({**values, "recipe": recipe})
+        names.check(config)
     except ValidationError as error:
-        raise DreamError(f"{source}: {_first_problem(error, raw)}") from None
+        raise DreamError(f"{source}: {_first_problem(error)}") from None
+    except DreamError as error:
+        raise DreamError(f"{source}: {error.what}", error.remedy) from None
+    return config
 
 
 def _pick(value: Any, recipe: str, source: str, key: str = "") -> Any:
@@ -377,17 +422,24 @@ def _pick(value: Any, recipe: str, source: str, key: str = "") -> Any:
     return {k: _pick(v, recipe, source, f"{key}.{k}".lstrip(".")) for k, v in value.items()}
 
 
-def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
+def _first_problem(error: ValidationError) -> str:
     """One line for the first problem that pydantic found, with the nearest known key for an unknown one."""
     problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"]))
+    place = [part for part in problem["loc"] if part != "[key]"]
+    key = ".".join(str(part) if names.RULE.fullmatch(str(part)) else ascii(part) for part in place)
     if problem["type"] == "extra_forbidden":
-        known = Config
-        for name in problem["loc"][:-1]:
-            known = known.model_fields[str(name)].annotation if str(name) in known.model_fields else Config
-        near = difflib.get_close_matches(str(problem["loc"][-1]), list(known.model_fields), n=1)
-        return f"{key} is not a known setting. " + (f"Did you mean {near[0]}?" if near else "Remove it")
+        return f"{key} is not a known setting. {names.hint(str(place[-1]), _section(place[:-1]).model_fields, 'Remove it')}"
     if problem["type"] == "missing":
         return f"{key} is missing. Add it (params.yaml in the repository shows every setting)"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (got {problem['input']!r})" if not isinstance(problem["input"], dict) else f"{key}: {message}"
+    message = f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    given = repr(problem["input"])
+    return message if isinstance(problem["input"], dict | Section) else f"{message} (got {given[:80]}{'…' * (len(given) > 80)})"
+
+
+def _section(place: list[str | int]) -> type[BaseModel]:
+    """The section that stands at a place of params.yaml, such as ``published``, ``minilm``."""
+    found: Any = Config
+    for key in place:
+        entries = typing.get_args(found)  # of a mapping of names to sections
+        found = entries[-1] if entries else found.model_fields[key].annotation
+    return found

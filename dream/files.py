@@ -67,6 +67,33 @@ def read_json(path: Path | str) -> Any:
         raise DreamError(f"{path} is not valid JSON ({error})", "Delete it and run `dvc repro`") from None
 
 
+def read_yaml(path: Path | str) -> Any:
+    """Read a YAML 1.2 file, as DVC does: ``1e-5`` is a number, ``off`` and ``yes`` are words. An empty file is None.
+
+    Raises:
+        DreamError: it is missing, no file, not UTF-8, not valid YAML (a key twice, a tab, a value that holds itself, a
+            tag that stands for more than data); the line is named where there is one.
+    """
+    from ruamel.yaml import YAML
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DreamError(f"{path} is missing", "Run from the project's root folder") from None
+    except (OSError, ValueError) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        raise DreamError(f"{path} cannot be read ({why})", "Name a YAML file in UTF-8") from None
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+        json.dumps(value, default=str)  # a value that holds itself has no end
+        return value
+    except Exception as error:  # whatever the parser stumbles over is the file's fault
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        raise DreamError(f"{path}{place} is not valid YAML ({problem})", "Correct it, or take it from git again") from None
+
+
 def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:

@@ -24,7 +24,8 @@ def test_every_size_resolves_with_every_recipe(size, recipe):
 
 def test_a_size_alone_means_the_papers_setting():
     found = config.load(overrides={"model.size": "3b"})
-    assert found.size.encoder == "meta-llama/Llama-3.2-3B" and found.size.judge == "meta-llama/Llama-3.1-8B-Instruct"
+    encoder, judge = found.size.encoder.partition("@")[0], found.size.judge.partition("@")[0]
+    assert (encoder, judge) == ("meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B-Instruct")
     assert (found.candidates.count, found.heads.count, found.injection.rows) == (16, 16, "query")
     knobs = found.training
     assert (knobs.steps, knobs.batch, knobs.micro_batch, knobs.learning_rate) == (1500, 32, 1, 1e-4)
@@ -40,7 +41,7 @@ def test_an_override_replaces_the_values_of_all_recipes():
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("candidates.conut", 4, "candidates.conut is not a known setting. Did you mean count?"),
+        ("candidates.conut", 4, "candidates.conut is not a known setting. Did you mean 'count'?"),
         ("bogus", 1, "bogus is not a known setting"),
         ("candidates.count", "four", "candidates.count: Input should be a valid integer"),
         ("candidates.count", 1, "candidates.count: Input should be greater than or equal to 2"),
@@ -81,7 +82,7 @@ def test_every_knob_in_params_is_commented():
     bare = []
     for before, line in itertools.pairwise(lines):
         is_knob = line.startswith("  ") and ":" in line and not line.strip().startswith("#")
-        if is_knob and "#" not in line and "#" not in before and not before.strip().endswith((":", "}")):
+        if is_knob and "#" not in line and "#" not in before and not before.strip().endswith((":", "}", ",")):
             bare.append(line.strip())
     assert len(bare) <= 12, bare
 
