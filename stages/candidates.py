@@ -33,8 +33,10 @@ def main() -> None:
     for r in summary:
         found = "" if r["positive_found"] is None else f", positive among them {r['positive_found']:.1%}"
         dropped = r["dropped_in_small_groups"] + r["dropped_without_positive"]
+        remarks = {"copies dropped": r["copies_dropped"], "places filled at random": r["filled_at_random"],
+                   "queries without a word that BM25 knows": r["wordless_queries"]}  # fmt: skip
         print(f"[candidates] {r['source']}: {r['strategy']}, {r['sets']} sets of {r['count']} from {r['pool']}{found}, "
-              f"{dropped} instances dropped")  # fmt: skip
+              f"{dropped} instances dropped", *(f"{n} {what}" for what, n in remarks.items() if n), sep=", ")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from dream.candidates import BM25Index, bm25, build, round_trip
 from dream.candidates.sets import mixed
 from dream.data.tables import INSTANCES, PASSAGES
 from dream.errors import DreamError
+from dream.instances import CandidateSet, Question
+from dream.objectives import check_sets
 
 SETTINGS = configs.load().bm25
 
@@ -79,7 +81,7 @@ def test_small_groups_are_dropped_and_counted():
 @pytest.mark.parametrize(("strategy", "pool"), [("same_document", 5), ("bm25", 30)])
 def test_k_larger_than_the_pool_is_one_line(strategy, pool):
     with pytest.raises(
-        DreamError, match=f"source squad: candidates.count is 31, .* {pool} passages. Set .* to {pool} or"
+        DreamError, match=f"source squad: candidates.count is 31, .* {pool} different passages. Set .* to {pool} or"
     ):
         build(config(candidates__source=strategy, candidates__count=31), *data())
 
@@ -155,7 +157,7 @@ def test_bm25_is_the_formula():
     np.testing.assert_allclose(
         [dict(zip(ids[0], scores[0], strict=True))[d] for d in expected], list(expected.values()), rtol=1e-5
     )
-    assert scores[0][-1] == 0
+    assert len(ids[0]) == 2, "a document without the word is no hit"
 
 
 def test_bm25_does_not_depend_on_order_or_company():
@@ -165,11 +167,15 @@ def test_bm25_does_not_depend_on_order_or_company():
     ids, scores = index.search(queries, 5)
     for other in (
         turned.search(queries, 5),
-        [np.concatenate(x) for x in zip(*(index.search([q], 5) for q in queries), strict=True)],
+        zip(*((one[0] for one in index.search([q], 5)) for q in queries), strict=True),
     ):
-        assert ids.tolist() == other[0].tolist() and scores.tolist() == other[1].tolist()
-    assert ids[2].tolist() == ids[3].tolist() == ["a", "b", "c", "d", "e"]  # nothing matches: the tie rule alone
-    assert index.search(["cats"], 2)[0].shape == (1, 2)
+        assert [listed(ids), listed(scores)] == list(map(listed, other))
+    assert listed(ids)[2:] == [[], []], "nothing matches, nothing is found"
+    assert len(index.search(["cats"], 2)[0][0]) == 2
+
+
+def listed(arrays):
+    return [array.tolist() for array in arrays]
 
 
 WORDS = ["the", "of", "cat", "cats", "running", "run", "élan", "x1", "a", *(f"word{i}" for i in range(40))]
@@ -183,7 +189,7 @@ def random_texts(rng, count, longest):
 
 
 def plain_bm25(texts, chosen, ids, queries, k):
-    """The definition: bm25s's scores of all documents, tokenised at once, sorted by (−score, id)."""
+    """The definition: bm25s's scores of all documents, tokenised at once, sorted by (−score, id); 0 is no hit."""
     more = {"stopwords": "en" if chosen.stopwords == "english" else [], "show_progress": False}
     more["stemmer"] = Stemmer.Stemmer("english") if chosen.stemmer == "english" else None
     index = bm25s.BM25(method="lucene", k1=chosen.k1, b=chosen.b)
@@ -192,7 +198,7 @@ def plain_bm25(texts, chosen, ids, queries, k):
     for words in bm25s.tokenize(queries, return_ids=False, **more):
         known = [word for word in words if word in index.vocab_dict]
         scores = index.get_scores(known) if known else np.zeros(len(texts), np.float32)
-        best = sorted(range(len(ids)), key=lambda i, scores=scores: (-scores[i], ids[i]))[:k]
+        best = sorted(np.flatnonzero(scores), key=lambda i, scores=scores: (-scores[i], ids[i]))[:k]
         yield [ids[i] for i in best], scores[best].tobytes()
 
 
@@ -215,7 +221,7 @@ def test_bm25_is_bm25s_with_the_tie_rule(large, seed, count, k, stemmed, stopped
 
 def test_bm25_ties_between_words_go_by_id_in_a_large_index(monkeypatch):
     monkeypatch.setattr(bm25, "LARGE", 0)
-    assert BM25Index(["bird", "fish", "fish", "bird"], SETTINGS).search(["fish bird"], 2)[0].tolist() == [[0, 1]]
+    assert BM25Index(["bird", "fish", "fish", "bird"], SETTINGS).search(["fish bird"], 2)[0][0].tolist() == [0, 1]
 
 
 def test_bm25_scores_few_documents_of_a_large_index(monkeypatch):
@@ -227,23 +233,162 @@ def test_bm25_scores_few_documents_of_a_large_index(monkeypatch):
 
 
 def test_bm25_of_empty_documents():
-    assert BM25Index(["", "."], SETTINGS).search(["cat"], 5)[1].tolist() == [[0.0, 0.0]]
+    for queries in (["cat"], ["", "."]):
+        assert all(len(found) == 0 for found in BM25Index(["", "."], SETTINGS).search(queries, 5)[1])
 
 
 def test_bm25_options():
     plain = SETTINGS.model_copy(update={"stemmer": "none"})
-    assert BM25Index(TEXTS, SETTINGS).search(["dog"], 1)[1][0, 0] > 0
-    assert (BM25Index(TEXTS, plain).search(["dog"], 5)[1] > 0).sum() == 1
     stops = SETTINGS.model_copy(update={"stopwords": "english"})
-    assert (BM25Index(TEXTS, stops).search(["the"], 5)[1] > 0).sum() == 0
-    assert "k1 0.9" in BM25Index(TEXTS, SETTINGS).describe()
+    for chosen, query, count in ((SETTINGS, "dog", 3), (plain, "dog", 1), (SETTINGS, "the", 2), (stops, "the", 0)):
+        assert len(BM25Index(TEXTS, chosen).search([query], 5)[0][0]) == count
+    assert "k1 0.9" in bm25.describe(SETTINGS) and "CJK" not in bm25.describe(SETTINGS)
+    assert "scripts without spaces" in bm25.describe(AUTO)
+
+
+AUTO = SETTINGS.model_copy(update={"tokenizer": "auto"})
+ALPHABET = "aäßéıſœZ09_²½ .,-'’!?\n\u0301\u0308αΩжЯ"
+
+
+@given(st.text(ALPHABET) | st.text(st.characters(max_codepoint=0x24F)))
+def test_auto_is_words_in_latin_greek_and_cyrillic(text):
+    both = [bm25.new_tokenizer(chosen).splitter for chosen in (SETTINGS, AUTO)]
+    assert both[0](text) == both[1](text) and both[0](text.lower()) == both[1](text.lower())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("北京是中国", "北京 京是 是中 中国"),
+        ("東京 2020年、A c言語", "東京 2020 年 言語"),
+        ("コーヒー ｶﾞﾑ", "コー ーヒ ヒー ガム"),  # ー has no script of its own; half width is full width
+        ("서울은 수도", "서울 울은 수도"),
+        ("ที่นี่", "ที่นี่"),
+        ("ภาษาไทย", "ภา าษ ษา าไ ไท ทย"),
+        ("ភាសា", "ភាសា"),
+        ("हिन्दी भाषा में", "हिन्दी भाषा में"),  # a word with its vowel marks; `words` finds none here
+        ("தமிழ்", "தமிழ்"),
+        ("ⵜ C ? 。", ""),
+    ],
+)
+def test_auto_reads_scripts_without_spaces_and_words_with_marks(text, words):
+    assert bm25.words_and_pairs(text) == words.split()
+
+
+@pytest.mark.parametrize("large", [0, bm25.LARGE])
+@pytest.mark.parametrize("chosen", [SETTINGS, AUTO])
+def test_nothing_that_scores_0_is_found(monkeypatch, large, chosen):
+    monkeypatch.setattr(bm25, "LARGE", large)
+    index = BM25Index(["C is a language", "R too", "北京是中国的首都", "ประเทศไทย"], chosen)
+    found, scores = index.search(["C", "?", "R", "", "unheard", "中国", "ไทย", "language of C"], 4)
+    pairs = [[2], [3]] if chosen is AUTO else [[], []]
+    assert listed(found) == [[], [], [], [], [], *pairs, [0]]
+    assert all((s > 0).all() and len(s) == len(f) for s, f in zip(scores, found, strict=True))
+
+
+# ------------------------------------------------------------------------------- what BM25 does not find; copies
+
+
+@pytest.mark.parametrize("strategy", ["bm25", "hybrid"])
+def test_what_bm25_does_not_find_is_drawn_with_the_seed_and_counted(strategy, monkeypatch):
+    monkeypatch.setattr("dream.candidates.sets.DenseIndex", Letters)
+    passages, instances = data("boolq")
+    passages["title"], instances["query"] = "", [f"C{i % 5}" for i in range(12)]  # no word of two characters is known
+    drawn = set()
+    for seed in range(3):
+        sets, (record,) = build(config(candidates__source=strategy, candidates__seed=seed), passages, instances)
+        assert len(list(targets(sets, instances))) == 12 and record["wordless_queries"] == 12
+        assert record["filled_at_random"] == (36 if strategy == "bm25" else 0)
+        drawn |= {tuple(sorted(ids)) for ids in sets["passage_ids"]}
+        assert all(len(set(ids)) == 4 for ids in sets["passage_ids"])
+    assert (len(drawn) > 12) == (strategy == "bm25"), "no fixed passages stand in for hits"
+    if strategy == "bm25":
+        assert record["positive_found"] == record["positive_found_at_100"] == 0 and record["positive_mean_rank"] is None
+        with pytest.raises(DreamError, match="leaves no candidate set .* 12 without positive"):
+            build(config(candidates__source=strategy, candidates__include_positive=False), passages, instances)
+
+
+def test_few_hits_stay_before_what_is_drawn():
+    passages, instances = data("boolq")
+    instances["query"] = "topic0 thing0"  # ten documents score, the first alone is about both
+    free = config(candidates__source="bm25", candidates__count=12, candidates__include_positive=False)
+    sets, (record,) = build(free, passages, instances)
+    found = {f"boolq-0-{p}" for p in range(5)} | {f"boolq-{g}-0" for g in range(6)}
+    assert len(found) == 10 and record["filled_at_random"] == 2 * len(sets) and record["wordless_queries"] == 0
+    assert all(found < set(ids) for ids in sets["passage_ids"])
+    assert record["dropped_without_positive"] == 12 - len(sets) == 12 - sum(t in found for t in instances["target_id"])
+
+
+def texts_of(passages, ids):
+    by_id = {row.passage_id: f"{row.title} {row.text}".split() for row in passages.itertuples()}
+    return [tuple(by_id[i]) for i in ids]
+
+
+def copied(strategy, groups=6):
+    """Every passage twice, once with other white space; the copy's id comes first in BM25's order."""
+    passages, instances = data("squad" if strategy == "same_document" else "boolq", groups=groups)
+    again = passages.assign(passage_id="a-" + passages["passage_id"], text=passages["text"].str.replace(" ", "\n ") + " ")
+    return pd.concat([again, passages], ignore_index=True), instances
+
+
+@pytest.mark.parametrize("strategy", ["same_document", "bm25", "dense", "hybrid"])
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_a_set_holds_no_text_twice_and_the_target_under_its_own_id(strategy, positive, shared, monkeypatch):
+    monkeypatch.setattr("dream.candidates.sets.DenseIndex", Letters)
+    passages, instances = copied(strategy)
+    more = {"candidates__include_positive": positive, "candidates__questions_per_set": shared}
+    sets, (record,) = build(config(candidates__source=strategy, **more), passages, instances)
+    wanted = dict(zip(instances["instance_id"], instances["target_id"], strict=True))
+    for row in sets.itertuples():
+        texts = texts_of(passages, row.passage_ids)
+        assert len(set(texts)) == len(texts) == 4
+        for place, (name, gold) in enumerate(zip(row.instance_ids, row.gold, strict=True)):
+            assert texts[gold] == texts_of(passages, [wanted[name]])[0]
+            assert place or row.passage_ids[gold] == wanted[name]
+        check_sets([CandidateSet("", "", tuple(row.passage_ids), tuple(" ".join(t) for t in texts),
+                                 tuple(Question(n, "", g) for n, g in zip(row.instance_ids, row.gold, strict=True)))])  # fmt: skip
+    assert record["copies_dropped"] > 0 and record["pool"] == (5 if strategy == "same_document" else 30)
+    if positive:
+        assert record["instances"] == 12
+
+
+def test_without_copies_the_sets_are_those_of_the_plain_rule():
+    """The K best, or the drawn ones, as they come: the rule on copies changes nothing where there are none."""
+    passages, instances = data("boolq")
+    sets, (record,) = build(config(), passages, instances)
+    index = BM25Index([f"{t} {x}" for t, x in zip(passages["title"], passages["text"], strict=True)], SETTINGS, list(passages["passage_id"]))
+    for query, ids in zip(instances["query"], index.search(list(instances["query"]), 4)[0], strict=True):
+        row = sets[[list(instances["query"][instances["instance_id"] == i[0]]) == [query] for i in sets["instance_ids"]]].iloc[0]
+        assert set(row["passage_ids"]) == set(ids)
+    assert record["copies_dropped"] == record["filled_at_random"] == 0
+
+
+@pytest.mark.parametrize("strategy", ["same_document", "bm25"])
+def test_copies_are_not_counted_as_passages_of_a_pool(strategy):
+    passages, instances = copied(strategy, groups=2)
+    pool = 5 if strategy == "same_document" else 10
+    assert len(build(config(candidates__source=strategy, candidates__count=pool), passages, instances)[0]) == 4
+    with pytest.raises(DreamError, match=f"{pool} different passages"):
+        build(config(candidates__source=strategy, candidates__count=pool + 1), passages, instances)
 
 
 def test_round_trip_keeps_questions_that_lead_back_to_their_passage():
     passages = pd.DataFrame(
         {"passage_id": list("abc"), "title": "", "text": ["red apples grow", "green pears grow", "blue plums fall"]}
     )
-    written = pd.DataFrame({"source": "s", "target_id": list("abc"), "query": ["red apples?", "blue plums?", "what falls?"]})
-    for k, targets in {0: "abc", 1: "ac", 3: "abc"}.items():
+    written = pd.DataFrame({"source": "s", "target_id": list("abc"), "query": ["red apples?", "blue grow?", "what falls?"]})
+    for k, targets in {0: "abc", 1: "ac", 2: "ac", 3: "abc"}.items():
         config = configs.load(overrides={"questions.round_trip": k})
         assert "".join(round_trip.keep(written, passages, config)["target_id"]) == targets
+
+
+@pytest.mark.parametrize(("tokenizer", "kept"), [("words", "a"), ("auto", "abd")])
+def test_round_trip_finds_nothing_without_a_word(tokenizer, kept):
+    """The passages come first in the order of ids; a copy of the passage is the passage."""
+    texts = ["plums fall", "北京是中国的首都", "c", "ประเทศไทย", "plums fall"]
+    passages = pd.DataFrame({"passage_id": ["a", "b", "c", "d", "Copy"], "title": "", "text": texts})
+    written = pd.DataFrame({"source": "s", "target_id": list("abcd"), "query": ["what plums?", "中国的首都", "C?", "ไทย"]})
+    config = configs.load(overrides={"questions.round_trip": 1, "bm25.tokenizer": tokenizer})
+    found = round_trip.keep(written, passages, config)
+    assert "".join(found["target_id"]) == kept and found.attrs["wordless"] == 4 - len(kept)

@@ -6,6 +6,7 @@
 ``hybrid``         reciprocal rank fusion of both
 
 ``auto`` takes what suits each source. A new strategy is one file with a function and one entry in ``RETRIEVERS``.
+What a retriever does not find is filled at random, and passages with the same text are one (``sets.py``).
 """
 
 from dream.candidates.bm25 import BM25Index

@@ -1,7 +1,8 @@
 """BM25 with one analyser for candidates and for the BM25 row of the tables: bm25s (Lucene's formula) and Snowball.
 
-Lower case, words of two letters or more (``bm25s``'s pattern), optional English stop words, optional Snowball stemmer.
-Ranking does not depend on batches or on the order of insertion: ties in score go to the smaller id.
+Lower case, words of two letters or more (``bm25s``'s pattern; with ``bm25.tokenizer: auto`` see :func:`words_and_pairs`),
+optional English stop words, optional Snowball stemmer. A document that shares no word with the query is no hit. Ranking
+does not depend on batches or on the order of insertion: ties in score go to the smaller id.
 
 Texts are read once, in turn, and kept as numbers: four bytes a word, and eight bytes for every word of a document in the
 index. A search scores every document, in a large index only those that can be among the k best: the same bits either way.
@@ -9,15 +10,67 @@ index. A search scores every document, in a large index only those that can be a
 
 from __future__ import annotations
 
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import regex
 
 from dream.config import BM25
 
 LARGE = 100_000  # documents; in a smaller index it is faster to score all of them
+# Letters of scripts that set no spaces: those of Lucene's CJKAnalyzer, and what Unicode's line breaking (UAX 14) leaves to
+# a dictionary: Thai, Lao, Khmer, Burmese …
+_CJK = "".join(rf"\p{{scx={script}}}" for script in ("Han", "Hiragana", "Katakana", "Hangul", "Bopomofo", "Yi"))
+_SPACELESS = rf"[[{_CJK}\p{{lb=SA}}]&&[\p{{L}}\p{{M}}\p{{N}}]]"
+# Letters, digits and the marks that are vowels (Hindi, Tamil, Arabic …), which Python's \w leaves out.
+_LETTER = r"[\p{L}\p{N}_[\p{M}--\p{Script=Inherited}][\p{M}&&\p{scx=Arab}]]"
+_PIECE = regex.compile(rf"(?P<stretch>{_SPACELESS}+)|[{_LETTER}--{_SPACELESS}]{{2,}}", regex.V1)
+
+
+def words_and_pairs(text: str) -> list[str]:
+    """Words of two characters or more; in scripts without spaces every two neighbours, as Lucene's CJKAnalyzer does.
+
+    A character is what a reader takes for one (a letter with its marks); one that stands alone is a word. In Latin
+    script these are the words of ``bm25.tokenizer: words``.
+
+    >>> words_and_pairs("a tokyo 東京都 2 で"), words_and_pairs("ที่นี่ हिन्दी")
+    (['tokyo', '東京', '京都', 'で'], ['ที่นี่', 'हिन्दी'])
+    """
+    found = []
+    for piece in _PIECE.finditer(text):
+        if (stretch := piece["stretch"]) is None:
+            found.append(piece[0])
+            continue
+        characters = regex.findall(r"\X", unicodedata.normalize("NFKC", stretch))
+        found += map("".join, pairwise(characters)) if len(characters) > 1 else characters
+    return found
+
+
+def new_tokenizer(settings: BM25) -> Any:
+    """bm25s's tokenizer as ``config.bm25`` describes it."""
+    import bm25s
+    import Stemmer
+
+    return bm25s.tokenization.Tokenizer(
+        lower=True,
+        stopwords="en" if settings.stopwords == "english" else [],
+        stemmer=Stemmer.Stemmer("english") if settings.stemmer == "english" else None,
+        **({"splitter": words_and_pairs} if settings.tokenizer == "auto" else {}),
+    )
+
+
+def describe(settings: BM25) -> str:
+    """The analyser in words, for a table's footnote."""
+    pairs = ", in scripts without spaces every two neighbouring characters (as Lucene's CJKAnalyzer)"
+    return (
+        f"bm25s, Lucene's formula, k1 {settings.k1}, b {settings.b}, stemmer {settings.stemmer}, "
+        f"stop words {settings.stopwords}, lower case, words of two or more characters"
+        f"{pairs if settings.tokenizer == 'auto' else ''}"
+    )
 
 
 class BM25Index:
@@ -35,8 +88,8 @@ class BM25Index:
     ) -> None:
         import bm25s
 
-        self.settings, self.progress = settings, progress
-        self._tokenizer = self._new_tokenizer()
+        self.progress = progress
+        self._tokenizer = new_tokenizer(settings)
         documents = Documents(self._tokens(texts, learn=True))
         self.ids = np.array(ids if ids is not None else range(len(documents)), dtype=object)
         # documents stand in the order of their ids, so that a stable sort by score breaks ties by id
@@ -52,47 +105,29 @@ class BM25Index:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best documents of every query.
+    def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The k best documents of every query that share a word with it.
 
         Args:
             queries: texts.
-            k: at most so many documents; fewer if the index holds fewer.
+            k: at most so many documents; fewer where fewer score above 0.
 
         Returns:
-            ids and scores (float32), both of shape (queries, min(k, documents)), by score downwards, then by id.
+            For every query its ids, and their scores (float32, above 0), by score downwards, then by id.
         """
         from tqdm import tqdm
 
-        k = min(k, len(self))
-        ids, scores = np.empty((len(queries), k), dtype=object), np.empty((len(queries), k), dtype=np.float32)
+        ids, scores = [], []
         asked = tqdm(queries, desc="BM25", unit="query", disable=not self.progress, mininterval=1)
-        for row, tokens in enumerate(self._tokens(asked)):
-            best, scores[row] = self._finder(tokens, k)
-            ids[row] = self.ids[best]
+        for tokens in self._tokens(asked):
+            best, found = self._finder(tokens, min(k, len(self)))
+            ids.append(self.ids[best])
+            scores.append(found)
         return ids, scores
-
-    def _new_tokenizer(self):
-        import bm25s
-        import Stemmer
-
-        return bm25s.tokenization.Tokenizer(
-            lower=True,
-            stopwords="en" if self.settings.stopwords == "english" else [],
-            stemmer=Stemmer.Stemmer("english") if self.settings.stemmer == "english" else None,
-        )
 
     def _tokens(self, texts: Iterable[str], learn: bool = False) -> Iterator[list[int]]:
         """Token ids of each text; words that are new are given an id (``learn``) or left out."""
         return self._tokenizer.streaming_tokenize(texts, update_vocab=learn, allow_empty=False)
-
-    def describe(self) -> str:
-        """The analyser in words, for a table's footnote."""
-        s = self.settings
-        return (
-            f"bm25s, Lucene's formula, k1 {s.k1}, b {s.b}, stemmer {s.stemmer}, stop words {s.stopwords}, "
-            "lower case, words of two or more characters"
-        )
 
 
 class Documents:
@@ -123,7 +158,7 @@ class TopDocuments:
 
     Words are added in the order of the most that they can give. Once the words that are left cannot bring an unseen
     document among the k best, only documents near enough to the k-th best so far stay; they are scored as bm25s scores
-    all: float32, in the order of the query's words. So the answer is that of the full scores, bit for bit.
+    all: float32, in the order of the query's words. So the answer is that of the full scores above 0, bit for bit.
 
     Args:
         index: an index in which every word has a document; a word's documents stand in ascending order.
@@ -136,21 +171,21 @@ class TopDocuments:
         self.partial = np.zeros(scores["num_docs"], dtype=np.float32)  # zero between queries
 
     def __call__(self, tokens: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and scores (float32) of the k best, by score downwards, then by position.
+        """Positions and scores (float32) of the k best that score above 0, by score downwards, then by position.
 
         Args:
             tokens: token ids of the query, repeated as in the query.
             k: at most the number of documents.
         """
-        seen = self._candidates(tokens, k) if tokens and len(self.partial) >= LARGE else []
-        if len(seen) < k:  # a small index, or some of the k best share no word with the query
-            scores = self.index.get_scores_from_ids(tokens)
-            best = top(scores, k)
-            return best, scores[best]
-        scores = np.zeros(len(seen), dtype=np.float32)
-        for token in tokens:
-            scores += self._given(token, seen)
+        if tokens and len(self.partial) >= LARGE:
+            seen = self._candidates(tokens, k)
+            scores = np.zeros(len(seen), dtype=np.float32)
+            for token in tokens:
+                scores += self._given(token, seen)
+        else:
+            seen, scores = np.arange(len(self.partial)), self.index.get_scores_from_ids(tokens)
         best = top(scores, k)
+        best = best[scores[best] > 0]
         return seen[best], scores[best]
 
     def _column(self, token: int) -> tuple[np.ndarray, np.ndarray]:

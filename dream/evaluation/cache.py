@@ -6,8 +6,8 @@ changed weight or prompt is another file. Texts are encoded in chunks of ``CHUNK
 chunk is a file of its own in ``<key>.parts``, written whole or not at all. So a killed run goes on at its first
 missing chunk and ends with the same bytes as a run that was not, and several processes (one per GPU) can share the
 work: each takes chunks that no other has locked; the operating system drops the locks of a killed one. The last one
-joins the chunks to ``<key>.f16``, with ``<key>.json`` beside it that says what it holds. The folder can be deleted at
-any time.
+joins the chunks to ``<key>.f16``, with ``<key>.json`` beside it that says what it holds and how many tokens were
+encoded for it: a result costs the same whoever made its vectors. The folder can be deleted at any time.
 
 Search always reads these rounded vectors, fresh or cached, so both give the same scores.
 """
@@ -21,13 +21,14 @@ import importlib.metadata
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from dream.encoder import Encoder
+from dream.encoder import Encoder, unique
 from dream.errors import DreamError
-from dream.files import cache_folder, replacing, value_hash, write_json
+from dream.files import cache_folder, read_json, replacing, value_hash, write_json
 
 CHUNK = 1024  # texts per part: what a killed process loses at most, and the step of the progress bar
 
@@ -45,6 +46,9 @@ def embeddings(
     folder: Path | None = None,
 ) -> np.ndarray:
     """Embeddings of a corpus as a read-only float16 memory map [n, d]; encoded if they are not in the cache.
+
+    ``encoder.tokens`` grows by the tokens that were encoded for them, here, in another process or in an earlier run;
+    equal texts of a chunk are encoded once.
 
     Args:
         encoder: makes them.
@@ -69,18 +73,35 @@ def embeddings(
     }
     folder = folder or cache_folder() / "embeddings"
     path = folder / f"{value_hash(settings)}.f16"
-    shape = (len(texts), encoder.dimension)
+    shape, before = (len(texts), encoder.dimension), encoder.tokens
+    about = {**settings, "shape": shape, "model": encoder.reference}
     if not path.exists():
         parts = path.with_suffix(".parts")
         parts.mkdir(parents=True, exist_ok=True)
         _encode_parts(path, parts, encoder, texts, ids, settings, label)
         with locked(path.with_suffix(".lock")):
             if not path.exists():
+                counts = [_count(part_file(parts, i).with_suffix(".json"), encoder, texts[i : i + CHUNK], about)
+                          for i in range(0, len(texts), CHUNK)]  # fmt: skip
+                write_json(path.with_suffix(".json"), about | {"tokens": sum(counts)})
                 _join(parts, path, len(texts))
-                write_json(path.with_suffix(".json"), {**settings, "shape": shape, "model": encoder.reference})
         shutil.rmtree(parts, ignore_errors=True)
         path.with_suffix(".lock").unlink(missing_ok=True)
+    encoder.tokens = before + _count(path.with_suffix(".json"), encoder, texts, about)
     return open_map(path, shape)
+
+
+def _count(path: Path, encoder: Encoder, texts: Sequence[str], about: dict[str, Any]) -> int:
+    """Tokens that were encoded for these texts; where the file does not say, they are counted once and written to it."""
+    stored = read_json(path) if path.exists() else about
+    if "tokens" not in stored:
+        chunks = (texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK))
+        asked = ([about["prompt"] + text for text in chunk] for chunk in chunks)
+        tokens = sum(len(s) for chunk in asked for s in unique(encoder.tokenize(chunk, about["max_length"]))[0])
+        stored = stored | {"tokens": tokens}
+        with contextlib.suppress(OSError):  # a cache that cannot be written is counted again next time
+            write_json(path, stored)
+    return stored["tokens"]
 
 
 def _encode_parts(
@@ -96,16 +117,17 @@ def _encode_parts(
                 while not part.exists() and not path.exists():
                     with contextlib.suppress(FileNotFoundError), locked(part.with_suffix(".lock"), wait) as mine:
                         if mine and not part.exists() and not path.exists():
+                            before = encoder.tokens
                             vectors = encoder.encode(
                                 texts[rows], how["prompt"], how["max_length"], how["token_budget"], ids=ids[rows]
                             )
-                            _write_part(part, vectors, encoder)
+                            _write_part(part, vectors, encoder.tokens - before, encoder)
                     if not wait:
                         break
                 bar.update(len(texts[rows]))
 
 
-def _write_part(part: Path, vectors: np.ndarray, encoder: Encoder) -> None:
+def _write_part(part: Path, vectors: np.ndarray, tokens: int, encoder: Encoder) -> None:
     if vectors.shape[1] != encoder.dimension:
         raise DreamError(
             f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, "
@@ -113,6 +135,7 @@ def _write_part(part: Path, vectors: np.ndarray, encoder: Encoder) -> None:
             "The model's folder mixes files of two models: get it again",
         )
     with replacing(part) as temporary, naming(part):
+        write_json(part.with_suffix(".json"), {"tokens": tokens})
         temporary.write_bytes(vectors.astype(np.float16).tobytes())
 
 

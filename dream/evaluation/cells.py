@@ -81,7 +81,7 @@ def run(
         scored = [score(system, part, config) for part in tasks.parts(name, config)]
         for table, record in scored:
             tables.append(table.assign(suite=record["suite"], task=name, system=system.name, seed=seed))
-        records.append({"system": system.name, "seed": seed, **merge([record for _, record in scored])})
+        records.append({"system": system.name, "seed": seed, **_remarked(merge([record for _, record in scored]), config)})
     table = pd.concat(tables, ignore_index=True).sort_values(["suite", "task", "query_id"], ignore_index=True)
     return table.astype({"seed": "Int64"})[[*ROWS, "hits", "scores"]], sorted(
         records, key=lambda r: (r["suite"], r["task"])
@@ -116,6 +116,8 @@ def score(system: systems.System, task: Task, config: Config) -> tuple[pd.DataFr
             "rules": RULES,
         },
     }
+    if "bm25" in system.sections:
+        record["wordless_queries"] = sum(not found.get(q) for q in table["query_id"])
     if isinstance(system, systems.Dense):
         record.update(_geometry(system, task))
     if task.part:
@@ -129,20 +131,28 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     if len(parts) == 1:
         return {key: value for key, value in parts[0].items() if key != "part"}
     means = [*SCORES, *(name for name in ("alignment", "uniformity") if name in parts[0])]
-    totals = (
-        "queries",
-        "queries_left_out",
-        "documents",
-        *(("geometry_pairs",) if "geometry_pairs" in parts[0] else ()),
-    )
+    more = (name for name in ("geometry_pairs", "wordless_queries") if name in parts[0])
+    totals = ("queries", "queries_left_out", "documents", *more)
     merged = {key: value for key, value in parts[0].items() if key not in ("part", "projection")}
     return {
         **merged,
         **{name: round(float(np.mean([p[name] for p in parts])), 6) for name in means},
         **{name: sum(p[name] for p in parts) for name in totals},
         "revision": "+".join(p["revision"][:8] for p in parts),
+        "notes": list(dict.fromkeys(note for p in parts for note in p["notes"])),
         "parts": {p["part"]: p["ndcg_at_10"] for p in parts},
     }
+
+
+def _remarked(record: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A record with a note on the queries for which BM25 finds nothing, if there are any."""
+    if not (wordless := record.get("wordless_queries")):
+        return record
+    note = (
+        f"{wordless} of {record['queries']} queries have no word for the analyser that any document holds "
+        f"(bm25.tokenizer: {config.bm25.tokenizer})"
+    )
+    return {**record, "notes": [*record["notes"], note]}
 
 
 def check(task: Task) -> None:

@@ -48,13 +48,13 @@ class Lexical:
     sections = ("bm25", "evaluate")
 
     def __init__(self, config: Config) -> None:
-        from dream.candidates.bm25 import BM25Index
+        from dream.candidates.bm25 import describe
 
         self.name, self.flops, self.config = "bm25", 0.0, config.bm25
         self.settings = {
             **config.bm25.model_dump(mode="json"),
             "library": f"bm25s {importlib.metadata.version('bm25s')}",
-            "analyser": f"{BM25Index(['x'], config.bm25).describe()}; title and text",
+            "analyser": f"{describe(config.bm25)}; title and text",
         }
 
     def search(self, task: Task, depth: int) -> Run:
@@ -63,7 +63,7 @@ class Lexical:
         index = BM25Index(documents(task), self.config, ids=list(task.corpus["id"]))
         ids, scores = index.search(list(task.queries["text"]), depth)
         return {
-            query: {i: float(s) for i, s in zip(hits, values, strict=True) if s > 0}
+            query: dict(zip(hits, values.tolist(), strict=True))
             for query, hits, values in zip(task.queries["id"], ids, scores, strict=True)
         }
 
@@ -93,7 +93,7 @@ class Dense:
 
     @property
     def flops(self) -> float:
-        """Operations spent on encoding so far, about 2 × weights × tokens; cached vectors cost nothing."""
+        """Operations of the embeddings so far, about 2 × weights × tokens; a cached vector counts what it cost."""
         return self.encoder.flops_per_token * self.encoder.tokens
 
     def search(self, task: Task, depth: int) -> Run:

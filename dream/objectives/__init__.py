@@ -122,12 +122,21 @@ def similarities(sets: Sequence[CandidateSet], encoder: Encoder) -> list[Tensor]
     return [check_finite(queries @ passages.T) for queries, passages in zip(vectors, vectors, strict=True)]
 
 
+def plain(text: str) -> str:
+    """A passage with single spaces: two that are equal so are one text, and a copy of a target is no negative.
+
+    >>> plain("Oslo  A city.\\n")
+    'Oslo A city.'
+    """
+    return " ".join(text.split())
+
+
 def check_sets(sets: Sequence[CandidateSet]) -> None:
     """Stop at a batch that no objective is defined for.
 
     Raises:
-        DreamError: there is no set, or a set has fewer than two candidates, no question, or a question whose target is
-            not among its candidates.
+        DreamError: there is no set, or a set has fewer than two candidates, no question, a question whose target is not
+            among its candidates, or a second candidate with a target's text.
     """
     if not sets:
         raise DreamError("a training batch holds no candidate set", "Run `dvc repro candidates`")
@@ -136,10 +145,17 @@ def check_sets(sets: Sequence[CandidateSet]) -> None:
             f"{len(s.passages)} candidates, at least two are needed" if len(s.passages) < 2
             else "no question" if not s.questions
             else "a question whose target is not a candidate" if any(not 0 <= q.gold < len(s.passages) for q in s.questions)
+            else "a copy of a target among its negatives" if _copies(s)
             else None
         )  # fmt: skip
         if problem:
             raise DreamError(f"candidate set {s.id} has {problem}", "Run `dvc repro candidates`")
+
+
+def _copies(s: CandidateSet) -> bool:
+    """Whether a target's text stands twice in its set."""
+    texts = list(map(plain, s.passages))
+    return any(texts.count(texts[q.gold]) > 1 for q in s.questions)
 
 
 def check_finite(scores: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from dream.objectives import (
     check_finite,
     check_sets,
     gold,
+    plain,
     ranking_logs,
     register,
     similarities,
@@ -44,6 +45,7 @@ class InfoNCE(Objective):
         """All passages of the micro-batch are candidates of every question."""
         check_sets(sets)
         passages = [text for s in sets for text in s.passages]
+        texts = list(map(plain, passages))
         questions = [q.text for s in sets for q in s.questions]
         vectors = encoder.embed(questions + passages)
         scores = check_finite(vectors[: len(questions)] @ vectors[len(questions) :].T)
@@ -54,7 +56,7 @@ class InfoNCE(Objective):
             for question in candidates.questions:
                 positive = first + question.gold
                 twin = torch.tensor(
-                    [text == passages[positive] and i != positive for i, text in enumerate(passages)], device=scores.device
+                    [text == texts[positive] and i != positive for i, text in enumerate(texts)], device=scores.device
                 )
                 logits = (scores[row] / tau).masked_fill(twin, float("-inf"))
                 of_set.append(cross_entropy(logits[None], torch.tensor([positive], device=scores.device)))
