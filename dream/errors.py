@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -28,6 +29,7 @@ PLACES = {  # what a path of the user's can be, and what to do about it
     errno.ELOOP: ("is a symbolic link that leads to itself", "Mend the link or name another place"),
     errno.ENOTEMPTY: ("was written by another process at the same time", "Run again when that one has ended"),
 }
+TEMPORARY = re.compile(r"(^|/)\.([^/]+)\.[a-z0-9_]{8}(\.[^/.]*)?$")  # how dream.files names what it renames in the end
 AGAIN = "Run the same command again: long steps go on where they stopped"
 
 
@@ -88,10 +90,12 @@ def explain(error: BaseException) -> str | None:
 def _explain_system(error: OSError) -> str | None:
     """The line of an error of the file system: for a path of the user's; one inside the code is a defect of ours."""
     path = error.filename2 or error.filename  # of a rename, what was to be replaced
+    if isinstance(path, (str, os.PathLike)):
+        path = TEMPORARY.sub(r"\1\2", str(path))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {path}" if path else ""
         return f"no space left on the disk{where}. Free some space or move DREAM_CACHE, then run again"
-    if not isinstance(path, (str, os.PathLike)) or error.errno not in PLACES:
+    if not isinstance(path, str) or error.errno not in PLACES:
         return None
     place = Path(os.path.abspath(path))
     if any(place.is_relative_to(code) for code in CODE):
@@ -100,7 +104,7 @@ def _explain_system(error: OSError) -> str | None:
     caches = [os.environ.get(name) for name in ("DREAM_CACHE", "HF_HOME")] + [os.path.expanduser("~/.cache")]
     if any(cache and place.is_relative_to(os.path.abspath(cache)) for cache in caches):
         remedy = "Set DREAM_CACHE (ours) or HF_HOME (the model hub's) to a folder that can be written"
-    return f"{str(path)[:200]} {what}. {remedy}"
+    return f"{path[:200]} {what}. {remedy}"
 
 
 def exits_cleanly(main: Callable) -> Callable:

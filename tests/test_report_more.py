@@ -254,7 +254,7 @@ def test_changed_queries_come_with_their_texts_and_hits(results, work):
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    assert compare.clip("a\x1b[31mred\x07", 50) == "a [31mred"
+    assert compare.clip("a\x1b[31mred\x07", 50) == r"a\x1b[31mred\x07"
 
 
 # ------------------------------------------------------------------------------------------------ explain and page

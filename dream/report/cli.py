@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dream.errors import exits_cleanly
+from dream.errors import DreamError, exits_cleanly, visible
 
 app = typer.Typer(
     name="dream-report",
@@ -54,9 +54,9 @@ def load(params: Path, cells: Path, experiment: str | None = None, reference: st
 def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], Any] | None = None) -> None:
     """Print ``value`` as JSON, or its rich form on a terminal, or its plain text in a pipe."""
     if as_json:
-        import json
+        from dream.report import render
 
-        typer.echo(json.dumps(value() if callable(value) else value, indent=1, ensure_ascii=False, default=str))
+        typer.echo(render.json_text(value() if callable(value) else value))
     elif rich is not None and sys.stdout.isatty():
         from rich.console import Console
 
@@ -107,13 +107,21 @@ def tables(
         render.known(format)
     results = load(params, cells, experiment, reference)
     if out is not None:
-        built = build.write_tables(results, out)
+        built = build.write_tables(results, _for_tables(out))
         names = [str(out / f"{t.name}.{ending}") for t in built for ending in ("csv", "md")]
         return show(names, json, lambda: "\n".join(names))
     built = registry.build(results, table or None, sweeps.stored() if experiment is None else ())
     if format == "text" or json:
         return show_tables(built, json)
     typer.echo("\n".join(render.render(t, format).rstrip("\n") + "\n" for t in built), nl=False)
+
+
+def _for_tables(folder: Path) -> Path:
+    """The folder itself, if nothing but tables is lost when it is replaced."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if names and ("main.csv" not in names or any(Path(name).suffix not in (".csv", ".md") for name in names)):
+        raise DreamError(f"{folder} holds other files, which would be lost", "Name a new folder, or one of tables")
+    return folder.resolve()
 
 
 @app.command(
@@ -137,7 +145,6 @@ def plots(
 
     Figures of collected sweeps (sweep-NAME) are named where they lie, and copied where one is asked for.
     """
-    from dream.errors import DreamError
     from dream.report import plots as registry
     from dream.report import sweeps
 
@@ -157,7 +164,7 @@ def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
     queries: Annotated[
-        int, typer.Option("--queries", "-n", min=0, help="How many of the queries that changed most.")
+        int, typer.Option("--queries", "-n", min=0, max=10_000, help="How many of the queries that changed most.")
     ] = 6,
     json: Json = False,
     params: Params = PARAMS,
@@ -187,7 +194,6 @@ def paper(
     cells: Cells = CELLS,
 ) -> None:
     """Set the paper's printed numbers, ablations too, beside ours, and say which have not been run."""
-    from dream.errors import DreamError
     from dream.report import paper as printed
 
     remark = ""
@@ -197,12 +203,12 @@ def paper(
         results, remark = None, f"No results to compare with: {error}"
     show_tables([printed.table(results, rows), printed.ablations(), printed.scaling()], json)
     if remark:
-        typer.echo(remark, err=True)
+        typer.echo(visible(remark), err=True)
 
 
 @app.command(epilog=examples("dream-report runs", "dream-report runs --commits 5 --format csv > runs.csv"))
 def runs(
-    commits: Annotated[int, typer.Option("--commits", min=0, help="Commits that changed results, newest first.")] = 1,
+    commits: Annotated[int, typer.Option("--commits", min=0, max=10_000, help="Commits that changed results, newest first.")] = 1,
     format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
     json: Json = False,
     params: Params = PARAMS,
@@ -230,7 +236,6 @@ def sweep(
     file: Annotated[Path, typer.Option("--file", help="Where the sweeps stand.")] = Path("sweeps.yaml"),
 ) -> None:
     """Print, run, queue or collect the experiments of an ablation. Without an option: the commands that it takes."""
-    from dream.errors import DreamError
     from dream.report import sweeps
 
     if run and queue:
@@ -254,9 +259,9 @@ def sweep(
 def plan(
     size: Annotated[str | None, typer.Option("--size", help="An entry of `sizes`; by default that of params.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="auto, packaged, smoke or paper.")] = "auto",
-    tflops: Annotated[float, typer.Option("--tflops", min=1e-6, help="Sustained throughput in TFLOP/s.")] = 100.0,
+    tflops: Annotated[float, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s.")] = 100.0,
     device_gib: Annotated[
-        float | None, typer.Option("--device-gib", min=0, help="Device memory; by default what is here.")
+        float | None, typer.Option("--device-gib", min=0, max=1e9, help="Device memory; by default what is here.")
     ] = None,
     json: Json = False,
     params: Params = PARAMS,
@@ -279,7 +284,6 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
     """Check packages, devices, hub, disk, checksums, and which sizes can run here. Exit code 1 if there is a
     problem."""
     from dream import config
-    from dream.errors import DreamError
     from dream.report import doctor as examination
 
     try:
@@ -298,7 +302,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
     system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
-    seed: Annotated[int, typer.Option("--seed", help="Which of its training runs.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
     html: Annotated[Path | None, typer.Option("--html", help="Write a small page here.")] = None,
     json: Json = False,
     params: Params = PARAMS,
@@ -332,7 +336,7 @@ def explain(
 def export(
     out: Annotated[Path, typer.Option("--out", help="Folder; each format is a folder in it.")],
     system: Annotated[str, typer.Option("--system", help="A trained system (an objective).")] = "dream",
-    seed: Annotated[int, typer.Option("--seed", help="Which of its training runs.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
     format: Annotated[str, typer.Option("--format", "-f", help="both, peft or sentence-transformers.")] = "both",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the formats' folders.")] = False,
     push: Annotated[
@@ -349,7 +353,6 @@ def export(
     """
     from dream import config
     from dream import export as exporting
-    from dream.errors import DreamError
 
     formats = exporting.FORMATS if format == "both" else (format,)
     if push is not None and len(formats) > 1:
@@ -377,10 +380,20 @@ def page(
     show({"page": str(out), "bytes": out.stat().st_size}, json, lambda: str(out))
 
 
+@exits_cleanly
 def main() -> None:
     """The entry point: user errors in one line, no traceback; libraries' deprecations are ours to mend, not the user's."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    exits_cleanly(app)()
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:  # a command, an option or a value that does not exist
+        what, _, guess = error.format_message().partition(". ")
+        if not what:  # no command: the help has been printed
+            sys.exit(2)
+        raise DreamError(what.rstrip("."), guess or f"`{error.ctx.command_path} --help` lists what there is") from None
+    if code == 130:  # how typer passes Ctrl-C on
+        raise KeyboardInterrupt
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def packages(_: Config | None) -> Iterator[Check]:
             "packages",
             PROBLEM,
             f"missing: {', '.join(missing)}",
-            "Run `make install`, or `pip install -c constraints.txt -e .`",
+            "Run `pip install -c constraints.txt -e .`",
         )
     yield Check("packages", OK, ", ".join(found))
 
