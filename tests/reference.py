@@ -58,6 +58,28 @@ def random_model(kind="llama", layers=4, dtype=torch.float64, seed=0, **more):
     return model.eval()
 
 
+def copying_judge(letters=26):
+    """A judge that expects the tokens which its heads attend to, and nothing else: so it prefers p on the gold passage.
+
+    One layer. Queries and keys are 0 (attention is even), values and outputs the identity, tied orthogonal embeddings.
+    """
+    model = random_model(layers=1, num_key_value_heads=4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.zero_() if parameter.ndim > 1 else parameter.fill_(1.0)
+            if name.endswith(("v_proj.weight", "o_proj.weight")):
+                parameter.copy_(torch.eye(32))
+        embeddings = model.get_input_embeddings().weight
+        for letter in range(letters):
+            embeddings[Letters()(chr(97 + letter))["input_ids"][0], letter] = 3.0
+    return Judge(model, Letters())
+
+
+def distinct_set(gold=1, passages=("aabb", "ccdd", "eeff"), id="set"):
+    """Passages without a common letter; one question."""
+    return CandidateSet(id, "test", tuple(map(str, range(len(passages)))), passages, (Question("q", "xyz", gold),))
+
+
 def candidate_set(lengths=(5, 1, 9, 3), questions=2, seed=0):
     """Ragged passages of random letters; questions and targets of different lengths too."""
     generator = torch.Generator().manual_seed(seed)

@@ -15,14 +15,19 @@ from dream.judge.prompt import Documents, Suffix
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of one candidate set's step, by part."""
+    """Operations of one candidate set's step, by part.
+
+    Attributes:
+        documents: the forward pass over the shared prefix.
+        suffixes: the forward pass over the questions' suffixes behind it.
+        vocabulary: logits of the rows that predict target tokens.
+        backward: gradients, 0 where nothing has a graph.
+    """
 
     documents: float
-    suffix_forward: float
-    suffix_backward: float
+    suffixes: float
     vocabulary: float
-    documents_backward: float = 0.0
-    adapter: float = 0.0
+    backward: float
 
     @property
     def total(self) -> float:
@@ -57,7 +62,7 @@ def asked(suffixes: Sequence[Suffix]) -> tuple[list[int], int]:
 
 
 def fast_step(
-    config: Any, documents: int, suffixes: list[int], targets: int, lowest: int, adapter: int = 0
+    config: Any, documents: int, suffixes: list[int], targets: int, lowest: int | None, adapter: int = 0
 ) -> Flops:
     """Operations of :meth:`dream.judge.Judge.target_losses` and its backward pass.
 
@@ -66,37 +71,34 @@ def fast_step(
         documents: tokens of the shared prefix.
         suffixes: tokens read of every question's suffix.
         targets: target tokens of all questions together (rows with logits); see :func:`asked`.
-        lowest: the lowest selected layer; below it there is no graph.
+        lowest: the lowest selected layer; below it there is no graph. None: there is none at all.
         adapter: weights of the judge's LoRA, 0 for a frozen judge. With one, every layer and the documents have a graph,
             and its own weights cost a product forward and two backward.
     """
     layers, rows = config.num_hidden_layers, sum(suffixes)
-    lowest = 0 if adapter else lowest
-    dense, seen = 2 * weights_per_layer(config), sum(pairs(n, documents) for n in suffixes)
-    one = dense * rows + attention_flops(config, seen)
+    dense = 2 * weights_per_layer(config)
+    read = attention_flops(config, pairs(documents))
+    asking = attention_flops(config, sum(pairs(n, documents) for n in suffixes))
+    vocabulary = 2 * config.hidden_size * config.vocab_size * targets
+    backward = 0
+    if lowest is not None:
+        above = layers if adapter else layers - lowest
+        backward = above * (dense * rows + 2 * asking) + vocabulary
+        backward += bool(adapter) * layers * (dense * documents + 2 * read) + 4 * adapter * (documents + rows)
     return Flops(
-        documents=layers * (dense * documents + attention_flops(config, pairs(documents))),
-        suffix_forward=layers * one,
-        suffix_backward=(layers - lowest) * (dense * rows + 2 * attention_flops(config, seen)),
-        vocabulary=2 * 2 * config.hidden_size * config.vocab_size * targets,
-        documents_backward=bool(adapter) * layers * (dense * documents + 2 * attention_flops(config, pairs(documents))),
-        adapter=3 * 2.0 * adapter * (documents + rows),
+        documents=layers * (dense * documents + read) + 2 * adapter * documents,
+        suffixes=layers * (dense * rows + asking) + 2 * adapter * rows,
+        vocabulary=vocabulary,
+        backward=backward,
     )
 
 
 def likelihoods(config: Any, documents: Documents, suffixes: Sequence[Suffix]) -> float:
     """Operations of :meth:`dream.judge.Judge.passage_log_likelihood`: every passage is read alone, forward only."""
-    layers, (rows, targets) = config.num_hidden_layers, asked(suffixes)
-    steps = [fast_step(config, len(one.ids), rows, targets, lowest=layers) for one in documents.alone()]
-    return sum(step.total - step.vocabulary / 2 for step in steps)
+    rows, targets = asked(suffixes)
+    return sum(fast_step(config, len(one.ids), rows, targets, None).total for one in documents.alone())
 
 
 def plain_step(config: Any, tokens: int, lowest: int) -> Flops:
     """Operations of one full-sequence forward with all logits and autograd's own backward pass, for one question."""
-    layers, dense, seen = config.num_hidden_layers, 2 * weights_per_layer(config), pairs(tokens)
-    return Flops(
-        documents=0.0,
-        suffix_forward=layers * (dense * tokens + attention_flops(config, seen)),
-        suffix_backward=(layers - lowest) * (dense * tokens + 2 * attention_flops(config, seen)),
-        vocabulary=2 * 2 * config.hidden_size * config.vocab_size * tokens,
-    )
+    return fast_step(config, 0, [tokens], tokens, lowest)

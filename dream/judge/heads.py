@@ -109,8 +109,6 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
     ranked = sorted(every, key=lambda h: (-scores[h], h))
     best = ranked[: knobs.count]
     if knobs.strategy == "explicit":
-        if not knobs.explicit:
-            raise DreamError("heads.strategy is explicit, but heads.explicit is empty", "List [layer, head] pairs")
         return [(layer, head) for layer, head in knobs.explicit]
     if knobs.strategy == "all":
         return ranked

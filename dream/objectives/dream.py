@@ -5,7 +5,8 @@
 gradient reaches the encoder, tau and gamma; the judge gets none.
 
 Controls, one parameter each: ``injection.gate=off`` injects nothing and ``injection.scores=uniform`` injects
-p = 1/K. Neither lets a gradient reach the encoder, which then stays as it was: the row that shows what training adds.
+p = 1/K. Neither lets a gradient reach the encoder: nothing is learned, neither tau nor gate, and the encoder stays as it
+was. It is the row that shows what training adds.
 
 ``dream.judge=lora`` is the paper's ablation: the judge's own LoRA is optimised together with the encoder's, with the same
 learning rate and targets [open]. It is an objective's parameter like tau: clipped, checkpointed and resumed with the
@@ -25,7 +26,7 @@ from dream.errors import DreamError
 from dream.files import read_json, write_json
 from dream.instances import CandidateSet
 from dream.judge import Injection
-from dream.judge.flops import asked, fast_step
+from dream.judge.flops import Flops, asked, fast_step
 from dream.judge.model import Reading
 from dream.objectives import Objective, Temperature, ranking_logs, register, similarities
 
@@ -50,8 +51,9 @@ class Dream(Objective):
             self.gamma = nn.Parameter(gamma)
         else:
             self.register_buffer("gamma", gamma)
-        self.expects_gradient = knobs.gate != "off" and knobs.scores == "learned"
-        if knobs.gate == "off":
+        self.injects = knobs.gate != "off"
+        self.expects_gradient = self.injects and knobs.scores == "learned"
+        if not self.expects_gradient:
             self.requires_grad_(False)
         self.adapter = self._add_lora() if config.dream.judge == "lora" else None
 
@@ -77,43 +79,48 @@ class Dream(Objective):
     def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
         scores, tau, gate = similarities(sets, encoder), self.tau(), self.gamma.sigmoid()
         losses, logs = [], {"tau": tau.item(), **ranking_logs(scores, sets, tau)}
-        if self.config.injection.gate == "off":
-            with torch.no_grad():
-                plain = torch.stack([self.judge.target_losses(c).mean() for c in sets]).mean()
-            return plain, logs | {"gate": 0.0}
         for s, candidates in zip(scores, sets, strict=True):
-            p = (s / tau).softmax(-1) if self.config.injection.scores == "learned" else torch.full_like(s, 1 / s.shape[1])
             reading = self.judge.read(candidates)
-            losses.append(self.judge.target_losses(candidates, p, gate, self.injection, reading=reading).mean())
-            self._count(candidates, reading)
-            if len(losses) == 1 and self.step % self.config.injection.gap_every == 0:
+            found = self.judge.target_losses(candidates, self._p(s, tau), gate, self.injection, reading=reading)
+            losses.append(found.mean())
+            self.flops += self._operations(candidates, reading, found.requires_grad).total
+            if self.injects and len(losses) == 1 and self.step % self.config.injection.gap_every == 0:
                 logs["gap"] = self._gap(candidates, gate, reading)
-        return torch.stack(losses).mean(), logs | {"gate": gate.item()}
+        return torch.stack(losses).mean(), logs | {"gate": self.state()["gate"]}
+
+    def _p(self, scores: Tensor, tau: Tensor) -> Tensor | None:
+        """The distribution over candidates that is injected, ``[questions, K]``; None where nothing is."""
+        if not self.injects:
+            return None
+        if self.config.injection.scores == "uniform":
+            return torch.full_like(scores, 1 / scores.shape[1])
+        return (scores / tau).softmax(-1)
 
     @torch.no_grad()
     def _gap(self, candidates: CandidateSet, gate: Tensor, reading: Reading) -> float:
         """The signal in one set: its first question's loss with p on a wrong candidate minus with p on the gold one.
 
-        One set, every ``injection.gap_every`` steps, without a graph, on the documents that are read anyway.
+        Of a micro-batch's first set, every ``injection.gap_every`` steps, without a graph, on the documents read anyway.
         """
         first, k = candidates.questions[0], len(candidates.passages)
         right = torch.eye(k, device=gate.device)[first.gold]
         twice = dataclasses.replace(candidates, questions=(first, first))
+        step = self._operations(twice, reading, graph=False)
+        self.flops += step.suffixes + step.vocabulary  # the documents are read already
         right_loss, wrong_loss = self.judge.target_losses(
             twice, torch.stack([right, right.roll(1)]), gate, self.injection, reading=reading
         )
         return (wrong_loss - right_loss).item()
 
-    def _count(self, candidates: CandidateSet, reading: Reading) -> None:
-        """Add the operations of one set's step (``dream/judge/flops.py``)."""
-        lowest = min(layer for layer, _ in self.injection.heads)
+    def _operations(self, candidates: CandidateSet, reading: Reading, graph: bool) -> Flops:
+        """Operations of one set's step, with a backward pass where the loss has a graph."""
+        lowest = min(layer for layer, _ in self.injection.heads) if graph else None
         adapter = sum(p.numel() for p in self.adapter.parameters() if p.requires_grad) if self.adapter else 0
         rows, targets = asked(self.judge.prompt.suffixes(candidates))
-        self.flops += fast_step(self.judge.model.config, reading.length, rows, targets, lowest, adapter).total
+        return fast_step(self.judge.model.config, reading.length, rows, targets, lowest, adapter)
 
     def state(self) -> dict[str, float]:
-        gate = 0.0 if self.config.injection.gate == "off" else self.gamma.sigmoid().item()
-        return {"tau": self.tau().item(), "gate": gate}
+        return {"tau": self.tau().item(), "gate": self.gamma.sigmoid().item() if self.injects else 0.0}
 
     def save(self, folder: Path) -> None:
         if self.adapter is None:
