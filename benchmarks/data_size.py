@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dream.errors import exits_cleanly
+
 NAME = "synthetic"  # of the set
 VOCABULARY, LENGTHS, QUERY_WORDS, TEST_QUERIES = 500_000, (60, 100), 8, 1000
 BLOCK = 10_000  # passages drawn at a time
@@ -234,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import common, models
 from benchmarks.pairs_per_second import build, parser
+from dream.errors import exits_cleanly
 from dream.judge import flops
 from dream.objectives import find
 
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

@@ -22,6 +22,7 @@ import torch
 
 from dream.assets import model_path
 from dream.encoder import Encoder
+from dream.errors import exits_cleanly
 
 
 def texts_of(tokenizer, count: int, longest: int) -> list[str]:
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

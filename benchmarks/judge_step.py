@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import common, models
+from dream.errors import exits_cleanly
 from dream.judge import Injection, Judge, flops
 from dream.judge.model import DTYPES, pick_dtype
 
@@ -160,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import common, models
 from dream import config as configs
+from dream.errors import exits_cleanly
 from dream.judge.model import DTYPES, pick_dtype
 from dream.objectives import find, similarities
 from dream.training import operations
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
+from dream.errors import exits_cleanly
+
 K, BLOCK = 100, 50_000
 METHODS = ("ours", "numpy", "faiss")
 
@@ -143,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exits_cleanly(main)()

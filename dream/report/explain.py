@@ -114,15 +114,18 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
             float(state.get("tau", config.tuned(system).temperature.init)),
             float(state.get("gate", config.injection.gate_init)),
         )
-        p = (similarities / tau).softmax(0)
         judge = Judge.from_config(config)
+        device = judge.device  # the encoder's may be another one
+        p = (similarities / tau).softmax(0).to(device)
         heads = [tuple(head) for head in selected]
         injection = Injection(tuple(heads), config.injection.rows, config.injection.budget)
         reading = judge.read(candidates)
         plain = judge.target_losses(candidates, reading=reading, per_token=True)[0]
-        asked = torch.stack([p, torch.eye(k)[question.gold], torch.full((k,), 1 / k)]).to(judge.device)
+        asked = torch.stack([p, torch.eye(k, device=device)[question.gold], torch.full((k,), 1 / k, device=device)])
         thrice = replace(candidates, questions=(question,) * 3)
-        injected = judge.target_losses(thrice, asked, torch.tensor(gate), injection, reading=reading, per_token=True)
+        injected = judge.target_losses(
+            thrice, asked, torch.tensor(gate, device=device), injection, reading=reading, per_token=True
+        )
     layout = judge.prompt.layout(candidates)
     decode = judge.prompt.tokenizer.decode
     target = layout.ids[slice(*layout.target)]
