@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import lzma
 import os
+import re
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dream.errors import DreamError
+
+UNPACKED_RATIO = 100  # an archive may unpack to so many times its own size (texts take 3 to 20 times)
+UNPACKED_SMALL = 50_000_000  # or to so many bytes, if that is more
+UNPACKED_TOTAL = 200_000_000_000  # and to no more than this
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)  # what zipfile raises
 
 
 @contextlib.contextmanager
@@ -113,33 +123,87 @@ def value_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def unpacked_size(archive: Path | str) -> int:
+    """Bytes of a zip archive's files; the same errors as :func:`unzip`."""
+    with _zip(archive) as opened:
+        return sum(info.file_size for info in _members(opened, archive))
+
+
 def unzip(archive: Path | str, folder: Path | str, members: list[str] | None = None) -> None:
     """Unpack a zip archive (a wheel is one) into ``folder``, all of it or the members with these prefixes.
 
-    Raises :class:`DreamError` for a broken archive, for a member that is missing and for one whose path
-    leaves the folder (``../``, absolute, or a symbolic link); nothing is written then.
+    ``zipfile`` writes no more of a member than the archive declares, so the limits on declared sizes hold for the disk.
+
+    Raises:
+        DreamError: a member is missing, encrypted, points outside the folder (``../``, absolute, a drive, a symbolic link),
+            cannot be a file here, or the files are larger than the limits above: nothing is written then. The archive is
+            damaged or packed in an unknown way: what was unpacked before is in ``folder`` and is for the caller to remove.
     """
-    folder = Path(folder)
+    with _zip(archive) as opened:
+        for info in _members(opened, archive, members):
+            opened.extract(info, folder)
+
+
+@contextlib.contextmanager
+def _zip(archive: Path | str) -> Iterator[zipfile.ZipFile]:
+    """An open archive; what zipfile raises on damaged ones is one line."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            names = [i for i in opened.infolist() if not i.is_dir()]
-            if members is not None:
-                for prefix in members:
-                    if not any(i.filename.startswith(prefix) for i in names):
-                        raise DreamError(f"{archive} holds no {prefix}", "Delete it and run again")
-                names = [i for i in names if i.filename.startswith(tuple(members))]
-            root = folder.resolve()
-            for info in names:
-                is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-                if is_link or not (root / info.filename).resolve().is_relative_to(root):
-                    raise DreamError(
-                        f"{archive}: member {info.filename!r} points outside its folder",
-                        "The archive is damaged or hostile: get it again from its publisher",
-                    )
-            for info in names:
-                opened.extract(info, folder)
-    except zipfile.BadZipFile as error:
-        raise DreamError(f"{archive} is not a complete zip archive ({error})", "Delete it and run again") from None
+            yield opened
+    except NotImplementedError as error:
+        raise DreamError(f"{archive} is packed in an unknown way ({error})", "Pack it again as an ordinary zip") from None
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's
+            raise
+        raise DreamError(f"{archive} is not a complete zip archive ({error})", "Delete it and get it again") from None
+
+
+def _members(opened: zipfile.ZipFile, archive: Path | str, prefixes: list[str] | None = None) -> list[zipfile.ZipInfo]:
+    """The files of an archive, looked over as :func:`unzip` says."""
+    found = [info for info in opened.infolist() if not info.filename.endswith("/")]
+    for prefix in prefixes or []:
+        if not any(info.filename.startswith(prefix) for info in found):
+            raise DreamError(f"{archive} holds no {prefix}", "Delete it and run again")
+    if prefixes is not None:
+        found = [info for info in found if info.filename.startswith(tuple(prefixes))]
+    files, folders = set(), set()
+    for info in found:
+        path = PurePosixPath(info.filename)
+        if fault := _fault(info, path, files, folders):
+            raise DreamError(
+                f"{archive}: member {info.filename[:80]!r} {fault}", "Get the archive again from its publisher, or pack it anew"
+            )
+        files.add(path)
+        folders.update(path.parents)
+    size, limit = sum(info.file_size for info in found), _limit(archive)
+    if size > limit:
+        raise DreamError(
+            f"{archive} would unpack to {size / 1e6:.0f} MB, more than the {limit / 1e6:.0f} MB that an archive of its size may",
+            "Get it again from its publisher, or unpack it yourself",
+        )
+    return found
+
+
+def _fault(info: zipfile.ZipInfo, path: PurePosixPath, files: set[PurePosixPath], folders: set[PurePosixPath]) -> str:
+    """What keeps a member from being a file in the folder, after the files and folders of those before it."""
+    is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+    if is_link or path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", info.filename):
+        return "points outside its folder"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if path in files:
+        return "stands in it twice"
+    if path in folders or not files.isdisjoint(path.parents):
+        return "is a file and a folder"
+    odd = "\\" in info.filename or info.orig_filename != info.filename  # of a name with NUL, zipfile keeps the start
+    if odd or not path.parts or any(len(part.encode()) > 255 for part in path.parts):
+        return "has a name that no file can have"
+    return ""
+
+
+def _limit(archive: Path | str) -> int:
+    """Bytes that an archive may unpack to."""
+    return min(UNPACKED_TOTAL, max(UNPACKED_SMALL, UNPACKED_RATIO * Path(archive).stat().st_size))
 
 
 def cache_folder() -> Path:

@@ -77,17 +77,19 @@ def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/can
     """Read all candidate sets, in the order of the file.
 
     Raises:
-        DreamError: a file is missing, or a set names a passage or instance that the data does not hold.
+        DreamError: a file is missing, an id appears twice, or a set names a passage or instance that the data does not hold.
     """
     tables = {}
-    for name, path in {
-        "passages": Path(data) / "passages.parquet",
-        "instances": Path(data) / "instances.parquet",
-        "sets": Path(candidates) / "candidates.parquet",
-    }.items():
+    for name, path, key in (
+        ("passages", Path(data) / "passages.parquet", "passage_id"),
+        ("instances", Path(data) / "instances.parquet", "instance_id"),
+        ("sets", Path(candidates) / "candidates.parquet", "set_id"),
+    ):
         if not path.exists():
             raise DreamError(f"{path} is missing", "Run `dvc repro` to make it")
-        tables[name] = pd.read_parquet(path)
+        table = tables[name] = pd.read_parquet(path)
+        if len(twice := table[key][table[key].duplicated()]):
+            raise DreamError(f"{path}: {key} {twice.iloc[0]!r} appears twice", "Run `dvc repro`")
     passages = dict(zip(tables["passages"].passage_id, passage_texts(tables["passages"]), strict=True))
     queries = dict(zip(tables["instances"].instance_id, tables["instances"]["query"], strict=True))
     sets = []

@@ -52,8 +52,8 @@ def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
     evaluated = {normalise(f"which number is {i}?") for i in range(10)}
     assert not evaluated & set(map(normalise, prepared.instances["query"]))
     row = prepared.instances.iloc[0]
-    number = int(row["instance_id"].removeprefix("mine-q-r"))
-    assert row["target_id"] == f"mine-d{number + 1}"  # the highest-graded document
+    number = int(row["instance_id"].removeprefix("mine:r"))
+    assert row["target_id"] == f"mine:d{number + 1}"  # the highest-graded document
     prepare.write(prepared, tmp_path / "data")
     assert len(pd.read_parquet(tmp_path / "data/instances.parquet")) == 8
 

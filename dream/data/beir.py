@@ -1,17 +1,25 @@
 """BEIR-format folders and zips: corpus.jsonl, queries.jsonl, qrels/<split>.tsv, read with one clear line per fault.
 
-Rules, where the format leaves room (counted in the set's notes):
+Rules, where the format leaves room (what is left out or changed is counted in the set's notes):
 
-* ids are read as text; a tab or line break in one is an error, a slash is allowed (ids never become file names);
-* a document without title and text is left out, and so are judgements of it; a judged query without text is an error;
-* grades are kept, judgements of zero or below are left out (not relevant), of two on one pair the last counts;
-* a query without a relevant document is left out.
+* an id is a JSON string, or a JSON number by its digits in the file (``1`` is ``"1"``, ``1.0`` is ``"1.0"``); two that are
+  equal then are an error, and so are control characters in one; a slash is allowed (ids never become file names);
+* a NUL or half a surrogate pair in a text is read as U+FFFD, the replacement character;
+* a document without a visible character in title and text is left out, and so are judgements of it; a judged query without
+  one is an error;
+* grades are whole numbers within ±``LARGEST_GRADE``; judgements of zero or below are left out (not relevant); a pair may be
+  judged twice if both grades are equal;
+* a query without a relevant document is left out;
+* a byte order mark, Windows line ends and a header in qrels are accepted, hidden files (``._corpus.jsonl``, ``__MACOSX``)
+  are ignored.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,12 +29,32 @@ import pandas as pd
 import pyarrow as pa
 
 from dream.assets.wheels import build_once
-from dream.data.tables import CORPUS, QRELS, QUERIES
+from dream.data.tables import CORPUS, QRELS, QUERIES, blank, check_id, copies, grade
 from dream.errors import DreamError
-from dream.files import cache_folder, sha256, unzip
+from dream.files import cache_folder, sha256, unpacked_size, unzip
 
 BLOCK = 10_000  # lines that are Python objects at a time; the rest of a file is Arrow's text
 FORM = "A set is a folder or zip with corpus.jsonl, queries.jsonl and qrels/test.tsv"
+HEADER = (  # words that a column's name may be, letters alone
+    {"queryid", "qid", "query", "topic", "topicid"},
+    {"corpusid", "docid", "docno", "documentid", "document", "doc", "did", "passageid", "pid"},
+    {"score", "relevance", "rel", "grade", "label", "judgement", "judgment"},
+)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class _Number(str):
+    """A JSON number by its digits in the file."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+_parse = json.JSONDecoder(object_pairs_hook=_object, parse_int=_Number, parse_float=_Number).decode
 
 
 @dataclass(frozen=True)
@@ -43,25 +71,32 @@ def folder_of(path: str) -> Path:
     """The folder that holds ``corpus.jsonl``: a zip is unpacked once into the cache.
 
     Raises:
-        DreamError: the path is missing, is neither folder nor zip, or holds no corpus.jsonl.
+        DreamError: the path is missing, is neither folder nor zip, or does not hold one corpus.jsonl.
     """
     place = Path(os.environ.get("DVC_ROOT", ".")) / Path(path).expanduser()
     if not place.exists():
         raise DreamError(f"own data {path} is missing", "Correct its path under `own` in params.yaml")
     if place.is_file():
         archive = place
-        size = archive.stat().st_size
         place = cache_folder() / "own" / sha256(archive)[:24]
-        build_once(place, 6 * size, lambda temporary: unzip(archive, temporary))
-    inside = [p for p in [place, *sorted(p for p in place.iterdir() if p.is_dir())] if (p / "corpus.jsonl").is_file()]
-    if not inside:
-        raise DreamError(f"{path} holds no corpus.jsonl", FORM)
+        if not place.exists():
+            build_once(place, unpacked_size(archive), lambda temporary: unzip(archive, temporary))
+    if (place / "corpus.jsonl").is_file():
+        return place
+    inside = [p for p in sorted(place.iterdir()) if not _hidden(p) and (p / "corpus.jsonl").is_file()]
+    if len(inside) != 1:
+        found = f"several sets, in {inside[0].name} and {inside[1].name}" if inside else "no corpus.jsonl"
+        raise DreamError(f"{path} holds {found}", FORM)
     return inside[0]
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def splits(path: str) -> list[str]:
     """Names of the splits that have judgements, e.g. ``['test', 'train']``."""
-    return sorted(p.stem for p in (folder_of(path) / "qrels").glob("*.tsv"))
+    return sorted(p.stem for p in (folder_of(path) / "qrels").glob("*.tsv") if not _hidden(p))
 
 
 def check(path: str) -> None:
@@ -78,30 +113,32 @@ def read(path: str, split: str = "test") -> BeirSet:
     Raises:
         DreamError: a file is missing, a line is malformed (file:line), an id is unknown or repeated, nothing is left.
     """
-    folder, notes = folder_of(path), []
+    folder, counts, notes = folder_of(path), Counter(), []
     label = Path(path).name
     for name in ("queries.jsonl", f"qrels/{split}.tsv"):
         if not (folder / name).is_file():
             raise DreamError(f"{path} holds no {name}", FORM)
-    corpus = _table(folder / "corpus.jsonl", label, CORPUS)
-    queries = _table(folder / "queries.jsonl", label, QUERIES)
-    qrels = _qrels(folder / "qrels" / f"{split}.tsv", label, set(queries["id"]), set(corpus["id"]))
+    corpus = _table(folder / "corpus.jsonl", label, CORPUS, counts)
+    queries = _table(folder / "queries.jsonl", label, QUERIES, counts)
+    qrels = _qrels(folder / "qrels" / f"{split}.tsv", label, set(queries["id"]), set(corpus["id"]), counts)
 
-    empty = (corpus["title"].str.strip() == "") & (corpus["text"].str.strip() == "")
+    notes += [f"{count} {what}" for what, count in counts.items()]
+    empty = corpus["title"].map(blank) & corpus["text"].map(blank)
     if empty.any():
         notes.append(f"{int(empty.sum())} documents without title and text left out")
         qrels = qrels[~qrels["doc_id"].isin(corpus["id"][empty])]
         corpus = corpus[~empty]
+    notes += copies(corpus, qrels)
     judged = qrels["query_id"].nunique()
     qrels = qrels[qrels["relevance"] > 0].reset_index(drop=True)
     relevant = set(qrels["query_id"])
     if judged > len(relevant):
         notes.append(f"{judged - len(relevant)} judged queries without a relevant document left out")
     queries = queries[queries["id"].isin(relevant)].reset_index(drop=True)
-    blank = queries["id"][queries["text"].str.strip() == ""]
-    if len(blank):
+    mute = queries["id"][queries["text"].map(blank)]
+    if len(mute):
         raise DreamError(
-            f"{label}/queries.jsonl: query {blank.iloc[0]!r} has no text", "Give it a text or remove its judgements"
+            f"{label}/queries.jsonl: query {mute.iloc[0]!r} has no text", "Give it a text or remove its judgements"
         )
     if queries.empty:
         raise DreamError(
@@ -110,10 +147,10 @@ def read(path: str, split: str = "test") -> BeirSet:
     return BeirSet(corpus.reset_index(drop=True), queries, qrels, notes)
 
 
-def _table(path: Path, label: str, columns: list[str]) -> pd.DataFrame:
+def _table(path: Path, label: str, columns: list[str], counts: Counter[str]) -> pd.DataFrame:
     """Read a JSON-lines file with ``_id`` and text fields; missing titles are empty."""
     schema = pa.schema([(name, pa.large_string()) for name in columns])
-    records, blocks = _records(path, label, columns), []
+    records, blocks = _records(path, label, columns, counts), []
     while block := list(islice(records, BLOCK)):
         blocks.append(pa.RecordBatch.from_pylist(block, schema=schema))
     if not blocks:
@@ -121,62 +158,70 @@ def _table(path: Path, label: str, columns: list[str]) -> pd.DataFrame:
     return pa.Table.from_batches(blocks).combine_chunks().to_pandas()
 
 
-def _records(path: Path, label: str, columns: list[str]) -> Iterator[dict[str, str]]:
+def _records(path: Path, label: str, columns: list[str], counts: Counter[str]) -> Iterator[dict[str, str]]:
     """The values of every line, by column."""
     seen: set[str] = set()
     for place, line in _lines(path, label):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DreamError(f"{place}: not valid JSON ({error.msg})", "Correct this line") from None
-        if not isinstance(record, dict) or record.get("_id") in (None, ""):
-            raise DreamError(f"{place}: no _id", 'A line is {"_id": …, "text": …}')
-        name = str(record["_id"])
-        if any(character in name for character in "\t\r\n"):
-            raise DreamError(
-                f"{place}: id {name!r} holds a tab or a line break", "qrels are tab-separated: choose other ids"
-            )
+            record = _parse(line)
+        except ValueError as error:
+            raise DreamError(f"{place}: not valid JSON ({getattr(error, 'msg', error)})", "Correct this line") from None
+        except RecursionError:
+            raise DreamError(f"{place}: JSON nested too deeply", "Leave out what no column needs, such as metadata") from None
+        name = record.get("_id") if isinstance(record, dict) else None
+        if not isinstance(name, str) or not name:
+            raise DreamError(f"{place}: no _id that is a text or a number", 'A line is {"_id": …, "text": …}')
+        name = str(name)
+        check_id(name, place)
         if name in seen:
             raise DreamError(f"{place}: id {name!r} appears twice", "Ids must be unique: remove or rename one")
         seen.add(name)
         values = {"id": name}
         for column in columns[1:]:
-            value = record.get(column) or ""
-            if not isinstance(value, str):
+            value = record.get(column)
+            if value is None:
+                value = ""
+            if type(value) is not str:
                 raise DreamError(f"{place}: {column} is not a text", "Write it as a JSON string")
-            values[column] = value
+            values[column], found = _UNSTORABLE.subn("\N{REPLACEMENT CHARACTER}", value)
+            if found:
+                counts["texts with NUL or half a surrogate pair, read as U+FFFD"] += 1
         yield values
 
 
-def _qrels(path: Path, label: str, queries: set[str], corpus: set[str]) -> pd.DataFrame:
-    rows: dict[tuple[str, str], int] = {}
+def _qrels(path: Path, label: str, queries: set[str], corpus: set[str], counts: Counter[str]) -> pd.DataFrame:
+    rows: dict[tuple[str, str], tuple[int, str]] = {}
     for number, (place, line) in enumerate(_lines(path, label)):
-        fields = line.rstrip("\r\n").split("\t")
+        fields = line.rstrip("\n").split("\t")
         if len(fields) != 3:
             raise DreamError(f"{place}: {len(fields)} columns, expected query-id, corpus-id and score, tab-separated")
-        try:
-            grade = int(fields[2])
-        except ValueError:
-            if number == 0:
-                continue  # the header
-            raise DreamError(f"{place}: score {fields[2]!r} is not a whole number", "Correct this line") from None
+        if number == 0 and all(re.sub("[^a-z]", "", f.lower()) in words for f, words in zip(fields, HEADER, strict=True)):
+            continue
+        judged = grade(fields[2], place)
         for name, known, what in ((fields[0], queries, "queries"), (fields[1], corpus, "corpus")):
             if name not in known:
                 raise DreamError(
                     f"{place}: id {name!r} is not in {what}.jsonl", "Correct the id or remove this judgement"
                 )
-        rows[fields[0], fields[1]] = grade
-    return pd.DataFrame([(q, d, grade) for (q, d), grade in rows.items()], columns=QRELS)
+        before, first = rows.setdefault((fields[0], fields[1]), (judged, place))
+        if before != judged:
+            raise DreamError(
+                f"{first} and {place}: document {fields[1]!r} has the scores {before} and {judged} for query {fields[0]!r}",
+                "Remove one of these lines",
+            )
+        if first != place:
+            counts["repeated judgements, equal to the first, counted once"] += 1
+    return pd.DataFrame([(q, d, judged) for (q, d), (judged, _) in rows.items()], columns=QRELS)
 
 
 def _lines(path: Path, label: str) -> Iterator[tuple[str, str]]:
     """(place for messages, line) of every line that is not blank."""
     name = f"{label}/{path.parent.name + '/' if path.suffix == '.tsv' else ''}{path.name}"
-    number = 0
-    try:
-        with open(path, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{name}:{number}", line
-    except UnicodeDecodeError:
-        raise DreamError(f"{name}:{number + 1}: not valid UTF-8", "Save the file as UTF-8") from None
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.encode()
+            except UnicodeEncodeError:  # a byte that is not UTF-8 was read as half a surrogate pair
+                raise DreamError(f"{name}:{number}: not valid UTF-8", "Save the file as UTF-8") from None
+            if line.strip():
+                yield f"{name}:{number}", line

@@ -51,13 +51,16 @@ def check_available(config: Config) -> None:
 def ensure(config: Config) -> list[dict[str, Any]]:
     """Fetch and convert everything that the resolved config needs; return one record an asset.
 
-    Records: name, kind, used_for, package, version, wheel_sha256, licence, content_sha256 (converted folder or file).
+    Records: name, kind, used_for, content_sha256 (converted folder or file); of packaged ones package, version,
+    wheel_sha256 and licence, of hub models revision, the commit that was found.
     """
     records = []
     for reference, use in model_references(config).items():
         layers = config.size.encoder_layers if reference == config.size.encoder else None
         assets.content_hash(reference, layers)
         record = {"name": reference, "kind": "model", "used_for": use, "content_sha256": assets.content_hash(reference)}
+        if assets.kind(reference) == "hub":
+            record["revision"] = hub.commit(reference)
         if assets.kind(reference) == "packaged":
             model = MODELS[reference.removeprefix(assets.PACKAGED)]
             record |= _origin(model.wheel) | {"licence": model.licence}

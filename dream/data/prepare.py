@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dream.config import Config
 from dream.data import development, sources, tasks
-from dream.data.tables import draw, fingerprint, quotas, rng
+from dream.data.tables import blank, draw, fingerprint, quotas, rng
 from dream.data.tasks.base import Task
 from dream.errors import DreamError
 from dream.files import replacing
@@ -46,7 +46,7 @@ def prepare(config: Config, questions: pd.DataFrame | None = None, folder: Path 
     Returns:
         Passages of all sources (the candidate pools), the drawn instances, and records:
         per source ``{kind: "source", name, natural, licence, passages, instances_available, dropped_evaluation_queries,
-        instances}``; per task ``{kind: "task", name, suite, part, queries, documents, relevance_judgements, revision,
+        instances, notes}``; per task ``{kind: "task", name, suite, part, queries, documents, relevance_judgements, revision,
         licence, description, notes, documents_in_training, share_in_training, relevant_documents,
         relevant_in_training, share_relevant_in_training}``.
 
@@ -76,10 +76,12 @@ def training(
     config: Config, questions: pd.DataFrame | None, evaluation_queries: set[int]
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
     """Load, decontaminate and mix the training sources: passages, instances, a record per source."""
-    loaded, kept = {}, {}
+    loaded, kept, notes = {}, {}, {}
     for name in sources.of(config):
         asked = None if questions is None or questions.empty else questions[questions["source"] == name]
-        loaded[name] = development.trained(*sources.load(name, config, asked), config.data.development)
+        tables = sources.load(name, config, asked)
+        notes[name] = tables[1].attrs.pop("notes", [])
+        loaded[name] = development.trained(*tables, config.data.development)
         found = loaded[name][1]
         kept[name] = found[[fingerprint(query) not in evaluation_queries for query in found["query"]]]
     if not any(len(table) for table in kept.values()):
@@ -99,6 +101,7 @@ def training(
                 "instances_available": len(loaded[name][1]),
                 "dropped_evaluation_queries": len(loaded[name][1]) - len(table),
                 "instances": share,
+                "notes": "; ".join(notes[name]),
             }
         )
     passages = pd.concat([tables[0] for tables in loaded.values()], ignore_index=True)
@@ -112,7 +115,7 @@ def contamination(task: Task, training_texts: set[int]) -> dict[str, Any]:
         task: one part of a task.
         training_texts: fingerprints of the training passages' texts.
     """
-    inside = np.array([text.strip() != "" and fingerprint(text) in training_texts for text in task.corpus["text"]])
+    inside = np.array([not blank(text) and fingerprint(text) in training_texts for text in task.corpus["text"]])
     relevant = task.corpus["id"].isin(set(task.qrels["doc_id"]))
     both = int((relevant.to_numpy() & inside).sum())
     return {

@@ -29,11 +29,9 @@ def get(name: str, config: Config) -> Source:
     """The source of this name.
 
     Raises:
-        DreamError: no such source (with the nearest name), or an own set takes a registered name.
+        DreamError: no such source (with the nearest name).
     """
     if name in config.own:
-        if name in SOURCES:
-            raise DreamError(f"own: {name!r} is the name of a packaged source", "Give your set another name")
         return own.source(name, config.own[name])
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)

@@ -23,7 +23,7 @@ class Source:
     Attributes:
         name: as in ``data.sources``.
         natural: candidate strategy that suits it (``candidates.source: auto``).
-        load: config → passages and instances; None where questions have to be generated.
+        load: config → passages and instances (``attrs["notes"]``: what was left out); None where questions have to be generated.
         passages: config → passages alone, of sources whose questions are generated.
         assets: packaged data that it reads.
         check: stops with one line if something else that it needs is not at hand.

@@ -1,6 +1,7 @@
 """A user's own BEIR-format set with ``qrels/train.tsv``: trained on with candidates from its own corpus.
 
-One instance per training query: its highest-graded document (of equals the first id) is the target.
+One instance per training query: its highest-graded document (of equals the first id) is the target. Ids are
+``<name>:<id>``: no name of a set holds a colon, so that two sets cannot share one.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ def load(name: str, path: str, config: Config) -> Tables:
     """The set's corpus as passages, its training queries as instances."""
     own = beir.read(path, "train")
     passages = own.corpus.rename(columns={"id": "passage_id"}).assign(source=name, group="")
-    passages["passage_id"] = f"{name}-" + passages["passage_id"]
+    passages["passage_id"] = f"{name}:" + passages["passage_id"]
     best = own.qrels.sort_values(["query_id", "relevance", "doc_id"], ascending=[True, False, True])
     best = best.drop_duplicates("query_id").merge(own.queries, left_on="query_id", right_on="id")
     instances = best.assign(
-        instance_id=f"{name}-q-" + best["query_id"], source=name, group="", target_id=f"{name}-" + best["doc_id"]
+        instance_id=f"{name}:" + best["query_id"], source=name, group="", target_id=f"{name}:" + best["doc_id"]
     )
-    return passages[PASSAGES], instances.rename(columns={"text": "query"})[INSTANCES].reset_index(drop=True)
+    instances = instances.rename(columns={"text": "query"})[INSTANCES].reset_index(drop=True)
+    instances.attrs["notes"] = own.notes
+    return passages[PASSAGES], instances

@@ -7,7 +7,6 @@ packaged and own tasks to ``work/tasks``; :func:`load` reads them back. mteb kee
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from dream.errors import DreamError
 from dream.files import read_json, replacing_folder, write_json
 
 FOLDER = Path("work/tasks")
-_MTEB_NAMES = {name for names in LISTS.values() for name in names}
 
 
 def of(config: Config) -> list[str]:
@@ -30,21 +28,16 @@ def of(config: Config) -> list[str]:
 
 
 def resolve(entries: list[str], config: Config) -> list[str]:
-    """Names and lists → task names, each once, in order. A list may name lists of tasks.
-
-    Raises:
-        DreamError: an own set has a name that is taken or cannot be a file name.
-    """
-    for name in config.own:
-        if name in PACKAGED or name in LISTS or name in config.task_lists or name in _MTEB_NAMES:
-            raise DreamError(f"own: {name!r} is already the name of a task or list", "Give your set another name")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise DreamError(f"own: {name!r} cannot be a name", "Use letters, digits, dot, dash and underscore")
+    """Names and lists → task names, each once, in order. A list may name lists; none holds itself (dream/names.py)."""
     lists = {**LISTS, **config.task_lists}
     if "general" in lists:
         lists["general"] = [*lists["general"], *config.own]
-    once = [name for entry in entries for name in lists.get(entry, [entry])]
-    return list(dict.fromkeys(name for entry in once for name in lists.get(entry, [entry])))
+
+    def flat(names: list[str]) -> Iterator[str]:
+        for name in names:
+            yield from flat(lists[name]) if name in lists else [name]
+
+    return list(dict.fromkeys(flat(entries)))
 
 
 def kind(name: str, config: Config) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from dream.data.tables import CORPUS, QRELS, QUERIES
+from dream.data.tables import CORPUS, QRELS, QUERIES, check_id
+from dream.errors import DreamError
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,17 @@ class Task:
 
 
 def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more) -> Task:
-    """A :class:`Task` with its tables in the order of their ids and its revision."""
+    """A :class:`Task` with its tables in the order of their ids and its revision.
+
+    Raises:
+        DreamError: an id appears twice or holds a control character.
+    """
+    for kind, table in (("documents", corpus), ("queries", queries)):
+        place = f"task {name}, {kind}"
+        if len(twice := table["id"][table["id"].duplicated()]):
+            raise DreamError(f"{place}: id {twice.iloc[0]!r} appears twice", "Ids must be unique")
+        for one in table["id"]:
+            check_id(one, place)
     corpus = corpus[CORPUS].sort_values("id", ignore_index=True)
     queries = queries[QUERIES].sort_values("id", ignore_index=True)
     qrels = qrels[QRELS].sort_values(["query_id", "doc_id"], ignore_index=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from dream.assets import hub
-from dream.data.tables import CORPUS, QRELS, QUERIES
+from dream.data.tables import CORPUS, QRELS, QUERIES, copies, grade
 from dream.data.tasks.base import Task, make
 from dream.data.tasks.lists import LISTS, suite
 from dream.data.tasks.packaged import PACKAGED
@@ -79,15 +79,16 @@ def parts(name: str) -> Iterator[Task]:
 
 def _part(name: str, task: Any, subset: str, split: str) -> Task:
     data = task.dataset[subset][split]
-    judged = {query: {d: g for d, g in docs.items() if g > 0} for query, docs in data["relevant_docs"].items()}
-    judged = {query: docs for query, docs in judged.items() if docs}
+    pairs = ((q, d, g) for q, docs in data["relevant_docs"].items() for d, g in docs.items())
+    judged = pd.DataFrame(((q, d, grade(str(g), f"task {name}, query {q!r}")) for q, d, g in pairs), columns=QRELS)
+    qrels = judged[judged["relevance"] > 0]
+    relevant = set(qrels["query_id"])
     corpus = pd.DataFrame(
         ((str(row["id"]), row.get("title") or "", row.get("text") or "") for row in data["corpus"]), columns=CORPUS
     )
     queries = pd.DataFrame(
-        ((str(row["id"]), row["text"]) for row in data["queries"] if row["id"] in judged), columns=QUERIES
+        ((str(row["id"]), row["text"]) for row in data["queries"] if row["id"] in relevant), columns=QUERIES
     )
-    qrels = pd.DataFrame(((q, d, int(g)) for q, docs in judged.items() for d, g in docs.items()), columns=QRELS)
     if queries.empty or corpus.empty:
         raise DreamError(f"task {name}: subset {subset}, split {split} is empty", "Choose other tasks")
     own = task.metadata.name
@@ -102,5 +103,8 @@ def _part(name: str, task: Any, subset: str, split: str) -> Task:
         licence=str(task.metadata.license or "unknown"),
         part=label,
         drop_identical_ids=bool(getattr(task, "ignore_identical_ids", False)),
-        notes=[f"mteb data set {task.metadata.dataset['path']} @ {task.metadata.dataset.get('revision')}"],
+        notes=[
+            f"mteb data set {task.metadata.dataset['path']} @ {task.metadata.dataset.get('revision')}",
+            *copies(corpus, judged),
+        ],
     )
