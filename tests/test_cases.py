@@ -192,8 +192,8 @@ def test_ids_stay_text_from_file_to_cell(make, tmp_path, monkeypatch):
         "qrels/test.tsv": HEADER + "".join(f"{n}\t{n}\t1\n" for n in names),
     })  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    config = configs.load(configs.PARAMS if hasattr(configs, "PARAMS") else Path(__file__).parent.parent / "params.yaml",
-                          overrides={"own": {"mine": path}, "tasks": ["mine"]})  # fmt: skip
+    params = Path(__file__).parent.parent / "params.yaml"
+    config = configs.load(params, overrides={"own": {"mine": path}, "tasks": ["mine"]})
     tasks.write(tasks.build("mine", config))
     read = tasks.load("mine", config)
     assert set(read.judgements) == set(read.queries["id"]) == set(read.corpus["id"]) == set(names)

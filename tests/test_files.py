@@ -1,11 +1,17 @@
 """Nothing is half-written, hashes are of content, archives stay in their folder, errors become one line."""
 
+import contextlib
 import errno
+import io
+import pathlib
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dream import files, manifest
 from dream.config import load
@@ -31,25 +37,118 @@ def test_a_failed_folder_leaves_the_old_folder(tmp_path):
     assert (target / "a").read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
-def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
+def member(name, link=False):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (0o120777 if link else 0o100644) << 16
+    return info
+
+
+def edited(archive, start, change, record=b"PK\x01\x02"):
+    """Change bytes of every record of the central directory (or of every local header), ``start`` bytes behind its mark."""
+    raw, at = bytearray(archive.read_bytes()), -1
+    while (at := raw.find(record, at + 1)) >= 0:
+        raw[at + start : at + start + len(change)] = change
+    archive.write_bytes(raw)
+
+
+HOSTILE = [
+    *((name, "points outside its folder") for name in ("../evil", "/evil", "a/../../evil", "C:/evil", "c:evil")),
+    *((name, "has a name that no file can have") for name in ("a" * 300, "é" * 128, "..\\evil", "a\\b", "a/" + "b" * 256 + "/c")),
+    ("good", "stands in it twice"), ("./good", "stands in it twice"),
+    ("good/evil", "is a file and a folder"), ("good/x/evil", "is a file and a folder"), ("there", "is a file and a folder"),
+    (".", "is a file and a folder"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("name", "fault"), HOSTILE)
+def test_a_member_that_cannot_be_a_file_of_the_folder_is_refused(tmp_path, name, fault):
     archive, folder = tmp_path / "x.zip", tmp_path / "out"
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("good", "1")
-        opened.writestr(name, "1")
-    with pytest.raises(DreamError, match="points outside its folder"):
+        opened.writestr("there/file", "1")
+        opened.writestr(member(name), "1")
+    with pytest.raises(DreamError, match=rf"x\.zip: member .* {fault}\. ") as caught:
         files.unzip(archive, folder)
-    assert not folder.exists() and not (tmp_path / "evil").exists()
+    assert len(str(caught.value)) < 250 + len(str(archive)) and list(tmp_path.iterdir()) == [archive]
 
 
-def test_an_archive_cannot_plant_a_link(tmp_path):
+def test_a_link_a_password_and_a_nul_in_a_name_are_refused(tmp_path):
+    archive = tmp_path / "x.zip"
+    for name, fault in (("link", "points outside its folder"), ("secret", "is encrypted"), ("n?l", "has a name that no file can have")):
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr(member(name, link=name == "link"), "/etc/passwd")
+        edited(archive, 8, b"\1\0" if name == "secret" else b"\0\0")
+        if name == "n?l":
+            edited(archive, 46, b"n\0l")
+            edited(archive, 30, b"n\0l", b"PK\x03\x04")
+        with pytest.raises(DreamError, match=f"member '.*' {fault}"):
+            files.unzip(archive, tmp_path / "out")
+        assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_an_archive_has_a_limit(tmp_path, monkeypatch):
+    """On the sum of what is declared; beside wheels' members that are not asked for; and zipfile writes no more than that."""
+    archive, out = tmp_path / "x.zip", tmp_path / "out"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("small", b"1")
+        for name in "ab":
+            opened.writestr(name, bytes(600_000))
+    assert files.unpacked_size(archive) == 1_200_001  # small archives may hold what they like
+    monkeypatch.setattr(files, "UNPACKED_SMALL", 1_200_000)
+    for read in (files.unpacked_size, lambda path: files.unzip(path, out)):
+        with pytest.raises(DreamError, match=r"x\.zip would unpack to 1 MB, more than the 1 MB that an archive of its size may"):
+            read(archive)
+    assert not out.exists()
+    files.unzip(archive, out, ["small", "a"])
+    assert (out / "a").stat().st_size == 600_000
+    monkeypatch.setattr(files, "UNPACKED_SMALL", 0)
+    monkeypatch.setattr(files, "UNPACKED_RATIO", 1_200_001 / archive.stat().st_size + 1)
+    assert files.unpacked_size(archive) == 1_200_001
+    monkeypatch.setattr(files, "UNPACKED_TOTAL", 1_200_000)
+    with pytest.raises(DreamError, match="would unpack"):
+        files.unpacked_size(archive)
+    edited(archive, 24, (1000).to_bytes(4, "little"))  # every member says that it has 1,000 bytes
+    with pytest.raises(DreamError, match="not a complete zip archive"):
+        files.unzip(archive, tmp_path / "lie")
+    assert all(p.stat().st_size <= 1000 for p in (tmp_path / "lie").iterdir())
+
+
+def test_unknown_compression_is_named(tmp_path):
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as opened:
-        link = zipfile.ZipInfo("link")
-        link.external_attr = 0o120777 << 16
-        opened.writestr(link, "/etc/passwd")
-    with pytest.raises(DreamError, match="points outside its folder"):
+        opened.writestr("a", "1")
+    edited(archive, 10, b"\x63\0")
+    with pytest.raises(DreamError, match=r"is packed in an unknown way \(.*not supported\)\. Pack it again as an ordinary zip"):
         files.unzip(archive, tmp_path / "out")
+
+
+def packed(method):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as opened:
+        opened.writestr("corpus.jsonl", "hello world " * 50)
+        opened.writestr("qrels/ü.tsv", "a\tb\t1\n" * 30)
+    return stream.getvalue()
+
+
+WHOLE = [packed(m) for m in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    whole=st.sampled_from(WHOLE), cut=st.integers(0, 20),
+    damage=st.lists(st.tuples(st.floats(0, 0.999), st.sampled_from([0, 1, 255]) | st.integers(0, 255)), min_size=1, max_size=4),
+)  # fmt: skip
+def test_any_damage_is_one_line_or_none(whole, cut, damage):
+    raw = bytearray(whole)
+    for place, byte in damage:
+        raw[int(place * len(raw))] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        archive = pathlib.Path(folder) / "x.zip"
+        archive.write_bytes(raw[: len(raw) - max(0, cut - 15)])
+        with contextlib.suppress(DreamError):
+            files.unzip(archive, archive.with_name("out"))
+        assert {p.name for p in archive.parent.iterdir()} <= {"x.zip", "out"}
 
 
 def test_a_truncated_archive_and_a_missing_member_are_named(tmp_path):
