@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import re
+import select
 import signal
 import sys
 import sysconfig
@@ -151,12 +152,18 @@ def _prepare_streams() -> None:
 
 def _drop_broken_stdout() -> bool:
     """Whether stdout takes nothing any more; if so, what it still holds is dropped: the interpreter would print a traceback."""
+    poll = select.poll()
     try:
+        poll.register(sys.stdout.fileno(), 0)
         sys.stdout.flush()
+        is_broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    except io.UnsupportedOperation:  # no file, a test's
         return False
     except OSError:
+        is_broken = True
+    if is_broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+    return is_broken
 
 
 @contextlib.contextmanager
