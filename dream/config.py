@@ -42,6 +42,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 DType = Literal["float32", "bfloat16", "float16"]
 Name = Annotated[str, AfterValidator(names.require)]
 Names = Annotated[list[Name], AfterValidator(_distinct)]
+SomeNames = Annotated[list[Name], Field(min_length=1), AfterValidator(_distinct)]
 ModelReference = Annotated[str, AfterValidator(_model)]
 
 
@@ -169,7 +170,7 @@ class Lora(Section):
     r: Positive
     alpha: Positive
     dropout: Fraction
-    targets: Annotated[Names, Field(min_length=1)]
+    targets: SomeNames
 
 
 class Training(Section):
@@ -276,8 +277,8 @@ class Config(Section):
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
     references: Names
     rerankers: Annotated[list[Literal["qrhead"]], AfterValidator(_distinct)]
-    tasks: Annotated[Names, Field(min_length=1)]
-    task_lists: dict[Name, Annotated[Names, Field(min_length=1)]]
+    tasks: SomeNames
+    task_lists: dict[Name, SomeNames]
     own: dict[Name, str]
     data: Data
     questions: Questions

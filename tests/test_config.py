@@ -2,16 +2,49 @@
 
 import copy
 import itertools
+import math
 import pathlib
 import re
+import shlex
+import shutil
+import typing
 
 import pytest
-import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import dumps_yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from dream import config
+from dream import config, names
 from dream.errors import DreamError
+from dream.files import read_yaml
 
-RAW = yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))
+RAW = read_yaml("params.yaml")
+
+
+def refused(overrides: dict) -> str:
+    """The line with which these values are refused."""
+    with pytest.raises(DreamError) as caught:
+        config.load(overrides=overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, typing.Any]]:
+    """Dotted key and type of every single setting."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.annotation
+
+
+def holds(kind: type, annotation: typing.Any) -> bool:
+    return annotation is kind or any(holds(kind, part) for part in typing.get_args(annotation))
+
+
+LEAVES, BASE = dict(leaves(config.Config)), config.load()
 
 
 @pytest.mark.parametrize("size", list(RAW["sizes"]))
@@ -51,13 +84,45 @@ def test_an_override_replaces_the_values_of_all_recipes():
         ("model.size", "7b", "model.size '7b' is not defined. Choose one of tiny"),
         ("recipe", "papre", "recipe 'papre' is not defined"),
         ("heads.explicit", [[1]], "heads.explicit.0"),
+        ("heads.explicit", [[1, -1]], "heads.explicit.0.1: Input should be greater than or equal to 0"),
+        ("heads.explicit", [[1, 2], [1, 2]], "[1, 2] stands there twice"),
+        ("heads.strategy", "explicit", "strategy is explicit, but explicit is empty"),
+        ("model", "tiny", "model.size None is not defined"),
+        ("model.size", ["tiny"], "model.size ['tiny'] is not defined"),
+        ("sizes", None, "model.size 'tiny' is not defined"),
+        ("recipe", ["paper"], "recipe ['paper'] is not defined"),
+        ("published.minilm.poolng", "mean", "published.minilm.poolng is not a known setting. Did you mean 'pooling'?"),
+        ("sizes.tiny.encodr", "x", "sizes.tiny.encodr is not a known setting. Did you mean 'encoder'?"),
+        ("training.lora.rank", 3, "training.lora.rank is not a known setting. Remove it"),
+        ("training.threads", 1_000_000, "training.threads: Input should be less than or equal to 1024"),
+        ("evaluate.workers", 1_000_000, "evaluate.workers: Input should be less than or equal to 1024"),
+        ("training.steps", 10**30, "training.steps: Input should be less than"),
+        ("training.clip", 10**400, "training.clip"),
+        ("evaluate.depth", 50, "evaluate.depth: Input should be greater than or equal to 100"),
+        ("questions.prompt", "Write a question.", "questions.prompt"),
+        ("sizes.tiny.encoder", "owner/name@", "sizes.tiny.encoder: is no model"),
+        ("sizes.tiny.encoder", "", "sizes.tiny.encoder: is no model"),
+        ("questions.generator", "owner/na\nme", "questions.generator: is no model"),
+        ("tasks", [], "tasks: List should have at least 1 item"),
+        ("task_lists.mine", [], "task_lists.mine: List should have at least 1 item"),
+        ("seeds", [], "seeds: List should have at least 1 item"),
+        ("training.lora.targets", [], "training.lora.targets: List should have at least 1 item"),
+        ("data.sources", [], "data.sources is empty and there is no own set"),
+        ("references", ["bm52"], "references: 'bm52' is unknown. Did you mean 'bm25'?"),
+        ("references", ["qrhead"], "references: 'qrhead' belongs to `rerankers`"),
+        ("references", ["dream"], "references: 'dream' belongs to `objectives`"),
+        ("objectives", ["draem"], "objectives: 'draem' is unknown. Did you mean 'dream'?"),
+        ("objectives", ["minilm"], "objectives: 'minilm' belongs to `references`"),
+        ("rerankers", ["qrhaed"], "rerankers.0: Input should be 'qrhead'"),
+        ("data.sources", ["bolq"], "data.sources: 'bolq' is unknown. Did you mean 'boolq'?"),
+        ("report.reference_system", "draem", "report.reference_system: 'draem' is unknown. Did you mean 'dream'?"),
+        ("task_lists.loop", ["boolq", "loop"], "task_lists: loop → loop never ends"),
+        ("task_lists", {"a": ["b"], "b": ["c"], "c": ["boolq", "a"]}, "task_lists: a → b → c → a never ends"),
         ("evaluate.dtype", {"smoke": "bfloat16", "paper": "bfloat16"}, "evaluate.dtype has no value for recipe 'packaged'"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_key(key, value, line):
-    with pytest.raises(DreamError) as caught:
-        config.load(overrides={key: value})
-    assert line in str(caught.value) and "\n" not in str(caught.value)
+    assert line in refused({key: value})
 
 
 def test_a_missing_key_is_named():
@@ -67,13 +132,334 @@ def test_a_missing_key_is_named():
         config.resolve(raw)
 
 
-def test_a_broken_or_missing_file_is_one_line(tmp_path):
-    with pytest.raises(DreamError, match="is missing"):
-        config.load(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("model: {size: tiny\n a: b")
-    with pytest.raises(DreamError, match="not valid YAML") as caught:
-        config.load(tmp_path / "params.yaml")
-    assert "\n" not in str(caught.value)
+def test_in_batch_negatives_of_a_batch_of_one_are_refused():
+    """The paper's micro-batch is 1: the knob alone did nothing there, in silence."""
+    knobs = {"infonce.in_batch_negatives": True}
+    assert config.load(overrides=knobs).infonce.in_batch_negatives
+    assert "training.micro_batch is 1, so no other set is at hand" in refused(knobs | {"training.micro_batch": 1})
+    assert "Raise training.micro_batch" in refused(knobs | {"recipe": "paper"})
+
+
+@pytest.mark.parametrize("key", [key for key, kind in LEAVES.items() if holds(float, kind)])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_may_be_infinite_or_no_number(key, value):
+    assert f"{key}: Input should be a finite number" in refused({key: value})
+
+
+@pytest.mark.parametrize("key", [key for key in LEAVES if key.split(".")[-1] == "seed"])
+def test_seeds_are_what_every_generator_takes(key):
+    for wrong in (-1, 2**32, 0.5, True, "0", None):
+        assert f"{key}: Input should be" in refused({key: wrong})
+    assert config.load(overrides={key: 2**32 - 1})
+    assert "seeds.0: Input should be greater than or equal to 0" in refused({"seeds": [-1]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seeds", [0, 0]), ("objectives", ["dream", "dream"]), ("references", ["bm25", "bm25"]), ("rerankers", ["qrhead", "qrhead"]),
+        ("tasks", ["all", "all"]), ("task_lists.mine", ["boolq", "boolq"]), ("data.sources", ["squad", "squad"]),
+        ("training.lora.targets", ["q_proj", "q_proj"]),
+    ],
+)  # fmt: skip
+def test_a_list_names_each_thing_once(key, value):
+    """`seeds=[0,0]` printed a spread over seeds of one run."""
+    assert f"{key}: {value[0]!r} stands there twice" in refused({key: value})
+
+
+def test_the_judge_has_the_heads_that_are_asked_for():
+    def heads(**knobs):
+        return config.load(overrides={f"heads.{key}": value for key, value in knobs.items()}).heads
+
+    for strategy in ("query_focused", "random", "random_middle"):
+        heads(strategy=strategy, count=270).require(30, 9)
+        with pytest.raises(DreamError, match=r"heads.count is 271, but the judge has 270 heads \(30 layers of 9\). Lower it"):
+            heads(strategy=strategy, count=271).require(30, 9)
+    heads(strategy="all", count=271).require(30, 9)
+    heads(strategy="explicit", explicit=[[29, 8]], count=271).require(30, 9)
+    for pair in ([30, 0], [0, 9]):
+        with pytest.raises(DreamError, match=f"{re.escape(str(pair))} is no head of the judge. It has 30 layers of 9 heads"):
+            heads(strategy="explicit", explicit=[[0, 0], pair]).require(30, 9)
+
+
+# YAML 1.2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-05", 1e-5), ("1e-5", 1e-5), ("1E+3", 1000.0), (".5", 0.5), ("5.0e-4", 5e-4), (".inf", math.inf), ("-.inf", -math.inf),
+        ("off", "off"), ("on", "on"), ("yes", "yes"), ("no", "no"), ("y", "y"), ("true", True), ("False", False), ("~", None), ("", None),
+        ("0o17", 15), ("017", 17), ("0x1f", 31), ("1:30", "1:30"), ("inf", "inf"), ("nan", "nan"), ("'1e5'", "1e5"),
+    ],
+)  # fmt: skip
+def test_a_word_of_yaml_is_what_version_1_2_says(text, value, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"a: {text}\n", encoding="utf-8")
+    found = read_yaml(tmp_path / "x.yaml")["a"]
+    assert found == value and type(found) is type(value)
+
+
+def test_merges_comments_and_a_byte_order_mark_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfb: &b {c: 1, e: x} # text\na:\n  <<: *b\n  c: 2\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"b": {"c": 1, "e": "x"}, "a": {"c": 2, "e": "x"}}
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]))
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text("abc.-", min_size=1), SCALARS | st.lists(SCALARS), max_size=4))
+@example({"a": 1e-05, "b": ["off", "yes", "1e5", "0o7", "null", "", "~", "=", "<<"]})
+def test_what_dvc_writes_is_read_back(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "written.yaml"
+    path.write_text(dumps_yaml(value), encoding="utf-8")
+    assert read_yaml(path) == value
+
+
+BROKEN = {
+    "a: 1\na: 2": r"line 2 is not valid YAML .found duplicate key", "a:\n\t- b": "line 2 is not valid YAML .found character",
+    "a: &a {b: *a}": "Circular reference", "a: [": "line 1", "a: 1\n---\nb: 2": "another document", "a: \x00": "unacceptable character",
+    "a: !!python/object:os.system x": "could not determine a constructor", "a: " + "9" * 5000: "integer", "a: " + "[" * 40: "line 1",
+    "? [a]\n: 1": "keys must be", "a: !!int abc": "invalid literal", "a: *b": "undefined alias", "a: =": "constructor", "a: !!bool maybe": "maybe",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_file_is_one_line_that_names_the_place(text, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DreamError, match=BROKEN[text]) as caught:
+        config.load(path)
+    line = str(caught.value)
+    assert str(path) in line and "is not valid YAML" in line and line.isprintable() and len(line) < 500
+
+
+@settings(deadline=None)
+@given(st.text("ab01:-[]{}&*!|>'\"%@`#, \n\t\r\x00\x1b\ufeff\u2028é", max_size=60) | st.binary(max_size=30))
+def test_any_bytes_are_a_value_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        read_yaml(path)
+    except DreamError as error:
+        line = str(error)
+    else:
+        return
+    assert line.isprintable()
+
+
+def test_a_file_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "latin").write_bytes(b"a: caf\xe9\n")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "list").write_text("- 1")
+    for name, line in {
+        "missing": "is missing", ".": "cannot be read .Is a directory", "latin": "cannot be read .it is not UTF-8",
+        "empty": "holds no settings", "list": "holds no settings",
+    }.items():  # fmt: skip
+        with pytest.raises(DreamError, match=line) as caught:
+            config.load(tmp_path / name)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.learning_rate=1e-5", 1e-5), ("revela.tau=1e-5", 1e-5), ("report.confidence=9.5e-1", 0.95), ("injection.gate=off", "off"),
+        ("evaluate.query_prompt=yes", "yes"), ("evaluate.query_prompt='1e5'", "1e5"), ("evaluate.query_prompt='null'", "null"),
+        ("data.seed=4294967295", 2**32 - 1), ("tasks=[boolq,'1e5']", ["boolq", "1e5"]), ("dream.learning_rate=null", None),
+    ],
+)  # fmt: skip
+def test_what_dvc_exp_run_puts_in_is_what_is_read(override, value, tmp_path):
+    params = pathlib.Path(shutil.copy("params.yaml", tmp_path))
+    apply_overrides(params, [override])
+    found = config.load(params)
+    for name in override.split("=")[0].split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("override", ["training.clip=inf", "training.clip=nan", "training.clip='.inf'", "seeds=[0,0]", "tasks=['odd; touch x']"])
+def test_what_dvc_exp_run_must_not_put_in_is_refused(override, tmp_path):
+    params = pathlib.Path(shutil.copy("params.yaml", tmp_path))
+    apply_overrides(params, [override])
+    with pytest.raises(DreamError, match=override.split("=")[0]):
+        config.load(params)
+
+
+# names
+
+
+@given(st.text(max_size=70) | st.from_regex(names.RULE, fullmatch=True))
+@example("a.").via("Windows drops a dot at the end")
+@example("-x").via("a flag")
+@example("..")
+@example("a\n").via("`$` would take it")
+@example("ａ").via("a letter, but not of ASCII")
+def test_a_name_that_is_accepted_is_one_word_and_one_file(name):
+    try:
+        names.require(name)
+    except ValueError:
+        assert not names.RULE.fullmatch(name)
+        return
+    assert shlex.split(f"run --tasks {name}") == ["run", "--tasks", name] and shlex.quote(name) == name
+    assert pathlib.PurePath(name).parts == (name,) and name.isascii() and len(name) <= 64 and not name.startswith(("-", "."))
+
+
+@pytest.mark.parametrize("name", ["odd; touch x", "a/b", "", ".", "..", "a b", "-x", "x.", "x" * 65, "é", "a\x1b[31m", "$(x)"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("own", "x"), ("task_lists", ["boolq"]), ("published", RAW["published"]["minilm"]), ("sizes", RAW["sizes"]["tiny"])],
+)
+def test_names_follow_one_rule_everywhere(key, value, name):
+    raw = copy.deepcopy(RAW)
+    raw[key][name] = value
+    with pytest.raises(DreamError, match=f"params.yaml: {key}.*it cannot be a name. Use at most 64") as caught:
+        config.resolve(raw)
+    assert str(caught.value).isprintable()
+    for listed in ("tasks", "references", "objectives", "data.sources"):
+        assert "it cannot be a name" in refused({listed: [name]})
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "other"),
+    [
+        ("own", "boolq", "a packaged task"), ("own", "BoolQ", "a packaged task"), ("own", "SciFact", "an mteb task"),
+        ("own", "beir", "a list of mteb tasks"), ("own", "bm25", "a system"), ("own", "hybrid", "a system"), ("own", "dream", "an objective"),
+        ("own", "general", "a task list"), ("own", "minilm", None), ("own", "code", "a packaged training source"), ("published", "smoke", "a recipe"),
+        ("own", "made_with.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
+        ("task_lists", "mbpp", "a packaged task"), ("task_lists", "rteb", "a list of mteb tasks"), ("task_lists", "infonce", "an objective"),
+        ("published", "infonce", "an objective"), ("published", "InfoNCE", "an objective"), ("published", "qrhead", "a system"),
+        ("published", "general", "a task list"), ("published", "ArguAna", "an mteb task"), ("published", "mine", None),
+    ],
+)  # fmt: skip
+def test_a_name_stands_for_one_thing(key, name, other):
+    """A published entry that was called infonce gave its scores to the trained system."""
+    raw = copy.deepcopy(RAW)
+    raw[key][name] = {"own": "x", "task_lists": ["boolq"], "published": RAW["published"]["minilm"]}[key]
+    if key == "own" and name == "minilm":
+        key, other = "published", "an own set"
+    if other is None:
+        assert name in getattr(config.resolve(raw), key)
+        return
+    with pytest.raises(DreamError, match=f"params.yaml: {key}: '{name}' is already the name of {other}"):
+        config.resolve(raw)
+
+
+@pytest.mark.parametrize("key", ["own", "task_lists", "published"])
+def test_names_that_differ_in_case_alone_are_one_name(key):
+    raw = copy.deepcopy(RAW)
+    for name in ("mine", "Mine"):
+        raw[key][name] = {"own": "x", "task_lists": ["boolq"], "published": RAW["published"]["minilm"]}[key]
+    with pytest.raises(DreamError, match=rf"{key}: 'Mine' is already the name of an? .*\(mine\)"):
+        config.resolve(raw)
+
+
+WORDS = st.sampled_from(["a", "A", "a-0", "0-a", "0", "dream-0", "dream", "0-a-0", "bm25-a", "a-a", "x-0", "0-0"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(WORDS, max_size=3, unique=True), st.lists(WORDS, max_size=3, unique=True), st.lists(WORDS, max_size=3, unique=True),
+    st.lists(WORDS, max_size=3, unique=True), st.lists(st.sampled_from([0, 1, 10]), min_size=1, unique=True),
+)  # fmt: skip
+@example(["dream-0"], ["0-a"], [], ["a"], [0])
+@example(["bm25-a"], ["a-a"], [], ["a"], [0])
+@example([], [], ["scifact"], ["SciFact"], [0])
+def test_two_cells_never_share_a_file(published, lists, own, tasks, seeds):
+    """Whatever names are accepted, every system on every entry of tasks has files of its own, on any file system."""
+    base = BASE
+    found = base.model_copy(
+        update={
+            "published": dict.fromkeys(published, base.published["minilm"]), "task_lists": {name: ["boolq"] for name in lists},
+            "own": dict.fromkeys(own, "x"), "tasks": tasks or ["all"], "seeds": seeds, "references": ["bm25"],
+        }
+    )  # fmt: skip
+    try:
+        names.check(found)
+    except DreamError:
+        return
+    entries = {*found.tasks, *lists, *own}
+    cells = [(s, None, e) for s in ("bm25", "untrained", "qrhead", *published) for e in entries]
+    cells += [(o, seed, e) for o in names.objectives() for seed in seeds for e in entries]
+    assert len({names.cell(*cell).casefold() for cell in cells}) == len(cells)
+
+
+def test_the_ambiguous_cell_is_named():
+    raw = copy.deepcopy(RAW)
+    raw["published"]["dream-0"], raw["task_lists"]["0-mine"] = RAW["published"]["minilm"], ["boolq"]
+    with pytest.raises(DreamError, match="dream-0 on general and dream with seed 0 on general would share the file dream-0-general"):
+        config.resolve(raw)
+    raw["seeds"] = [1]
+    assert config.resolve(raw).published["dream-0"]
+
+
+def test_names_that_the_code_gives_are_those_it_knows():
+    from dream import objectives, rerank
+    from dream.evaluation import cells, systems
+    from dream.report.cells import Cell
+
+    objectives.find("dream")
+    ours = {name for name, kind in objectives.REGISTRY.items() if kind.__module__.startswith("dream.objectives.")}
+    assert set(names.objectives()) == ours and all(names.require(name) for name in ours)
+    assert set(systems.BUILDERS) == {*names.BUILT_IN, *names.RERANKERS} and rerank.QRHead.name in names.RERANKERS
+    for cell in (("dream", 0, "general"), ("bm25", None, "boolq")):
+        assert names.cell(*cell) == cells.cell_name(*cell) == Cell(*cell).name
+
+
+def test_unknown_names_are_refused_without_loading_torch():
+    import subprocess
+    import sys
+
+    code = "import sys; from dream import config; config.load(); sys.exit('torch' in sys.modules or 'mteb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# pins
+
+UNPINNED = {"yixuantt/DREAM-0.5B", "yixuantt/DREAM-1B", "yixuantt/DREAM-3B", "trumancai/Revela-500M", "trumancai/Revela-1b"}
+
+
+def hub_references(value) -> set[str]:
+    """Hub models anywhere in params.yaml."""
+    if isinstance(value, dict):
+        return set().union(*(hub_references(v) for k, v in value.items() if k not in ("own", "accelerate", "query_prompt", "document_prompt")))
+    found = isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", value)
+    return {value} if found and not value.startswith("packaged/") else set()
+
+
+def test_every_hub_model_is_pinned_to_one_commit_or_listed_here():
+    found = hub_references(RAW)
+    pins: dict[str, set[str]] = {}
+    for reference in found:
+        name, _, revision = reference.partition("@")
+        pins.setdefault(name, set()).add(revision)
+    assert len(pins) == 14 and {name for name, revisions in pins.items() if "" in revisions} == UNPINNED
+    for name, revisions in pins.items():
+        assert len(revisions) == 1 and (name in UNPINNED or re.fullmatch("[0-9a-f]{40}", *revisions)), name
+
+
+def test_pins_of_embedding_models_are_those_of_mteb():
+    """mteb's registry is where they come from; read as text, since importing it takes seconds."""
+    import importlib.util
+
+    folder = pathlib.Path(importlib.util.find_spec("mteb").origin).parent / "models" / "model_implementations"
+    text = "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in ("bge_models", "e5_instruct", "qwen3_models"))
+    for entry in ("bge-large", "e5-mistral", "qwen3-0.6b"):
+        name, revision = RAW["published"][entry]["model"].split("@")
+        assert re.search(rf'name="{re.escape(name)}",\n(?:(?!name=).*\n)*? *revision="{revision}"', text), name
+
+
+def test_the_guide_downloads_what_is_pinned():
+    lines = [line.split("#")[0].split() for line in pathlib.Path("docs/reproduce.md").read_text(encoding="utf-8").splitlines() if "hf download" in line]
+    assert len(lines) == 2 and {f"{line[2]}@{line[4]}" for line in lines} <= hub_references(RAW)
+
+
+def test_the_size_of_a_pinned_model_is_known_offline():
+    from dream.report import plan
+
+    for size in RAW["sizes"].values():
+        for reference in (size["encoder"], size["judge"]):
+            assert plan.model(reference).layers > 0
 
 
 def test_every_knob_in_params_is_commented():
@@ -93,14 +479,8 @@ def test_the_stage_refuses_a_size_that_params_does_not_name():
 
 
 def test_the_hash_covers_what_an_artefact_depends_on():
-    base = config.load()
+    base = BASE
     assert base.hash("heads") == config.load().hash("heads")
     assert base.hash("heads") == config.load(overrides={"candidates.count": 4}).hash("heads")
     assert base.hash("heads") != config.load(overrides={"heads.count": 4}).hash("heads")
     assert base.hash("heads") != config.load(overrides={"model.size": "tiny-4l"}).hash("heads")
-
-
-def test_off_is_a_word_although_yaml_reads_it_as_false(tmp_path):
-    text = pathlib.Path("params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(re.sub(r"gate: learned ", "gate: off ", text))
-    assert config.load(tmp_path / "params.yaml").injection.gate == "off"

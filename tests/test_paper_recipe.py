@@ -19,6 +19,7 @@ from test_encoder import WORDS, make_tokenizer
 from dream import config as configs
 from dream.assets import hub
 from dream.data.sources import wikipedia
+from dream.files import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVES = ["dream", "infonce", "replug", "revela"]
@@ -62,7 +63,7 @@ def project(tmp_path, monkeypatch):
     """Write the project of a size and go there."""
 
     def write(size: str) -> configs.Config:
-        raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+        raw = read_yaml(ROOT / "params.yaml")
         raw["model"]["size"] = size
         raw["sizes"][size] |= {
             "encoder": make_model(tmp_path / "encoder", ARCHITECTURES[size]), "judge": make_model(tmp_path / "judge", "Llama"),

@@ -3,14 +3,18 @@
 import ast
 import pathlib
 import re
+import shlex
+import shutil
 
 import pytest
-import yaml
+from dvc.utils.hydra import apply_overrides
 
-from dream import config
+from dream import config, names
+from dream.files import read_yaml
 
-STAGES = yaml.safe_load(pathlib.Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-PLUMBING = {"dream", "dream.config", "dream.errors", "dream.files", "dream.manifest"}
+STAGES = read_yaml("dvc.yaml")["stages"]
+PLUMBING = {"dream", "dream.config", "dream.errors", "dream.files", "dream.manifest", "dream.names"}
+LONGEST = "0_a." + "x" * 60
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -28,7 +32,7 @@ def test_no_other_parameter_has_a_name_that_dvc_forgets():
                 yield f"{path}.{key}".lstrip(".")
                 yield from keys(below, f"{path}.{key}")
 
-    found = [k for k in keys(yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))) if k.split(".")[-1] in ("size", "nfiles")]
+    found = [k for k in keys(read_yaml("params.yaml")) if k.split(".")[-1] in ("size", "nfiles")]
     assert found == ["model.size"]
 
 
@@ -41,11 +45,38 @@ def test_small_results_are_plots_without_cache_and_outs_are_cached(name):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_matrix_lists_hold_short_plain_ids(name):
-    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))
-    for reference in STAGES[name].get("matrix", {}).values():
-        values = raw[re.fullmatch(r"\$\{(\w+)\}", reference)[1]]
-        assert all(re.fullmatch(r"[\w.-]+", str(v)) for v in values)
+def test_what_reaches_a_command_is_a_name(name):
+    """Nothing is quoted: only the size, and items of lists of names and seeds, stand in a command (dream/names.py)."""
+    stage = STAGES[name]
+    placeholders = set(re.findall(r"\$\{([^}]*)\}", stage["cmd"]))
+    assert placeholders == {"model.size", *(f"item.{key}" for key in stage.get("matrix", {}))}
+    for reference in stage.get("matrix", {}).values():
+        assert re.fullmatch(r"\$\{(objectives|seeds|references|rerankers|tasks)\}", reference)
+
+
+def test_dvc_makes_of_every_accepted_name_one_stage_and_one_word(tmp_path, monkeypatch):
+    """DVC's own reading of dvc.yaml, with all published models and names as odd as the rule allows."""
+    from dvc.repo import Repo
+
+    for file in ("params.yaml", "dvc.yaml"):
+        shutil.copy(file, tmp_path)
+    published = list(read_yaml("params.yaml")["published"])
+    odd = ["1e5", "true", "a--b", "A_.-0", LONGEST]
+    lists = {"references": ["bm25", *published], "tasks": ["general", *odd], "rerankers": ["qrhead"], "seeds": [0, 2**32 - 1]}
+    apply_overrides(tmp_path / "params.yaml", [f"{key}=[{','.join(repr(v) for v in values)}]" for key, values in lists.items()])
+    found = config.load(tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    with Repo() as repo:
+        commands = {stage.addressing: shlex.split(stage.cmd) for stage in repo.index.stages}
+    assert len(commands) == 7 + 4 + 24 + 6 * (1 + len(published)) + 6
+    for tasks in found.tasks:
+        for system in found.references:
+            assert commands[f"reference@{names.cell(system, None, tasks)}"][-4:] == ["--system", system, "--tasks", tasks]
+        for system in found.objectives:
+            for seed in found.seeds:
+                command = commands[f"evaluate@{names.cell(system, seed, tasks)}"]
+                assert command[-6:] == ["--system", system, "--seed", str(seed), "--tasks", tasks]
 
 
 def imported(path: pathlib.Path) -> set[str]:
@@ -83,7 +114,7 @@ def test_code_dependencies_cover_what_the_stage_imports(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tracked_parameters_exist(name):
-    raw = yaml.safe_load(pathlib.Path("params.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml("params.yaml")
     for key in STAGES[name]["params"]:
         place = raw
         for part in key.split("."):

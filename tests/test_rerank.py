@@ -142,7 +142,7 @@ def test_the_filter_knob_reaches_the_scores(monkeypatch):
 
 
 def test_rerankers_stand_in_their_own_list():
-    with pytest.raises(DreamError, match="references: qrhead reads the judge's heads: list it under `rerankers`"):
+    with pytest.raises(DreamError, match="references: 'qrhead' belongs to `rerankers`"):
         configs.load(overrides={"references": ["bm25", "qrhead"]})
     with pytest.raises(DreamError, match="rerankers"):
         configs.load(overrides={"rerankers": ["bm25"]})

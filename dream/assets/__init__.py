@@ -30,10 +30,10 @@ def kind(reference: str) -> str:
         return "packaged"
     if reference.startswith(("/", "./", "../", "~")) or Path(reference).is_dir():
         return "local"
-    if reference.count("/") != 1:
+    if hub.split_revision(reference)[0].count("/") != 1:  # a revision may hold one: owner/name@refs/pr/1
         raise DreamError(
             f"model {reference!r} is neither packaged, a folder nor a hub id",
-            f"Use {', '.join(PACKAGED + name for name in MODELS)}, owner/name or the path of a folder",
+            f"Use {', '.join(PACKAGED + name for name in MODELS)}, owner/name, owner/name@revision or the path of a folder",
         )
     return "hub"
 

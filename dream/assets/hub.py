@@ -22,6 +22,15 @@ def split_revision(reference: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
+def commit(reference: str) -> str:
+    """The commit that a hub model was resolved to: the name of its snapshot's folder in the local cache.
+
+    Raises:
+        DreamError: as :func:`download`.
+    """
+    return download(reference).name
+
+
 def cached(reference: str) -> Path | None:
     """Snapshot folder of a hub model or adapter that is complete in the local Hugging Face cache, or None."""
     from huggingface_hub import snapshot_download
@@ -64,18 +73,23 @@ def check_model(reference: str) -> None:
     if cached(reference):
         return
     name, revision = split_revision(reference)
-    info = _ask("model", name, revision, f"hf download {name}{f' --revision {revision}' if revision else ''}")
+    info = _ask("model", name, revision, f"hf download {name}{_at(revision)}")
     if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
         raise DreamError(f"model {reference} has no safetensors weights on the hub", "Choose another model or revision")
 
 
 def check_dataset(name: str, revision: str | None = None, wanted_by: str = "") -> None:
-    """Return if a hub data set is in the cache or can be reached; :class:`DreamError` otherwise."""
+    """Return if a hub data set is in the cache, at its revision, or can be reached; :class:`DreamError` otherwise."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    if (Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots").exists():
+    snapshots = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    if (snapshots / revision if revision else snapshots).exists():
         return
-    _ask("dataset", name, revision, f"hf download --repo-type dataset {name}", wanted_by)
+    _ask("dataset", name, revision, f"hf download --repo-type dataset {name}{_at(revision)}", wanted_by)
+
+
+def _at(revision: str | None) -> str:
+    return f" --revision {revision}" if revision else ""
 
 
 def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = ""):

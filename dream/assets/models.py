@@ -9,7 +9,7 @@ from pathlib import Path
 from dream.assets import wheels
 from dream.assets.registry import MODELS, WHEELS, PackagedModel
 from dream.errors import DreamError
-from dream.files import cache_folder, folder_hash, replacing, value_hash, write_json
+from dream.files import cache_folder, folder_hash, read_json, replacing, value_hash, write_json
 
 CONVERSION = "fp32-1"  # changes when a converted folder would differ: part of its name
 
@@ -83,6 +83,15 @@ def _truncate(folder: Path, layers: int, target: Path) -> None:
     for path in folder.iterdir():
         if path.is_file() and path.suffix not in (".safetensors", ".bin", ".lock") and path.name not in skip:
             shutil.copyfile(path, target / path.name)
+
+
+def attention_heads(folder: Path) -> tuple[int, int]:
+    """Layers of a decoder and attention heads in each, from its config.json."""
+    config = read_json(folder / "config.json")
+    try:
+        return int(config["num_hidden_layers"]), int(config["num_attention_heads"])
+    except (KeyError, TypeError):
+        raise DreamError(f"{folder / 'config.json'} names no layers and heads", "Choose a decoder-only model") from None
 
 
 def require_safetensors(folder: Path) -> Path:

@@ -118,15 +118,15 @@ class Model:
 
 def model(reference: str) -> Model:
     """The shape of a model by its reference: shipped configurations, a local folder, or the local hub cache."""
-    name = reference.partition("@")[0]
+    name, _, revision = reference.partition("@")
     shipped = resources.files("dream.report").joinpath("models", f"{name.split('/')[-1].lower()}.json")
     if shipped.is_file():
         config = json.loads(shipped.read_text(encoding="utf-8"))
         if config["name"] == name:
             return Model.from_config(name, config)
-    path = Path(name).expanduser() / "config.json"
+    path = Path(reference).expanduser() / "config.json"
     if not path.exists() and name.count("/") == 1:
-        path = _cached(name) or path
+        path = _cached(name, revision or None) or path
     if not path.exists():
         raise DreamError(
             f"the configuration of {reference} is not at hand",
@@ -135,10 +135,10 @@ def model(reference: str) -> Model:
     return Model.from_config(name, json.loads(path.read_text(encoding="utf-8")))
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
