@@ -4,17 +4,18 @@ import json
 import shutil
 import threading
 import zipfile
+from importlib.resources import files
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dream import assets
+from dream import assets, manifest
 from dream import config as configs
 from dream.assets import hub, models, registry, wheels
 from dream.data import needs
 from dream.errors import DreamError, explain
-from dream.files import sha256
+from dream.files import read_yaml, sha256
 
 
 @pytest.fixture
@@ -209,6 +210,88 @@ def test_a_size_without_assets_offline_is_one_line(size, tmp_path, monkeypatch):
 def test_hub_references():
     assert hub.split_revision("a/b@c") == ("a/b", "c")
     assert assets.kind("owner/name@main") == "hub"
+
+
+PINNED = "a" * 40
+
+
+@pytest.fixture
+def snapshot(tiny_llama, tmp_path, monkeypatch):
+    """The local hub cache holds owner/name at one commit, as a download by that commit leaves it (no ref to main)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--owner--name" / "snapshots" / PINNED
+    shutil.copytree(tiny_llama, folder)
+    return folder
+
+
+def test_a_pinned_model_is_that_commit_and_no_other(snapshot, cache):
+    from dream.report import plan
+
+    reference = f"owner/name@{PINNED}"
+    assert assets.kind(reference) == "hub" and assets.model_path(reference) == snapshot == hub.cached(reference)
+    assert hub.check_model(reference) is None and hub.commit(reference) == PINNED and plan.model(reference).layers == 3
+    for other in ("owner/name", f"owner/name@{'b' * 40}"):
+        assert hub.cached(other) is None
+        command = "hf download owner/name" + other.removeprefix("owner/name").replace("@", " --revision ")
+        with pytest.raises(DreamError, match=f"`{command}`"):
+            assets.model_path(other)
+        with pytest.raises(DreamError, match="is not at hand"):
+            plan.model(other)
+
+
+def test_a_pinned_data_set_is_that_commit_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--owner--set" / "snapshots" / PINNED).mkdir(parents=True)
+    assert hub.check_dataset("owner/set") is None and hub.check_dataset("owner/set", PINNED) is None
+    with pytest.raises(DreamError, match=f"owner/set --revision {'b' * 40}"):
+        hub.check_dataset("owner/set", "b" * 40)
+
+
+def test_a_revision_may_hold_a_slash_and_a_folder_an_at(tmp_path):
+    from dream.report import plan
+
+    assert assets.kind("owner/name@refs/pr/1") == "hub"
+    folder = tmp_path / "runs@2"
+    folder.mkdir()
+    (folder / "config.json").write_text((files("dream.report") / "models" / "llama-3.2-1b.json").read_text())
+    assert assets.kind(str(folder)) == "local" and plan.model(str(folder)).layers == 16
+
+
+def assets_stage(tmp_path, monkeypatch, **overrides):
+    """Run the stage in a project of its own; returns what it wrote."""
+    from stages import assets as stage
+
+    raw = read_yaml(manifest.ROOT / "params.yaml")
+    raw["model"]["size"], raw["references"] = "toy", ["bm25"]
+    raw["data"]["sources"], raw["tasks"] = ["code"], ["docstring-networkx"]
+    raw["sizes"]["toy"] = {"encoder": "x", "encoder_layers": None, "judge": "x", "recipe": "packaged"} | overrides.pop("size")
+    raw["heads"] |= overrides
+    (tmp_path / "params.yaml").write_text(json.dumps(raw))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["assets", "--size", "toy"])
+    stage.main()
+    return json.loads((tmp_path / "work/assets/assets.json").read_text())["assets"]
+
+
+def test_the_commit_of_a_hub_model_is_recorded(snapshot, cache, tmp_path, monkeypatch):
+    reference = f"owner/name@{PINNED}"
+    records = assets_stage(tmp_path, monkeypatch, size={"encoder": reference, "judge": reference}, count=6)
+    assert [(r["name"], r["revision"]) for r in records if r["kind"] == "model"] == [(reference, PINNED)]
+
+
+def test_too_many_heads_are_refused_before_anything_is_prepared(tiny_llama, cache, tmp_path, monkeypatch):
+    size = {"encoder": str(tiny_llama), "judge": str(tiny_llama)}
+    records = assets_stage(tmp_path, monkeypatch, size=size, count=6)
+    assert all("revision" not in record for record in records)
+    shutil.rmtree(tmp_path / "work")
+    for knobs, line in (
+        ({"count": 7}, r"heads.count is 7, but the judge has 6 heads \(3 layers of 2\)"),
+        ({"strategy": "explicit", "explicit": [[0, 0], [3, 0]]}, r"heads.explicit: \[3, 0\] is no head of the judge"),
+    ):
+        with pytest.raises(SystemExit, match=line):
+            assets_stage(tmp_path, monkeypatch, size=size, **knobs)
+    assert not (tmp_path / "work/assets").exists()
 
 
 def test_everything_the_default_config_names_is_known():
