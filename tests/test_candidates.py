@@ -317,6 +317,11 @@ def test_few_hits_stay_before_what_is_drawn():
     assert len(found) == 10 and record["filled_at_random"] == 2 * len(sets) and record["wordless_queries"] == 0
     assert all(found < set(ids) for ids in sets["passage_ids"])
     assert record["dropped_without_positive"] == 12 - len(sets) == 12 - sum(t in found for t in instances["target_id"])
+    for seed in range(5):  # a passage that was drawn may be another question's target; no question counts twice
+        shared = config(candidates__source="bm25", candidates__count=12, candidates__include_positive=False,
+                        candidates__questions_per_set=3, candidates__seed=seed)  # fmt: skip
+        sets, (record,) = build(shared, passages, instances)
+        assert record["instances"] + record["dropped_without_positive"] == 12
 
 
 def texts_of(passages, ids):
@@ -369,6 +374,10 @@ def test_copies_are_not_counted_as_passages_of_a_pool(strategy):
     passages, instances = copied(strategy, groups=2)
     pool = 5 if strategy == "same_document" else 10
     assert len(build(config(candidates__source=strategy, candidates__count=pool), passages, instances)[0]) == 4
+    if strategy == "same_document":  # a group of copies is a small group
+        few = passages[~passages["passage_id"].str.contains("-0-4")]
+        sets, (record,) = build(config(candidates__source=strategy, candidates__count=pool), few, instances)
+        assert set(sets["group"]) == {"g1"} and record["dropped_in_small_groups"] == 2
     with pytest.raises(DreamError, match=f"{pool} different passages"):
         build(config(candidates__source=strategy, candidates__count=pool + 1), passages, instances)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -41,14 +42,48 @@ def files(folder):
     return sorted(p.name for p in folder.glob("*.f16"))
 
 
-def test_cached_vectors_are_the_encoders_rounded_once(encoder, tmp_path):
+def test_cached_vectors_are_the_encoders_rounded_once(encoder, tmp_path, monkeypatch):
     fresh = cache.embeddings(encoder, TEXTS, IDS, folder=tmp_path, **RULES)
     assert fresh.dtype == np.float16 and fresh.shape == (64, 32) and encoder.tokens > 0
     np.testing.assert_allclose(fresh, encoder.encode(TEXTS, max_length=16), atol=5e-4)
-    encoder.tokens = 0
+    monkeypatch.setattr(encoder, "encode", None)
     again = cache.embeddings(encoder, TEXTS, IDS, folder=tmp_path, **RULES)
-    assert encoder.tokens == 0 and again.tobytes() == fresh.tobytes(), "the second time nothing is encoded"
+    assert again.tobytes() == fresh.tobytes(), "the second time nothing is encoded"
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".f16", ".json"], "nothing is left over"
+
+
+def test_the_tokens_are_those_of_the_texts_whoever_encoded_them(encoder, llama, tmp_path, monkeypatch):
+    """Cold, warm, after an interruption, half of it by another process, a part or a file that does not say."""
+    texts, ids = [*TEXTS, *TEXTS[:8], TEXTS[7]], [*IDS, *(f"e{i}" for i in range(9))]
+    chunks = [texts[i : i + 10] for i in range(0, len(texts), 10)]
+    by_hand = sum(len(s) for chunk in chunks for s in set(map(tuple, encoder.tokenize(["the " + t for t in chunk], 16))))
+
+    def cost(folder, model=encoder):
+        before = model.tokens
+        cache.embeddings(model, texts, ids, folder=tmp_path / folder, prompt="the ", **RULES)
+        return model.tokens - before
+
+    assert cost("whole") == cost("whole") == by_hand < sum(map(len, encoder.tokenize(["the " + t for t in texts], 16)))
+    encode, done = encoder.encode, []
+
+    def stops(*args, **kwargs):
+        done.append(1)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return encode(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encoder, "encode", stops)
+        cost("shared")
+    next((tmp_path / "shared").glob("*.parts/*.json")).unlink()  # a part that was written before parts said it
+    assert cost("shared", Encoder.from_pretrained(llama)) == by_hand
+    for change in ({"tokens": 3}, {}):
+        (about,) = (tmp_path / "whole").glob("*.json")
+        about.write_text(json.dumps({k: v for k, v in json.loads(about.read_text()).items() if k != "tokens"} | change))
+        assert cost("whole") == cost("whole") == change.get("tokens", by_hand), "what is stored is believed"
+    about.unlink()
+    monkeypatch.setattr(cache, "write_json", lambda path, value: (_ for _ in ()).throw(PermissionError(13, "read-only")))
+    assert cost("whole") == by_hand and not about.exists()
 
 
 def test_anything_that_changes_a_vector_misses(encoder, llama, tmp_path):

@@ -94,12 +94,25 @@ def test_a_cell_is_small_complete_and_the_same_twice(project):
         manifest.check(cells.WORK / "untrained-tiny", project(evaluate__max_length=99))
 
 
-def test_a_second_run_encodes_no_document_again(project):
+def test_a_cell_costs_the_same_whoever_encoded_its_documents(project, monkeypatch):
+    """2 × weights × tokens of all queries and documents: cold, warm, and an older cache that did not say."""
     config = project()
-    first, second = (systems.load("untrained", config) for _ in range(2))
-    cells.run(first, None, ["tiny"], config)
-    cells.run(second, None, ["tiny"], config)
-    assert 0 < second.encoder.tokens < first.encoder.tokens / 2 and first.flops > second.flops > 0
+    system, encoded, task = systems.load("untrained", config), [], next(cells.tasks.parts("tiny", config))
+    texts = [*systems.documents(task), *task.queries["text"]]
+    assert len(set(texts[:30])) == 30, "equal texts of a chunk are encoded once; here there are none"
+    tokens = sum(map(len, system.encoder.tokenize(texts, config.evaluate.max_length)))
+    weights = sum(p.numel() for n, p in system.encoder.backbone.named_parameters() if "embed_tokens" not in n)
+    encode = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *a, **k: encoded.append(len(texts)) or encode(self, texts, *a, **k))
+    for wanted in ([30, 12], [12], [12]):
+        encoded.clear()
+        system = systems.load("untrained", config)
+        cells.run(system, None, ["tiny"], config)
+        assert system.flops == 2 * weights * tokens and encoded == wanted
+        (about,) = Path("cache/embeddings").glob("*.json")
+        stored = json.loads(about.read_text())
+        assert stored.pop("tokens") == tokens - sum(map(len, system.encoder.tokenize(texts[30:], config.evaluate.max_length)))
+        about.write_text(json.dumps(stored))
 
 
 def test_a_trained_system_is_its_adapter_and_never_a_stale_score(project, llama):
@@ -209,8 +222,8 @@ def test_published_entries_are_complete_and_one_line_each_offline(monkeypatch):
             {"corpus": [("d1", "", " "), ("d2", "", "")], "qrels": [("q1", "d1", 1)]},
             "no document has a title or a text",
         ),
-        ({"corpus": [("d1", "", "a"), ("d1", "", "b")]}, "id 'd1' appears twice among its documents"),
-        ({"queries": [("q1", "a"), ("q1", "b")]}, "id 'q1' appears twice among its queries"),
+        ({"corpus": [("d1", "", "a"), ("d1", "", "b")]}, "documents: id 'd1' appears twice"),
+        ({"queries": [("q1", "a"), ("q1", "b")]}, "queries: id 'q1' appears twice"),
         ({"qrels": [("q1", "d9", 1)]}, "judgements name 'd9'"),
         ({"qrels": [("q9", "d1", 1)]}, "judgements name 'q9'"),
         ({"qrels": [("q1", "d1", 0)]}, "no query has a relevant document"),
@@ -234,6 +247,9 @@ def test_empty_tables_are_refused():
         empty = base.Task(**{**vars(task), table: getattr(task, table).head(0)})
         with pytest.raises(DreamError, match=f"task tiny has no {kind}"):
             cells.check(empty)
+        twice = base.Task(**{**vars(task), table: pd.concat([getattr(task, table).head(2)] * 2)})
+        with pytest.raises(DreamError, match=f"id '{kind[0]}0' appears twice among its {kind}"):
+            cells.check(twice)
 
 
 @pytest.mark.parametrize("name", ["bm25", "untrained"])
@@ -289,9 +305,11 @@ def test_nan_weights_end_with_the_documents_id(project, llama):
 def test_several_processes_fill_the_cache_for_one(project):
     config = project()
     cells.encode_in_parallel("untrained", None, ["tiny"], config, workers=2)
-    system = systems.load("untrained", config)
-    system.corpus(next(cells.tasks.parts("tiny", config)))
-    assert system.encoder.tokens == 0
+    system, alone, task = *(systems.load("untrained", config) for _ in range(2)), next(cells.tasks.parts("tiny", config))
+    alone.encoder.encode(systems.documents(task), max_length=config.evaluate.max_length)
+    system.encoder.encode = None
+    system.corpus(task)
+    assert system.flops == alone.flops > 0, "what the other processes encoded counts"
 
 
 def test_alignment_and_uniformity_by_hand():
