@@ -102,8 +102,10 @@ def _explain_system(error: OSError) -> str | None:
     if any(place.is_relative_to(code) for code in CODE):
         return None
     what, remedy = PLACES[error.errno]
-    caches = [os.environ.get(name) for name in ("DREAM_CACHE", "HF_HOME")] + [os.path.expanduser("~/.cache")]
-    if any(cache and place.is_relative_to(os.path.abspath(cache)) for cache in caches):
+    home = Path(os.path.expanduser("~"))
+    caches = [*map(Path, filter(None, map(os.environ.get, ("DREAM_CACHE", "HF_HOME")))), home / ".cache"]
+    no_home = error.errno == errno.ENOENT and home.is_relative_to(place)
+    if no_home or any(place.is_relative_to(os.path.abspath(cache)) for cache in caches):
         remedy = "Set DREAM_CACHE (ours) or HF_HOME (the model hub's) to a folder that can be written"
     return f"{path[:200]} {what}. {remedy}"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -164,3 +165,144 @@ def test_paper_says_honestly_that_nothing_was_run(run):
     text = run("paper")
     assert "0 of 299 printed numbers have been run here" in text
     assert "−.003 against Revela's own paper" in text and "on 10 of 23 tasks" in text
+
+
+# ------------------------------------------------------------------------------------------------ as the user starts it
+
+
+@pytest.fixture
+def ended(project, monkeypatch, capfd):
+    """Run the program itself with these arguments; returns its one line, or its exit code. Nothing in the project changes."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("dream.report.page.html", lambda _: "where it is written matters here, not what")
+    monkeypatch.setattr("dream.report.tables.build", lambda *_: [])
+    (project / "file").touch()
+    (project / "folder" / "sub").mkdir(parents=True, exist_ok=True)
+    (project / "bytes").write_bytes(b"\xff\xfe\x00\x01\x80")
+
+    def call(*arguments):
+        before = sorted(project.rglob("*"))
+        monkeypatch.setattr("sys.argv", ["dream-report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert sorted(project.rglob("*")) == before
+        return caught.value.code
+
+    return call
+
+
+ONE_LINE = [
+    (["tabls"], "No such command 'tabls'. Did you mean 'tables'?"),
+    (["tables", "--jsn"], "No such option: --jsn (Possible options: --json). `dream-report tables --help` lists"),
+    (["compare", "dream"], "Missing argument 'B'. `dream-report compare --help`"),
+    (["compare", "dream", "bm25", "-n", "x"], "Invalid value for '--queries' / '-n': Input should be a valid integer"),
+    (["compare", "dream", "bm25", "-n", "9" * 30], "Invalid value for '--queries' / '-n': "),
+    (["compare", "dream", "bm25", "-n", "9" * 5000], "Invalid value for '--queries' / '-n': "),
+    (["runs", "--commits", "-1"], "Invalid value for '--commits': Input should be greater than or equal to 0"),
+    (["plan", "--tflops", "nan"], "Invalid value for '--tflops': "),
+    (["plan", "--device-gib", "inf"], "Invalid value for '--device-gib': "),
+    (["explain", "q", "--seed", "1.5"], "Invalid value for '--seed': "),
+    (["tables", "--out", "file"], r"\S+/file is not a folder\. Name a folder"),
+    (["tables", "--out", "folder"], "folder holds other files, which would be lost. Name a new folder"),
+    (["tables", "--out", ""], ". holds other files, which would be lost"),
+    (["page", "--out", "folder"], "folder is a folder. Name a file"),
+    (["page", "--out", "file/page.html"], "file is there and is not a folder. Name a folder"),
+    (["page", "--out", "x" * 300], r"\S+/x+ has too long a name\. Choose a shorter one"),
+    (["plots", "--plot", "systems", "--out", "file"], "file is there and is not a folder. Name a folder"),
+    (["export", "--out", "file"], "work/models/dream-0 is missing"),
+    (["tables", "--params", "folder"], "folder "),
+    (["tables", "--params", "bytes"], "bytes "),
+    (["tables", "--cells", "file"], "file holds no results"),
+    (["runs"], "git log: fatal: not a git repository"),
+    (["sweep"], "git log: fatal: not a git repository"),
+    (["compare", "HEAD:dream", "bm25"], "git log: fatal: not a git repository"),
+    (["tables", "--experiment", "mine"], "git log: fatal: not a git repository"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), ONE_LINE, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "")
+def test_what_a_user_mistypes_is_one_line_and_writes_nothing(ended, monkeypatch, arguments, line):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", "/")
+    found = ended(*arguments)
+    assert isinstance(found, str) and "\n" not in found
+    assert found.startswith(f"error: {line}") or re.match(f"error: {line}", found), found
+
+
+def test_without_a_command_the_help_is_shown(ended, capfd):
+    assert ended() == 2 and "Usage: dream-report" in capfd.readouterr().out
+    assert not ended("--help") and not ended("tables", "--help")
+
+
+def test_outside_the_project_and_without_programs_the_line_says_so(ended, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ended("runs") == "error: git is not installed. Install it: experiments are read from git"
+    monkeypatch.chdir(tmp_path)
+    for command in ("tables", "plots", "page", "plan", "compare a b", "explain q", "export --out x"):
+        assert ended(*command.split()) == "error: params.yaml is missing. Run from the project's root folder"
+
+
+def test_ctrl_c_is_one_line(ended, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupted)
+    assert ended("tables") == "interrupted. Run the same command again: long steps go on where they stopped"
+
+
+def test_tables_replace_a_folder_of_tables_and_no_other(run, project, monkeypatch):
+    import pandas as pd
+
+    from dream.report.render import Table
+
+    monkeypatch.setattr("dream.report.tables.build", lambda *_: [Table("main", "", pd.DataFrame({"a": [1]}), ["a"], [])])
+    run("tables", "--out", "mine")
+    (project / "mine" / "old.csv").write_text("a")
+    run("tables", "--out", "mine")
+    assert not (project / "mine" / "old.csv").exists()
+    for name, other in (("mine", "notes.txt"), ("docs", "report.md")):
+        (project / name).mkdir(exist_ok=True)
+        (project / name / other).write_text("a")
+        with pytest.raises(DreamError, match="holds other files"):
+            run("tables", "--out", name)
+        assert (project / name / other).read_text() == "a"
+
+
+@pytest.mark.parametrize("command", ["tables -t diagnostic", "tabls"])
+def test_an_ascii_locale_changes_nothing(project, command):
+    """Every command prints the same bytes into a pipe, whatever the locale."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    runs = [
+        subprocess.run([sys.executable, "-m", "dream.report.cli", *command.split()], cwd=project, capture_output=True, check=False,
+                       env={**os.environ, "PYTHONPATH": str(ROOT), **locale})
+        for locale in ({"PYTHONUTF8": "1"}, ascii_only)
+    ]  # fmt: skip
+    assert runs[0].stdout == runs[1].stdout and runs[0].returncode == runs[1].returncode
+    assert [r.stderr.count(b"\n") for r in runs] == [runs[0].returncode] * 2, runs[1].stderr
+
+
+def test_every_make_target_that_is_named_exists():
+    """In the source, the README, the docs and the Makefile's own head."""
+    targets = set(re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    files = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").rglob("*.md")]
+    files += [path for room in ("dream", "stages", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    named = {
+        (name, path.name)
+        for path in files
+        for name in re.findall(r"(?:`|^ {4}|^# |run `)make ([\w./-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert {"repro", "test"} <= {name for name, _ in named}
+    assert {(name, file) for name, file in named if name not in targets} == set()
+
+
+def test_doctor_reports_a_missing_package_and_a_home_that_is_no_folder(run, monkeypatch):
+    from dream.report import doctor
+
+    def broken(_):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        yield
+
+    monkeypatch.setattr(doctor, "CHECKS", [broken, doctor.disk])
+    monkeypatch.setenv("DREAM_CACHE", "/dev/null/cache")
+    found = {check.name: check for check in doctor.examine(None)}
+    assert found["broken"].found == "not looked at: the package torch is missing" and "pip install" in found["broken"].remedy
+    assert found["disk, cache"].state == doctor.PROBLEM and "not writable" in found["disk, cache"].found

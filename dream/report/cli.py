@@ -385,7 +385,7 @@ def main() -> None:
     """The entry point: user errors in one line, no traceback; libraries' deprecations are ours to mend, not the user's."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="dream-report", standalone_mode=False)
     except typer.TyperException as error:  # a command, an option or a value that does not exist
         what, _, guess = error.format_message().partition(". ")
         if not what:  # no command: the help has been printed

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dream.config import Config
-from dream.errors import DreamError
+from dream.errors import DreamError, visible
 
+INSTALL = "Run `pip install -c constraints.txt -e .`"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 NEEDED = (
@@ -41,7 +42,15 @@ def check(function: Callable[[Config | None], Iterator[Check]]) -> Callable:
 
 def examine(config: Config | None) -> list[Check]:
     """Run all checks; ``config`` is None when params.yaml itself is the problem."""
-    return [finding for function in CHECKS for finding in function(config)]
+    return [finding for function in CHECKS for finding in _findings(function, config)]
+
+
+def _findings(function: Callable[[Config | None], Iterator[Check]], config: Config | None) -> list[Check]:
+    """What a check finds; without the packages that it needs, that it could not look."""
+    try:
+        return list(function(config))
+    except ModuleNotFoundError as error:
+        return [Check(function.__name__, NOTE, f"not looked at: the package {error.name} is missing", INSTALL)]
 
 
 def as_json(found: list[Check]) -> list[dict[str, Any]]:
@@ -53,9 +62,9 @@ def plain(found: list[Check]) -> str:
     width = max(len(finding.name) for finding in found)
     lines = []
     for finding in found:
-        lines.append(f"{finding.state:<8} {finding.name:<{width}}  {finding.found}")
+        lines.append(f"{finding.state:<8} {finding.name:<{width}}  {visible(finding.found)}")
         if finding.remedy:
-            lines.append(f"{'':<8} {'':<{width}}  → {finding.remedy}")
+            lines.append(f"{'':<8} {'':<{width}}  → {visible(finding.remedy)}")
     return "\n".join(lines)
 
 
@@ -66,9 +75,9 @@ def rich(found: list[Check]) -> Any:
 
     drawn = Table.grid(padding=(0, 2, 0, 0))
     for finding in found:
-        text = Text(finding.found)
+        text = Text(visible(finding.found))
         if finding.remedy:
-            text.append(f"\n→ {finding.remedy}", style="bold")
+            text.append(f"\n→ {visible(finding.remedy)}", style="bold")
         drawn.add_row(Text(finding.state, style=COLOURS[finding.state]), Text(finding.name), text)
     return drawn
 
@@ -93,7 +102,7 @@ def packages(_: Config | None) -> Iterator[Check]:
             "packages",
             PROBLEM,
             f"missing: {', '.join(missing)}",
-            "Run `pip install -c constraints.txt -e .`",
+            INSTALL,
         )
     yield Check("packages", OK, ", ".join(found))
 
@@ -143,8 +152,8 @@ def disk(_: Config | None) -> Iterator[Check]:
     from dream.files import cache_folder
 
     for name, folder in (("disk, project", Path.cwd()), ("disk, cache", cache_folder())):
-        place = next(p for p in (folder, *folder.parents) if p.exists())
-        free, writable = shutil.disk_usage(place).free / 2**30, os.access(place, os.W_OK)
+        place = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+        free, writable = shutil.disk_usage(place).free / 2**30, place.is_dir() and os.access(place, os.W_OK)
         good = free >= 5 and writable
         remedy = "" if good else "Free some space, or set DREAM_CACHE to a folder with room that you may write to"
         yield Check(
@@ -234,13 +243,10 @@ def recipes(config: Config | None) -> Iterator[Check]:
     """Which sizes can start here: what they need is cached, packaged or reachable."""
     if config is None:
         return
-    import yaml
-
     from dream import config as configs
     from dream.data import needs
 
-    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) if Path("params.yaml").exists() else None
-    for size in config.sizes if raw else []:
+    for size in config.sizes if Path("params.yaml").exists() else []:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})
             needs.check_available(resolved)
