@@ -146,19 +146,44 @@ def test_listed_tasks_are_mtebs_own():
     assert set(listed["rteb"]) == {task.metadata.name for task in public}
 
 
-def test_an_mteb_part_keeps_positive_judgements_only():
+def mteb_part(**tables):
+    """The part that is read from a task as mteb gives it: two documents and two queries, or these tables."""
     fake = SimpleNamespace(
         metadata=SimpleNamespace(name="Fake", description="a", license=None, dataset={"path": "x/y", "revision": "r"}),
         dataset={"default": {"test": {
             "corpus": [{"id": "d1", "title": None, "text": "one"}, {"id": "d2", "text": "two"}],
             "queries": [{"id": "q1", "text": "first"}, {"id": "q2", "text": "second"}],
             "relevant_docs": {"q1": {"d1": 2, "d2": 0}, "q2": {"d1": 0}},
+            **tables,
         }}},
         ignore_identical_ids=True,
     )  # fmt: skip
-    part = mteb_tasks._part("Fake", fake, "default", "test")
+    return mteb_tasks._part("Fake", fake, "default", "test")
+
+
+def test_an_mteb_part_keeps_positive_judgements_only():
+    part = mteb_part()
     assert part.judgements == {"q1": {"d1": 2}} and list(part.queries["id"]) == ["q1"] and part.drop_identical_ids
-    assert part.suite == "mteb" and part.part == "test"
+    assert part.suite == "mteb" and part.part == "test" and part.notes == ["mteb data set x/y @ r"]
+    assert mteb_part(relevant_docs={"q1": {"d1": 1.0}}).judgements == {"q1": {"d1": 1}}
+    repeated = [{"id": d, "text": "one"} for d in ("d1", "d2")]
+    assert mteb_part(corpus=repeated, relevant_docs={"q1": {"d1": 1}}).notes[1].startswith("1 documents repeat the text of a relevant one")
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"relevant_docs": {"q1": {"d1": 0.5}}}, "task Fake, query 'q1': score '0.5' is not a whole number"),
+        ({"relevant_docs": {"q1": {"d1": 10**9}}}, "task Fake, query 'q1': score '1000000000' is outside"),
+        ({"corpus": [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}]}, "task Fake, documents: id '1' appears twice"),
+        ({"queries": [{"id": "q1", "text": "a"}] * 2}, "task Fake, queries: id 'q1' appears twice"),
+        ({"corpus": [{"id": "d\0", "text": "a"}]}, r"task Fake, documents: id 'd\x00' holds"),
+    ],
+)
+def test_mteb_tasks_pass_the_checks_of_own_sets(tables, message):
+    with pytest.raises(DreamError) as caught:
+        mteb_part(**tables)
+    assert str(caught.value).startswith(message)
 
 
 def test_draws_keep_relevant_documents_and_say_so():
