@@ -138,7 +138,7 @@ def _edited(alpha, documents, p, g, budget):
         retriever = torch.cat([retriever[:start], piece, retriever[end:]])
     if budget == "preserve":
         retriever = retriever + outside
-    return (1 - g) * alpha + g * retriever  # equation 9
+    return ((1 - g) * alpha + g * retriever).to(alpha.dtype)  # equation 9
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, edit=None, **kwargs):
@@ -172,7 +172,7 @@ def target_loss(model, layout, p=None, gate=None, heads=(), rows="query", budget
         edit |= {"p": p, "gate": gate, "budget": budget}
     ids = torch.tensor([layout.ids])
     log_p = model(input_ids=ids, use_cache=False, edit=edit).logits[0].log_softmax(-1)
-    tolerance = 1e-9 if log_p.dtype == torch.float64 else 1e-5
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}[log_p.dtype]
     for total in (edit or {}).get("all_sums", []):
         assert abs(total - 1) < tolerance, "rows of the edited matrix must sum to 1"
     return -sum(log_p[t - 1, ids[0, t]] for t in range(*layout.target)) / (layout.target[1] - layout.target[0])
