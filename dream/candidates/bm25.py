@@ -10,6 +10,7 @@ index. A search scores every document, in a large index only those that can be a
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ import regex
 
 from dream.config import BM25
 
+WORDS = re.compile(r"(?u)\b\w\w+\b")  # bm25s's own pattern
 LARGE = 100_000  # documents; in a smaller index it is faster to score all of them
 # Letters of scripts that set no spaces: those of Lucene's CJKAnalyzer, and what Unicode's line breaking (UAX 14) leaves to
 # a dictionary: Thai, Lao, Khmer, Burmese …
@@ -40,6 +42,8 @@ def words_and_pairs(text: str) -> list[str]:
     >>> words_and_pairs("a tokyo 東京都 2 で"), words_and_pairs("ที่นี่ हिन्दी")
     (['tokyo', '東京', '京都', 'で'], ['ที่นี่', 'हिन्दी'])
     """
+    if text.isascii():
+        return WORDS.findall(text)  # the same words in a third of the time
     found = []
     for piece in _PIECE.finditer(text):
         if (stretch := piece["stretch"]) is None:
@@ -59,7 +63,7 @@ def new_tokenizer(settings: BM25) -> Any:
         lower=True,
         stopwords="en" if settings.stopwords == "english" else [],
         stemmer=Stemmer.Stemmer("english") if settings.stemmer == "english" else None,
-        **({"splitter": words_and_pairs} if settings.tokenizer == "auto" else {}),
+        splitter=words_and_pairs if settings.tokenizer == "auto" else WORDS.findall,
     )
 
 
