@@ -15,14 +15,18 @@ Invariants, each with a test:
   and position ids that start at the first real token.
 * An empty text is encoded as the tokenizer's special tokens; if it adds none, as one EOS (else BOS, else padding)
   token.
+* An adapter acts as peft itself has it act on the model around which it was saved, or it is refused by name.
+* A text is never longer than the model's table of positions: a greater length is refused when the model is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +45,19 @@ from dream.files import read_json, replacing_folder, value_hash, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POOLINGS = ("last", "mean", "cls")
+LENGTH = 512  # tokens of a text where nothing is said, or what the model has positions for
+# Where packaged weights come from, as the hub names it.
+ORIGINS = {
+    "packaged/smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "packaged/minilm": "sentence-transformers/all-MiniLM-L6-v2",
+}
+# Kinds of adapters that change weights only, whatever the text: the tests compare each with peft's own vectors.
+ADAPTERS = (
+    "LORA", "ADALORA", "BOFT", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "RANDLORA",
+    "TRAINABLE_TOKENS", "VBLORA", "VERA",
+)  # fmt: skip
+# Settings of a LoRA that act on some tokens only, at random, through other adapters, or in libraries that are not here.
+REFUSED = ("alora_invocation_tokens", "arrow_config", "megatron_config", "monteclora_config", "use_qalora")
 
 
 @dataclass(frozen=True)
@@ -59,11 +76,15 @@ class Encoder(nn.Module):
         backbone: a transformers base model, or a PeftModel around one.
         tokenizer: its tokenizer.
         pooling: ``last``, ``mean`` or ``cls``.
-        max_length: tokens per text in :meth:`embed`; longer texts are cut at the end.
+        max_length: tokens per text in :meth:`embed`; longer texts are cut at the end (default: :data:`LENGTH`).
         append_eos: put the EOS token behind every text (kept when a text is cut).
         token_budget: padded tokens per batch, at most (a single longer text is a batch of its own).
         padding_side: ``right`` or ``left``; changes no result.
         reference: the name under which the backbone is known; stored in adapters.
+        head: modules of sentence-transformers that follow pooling, or None.
+
+    Raises:
+        DreamError: the pooling is unknown, or the model has no positions for ``max_length`` tokens.
     """
 
     def __init__(
@@ -72,11 +93,12 @@ class Encoder(nn.Module):
         tokenizer: Any,
         *,
         pooling: str = "last",
-        max_length: int = 512,
+        max_length: int | None = None,
         append_eos: bool = False,
         token_budget: int = 8192,
         padding_side: str = "right",
         reference: str = "",
+        head: nn.Sequential | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -85,9 +107,12 @@ class Encoder(nn.Module):
             raise DreamError(
                 f"{reference or 'the tokenizer'} has no end-of-text token", "Set encoder.append_eos to false"
             )
-        self.backbone, self.tokenizer = backbone, tokenizer
-        self.pooling, self.max_length, self.append_eos = pooling, max_length, append_eos
+        self.backbone, self.tokenizer, self.head = backbone, tokenizer, head
+        self.pooling, self.append_eos = pooling, append_eos
         self.token_budget, self.padding_side, self.reference = token_budget, padding_side, reference
+        self.room = room(backbone)
+        self.max_length = self.check_length(max_length or min(LENGTH, self.room or LENGTH))
+        self.adapter_base = ""  # what could not be told about the adapter's base model
         self.trained_tokens = 0  # real tokens that embed() has seen
         self.tokens = 0  # real tokens that encode() has seen: the base of the FLOP count
         self._causal = is_causal(backbone)
@@ -128,6 +153,7 @@ class Encoder(nn.Module):
             reference=size.encoder,
             device=device,
         )
+        encoder.check_length(config.evaluate.max_length, "evaluate.max_length")
         if trainable and adapter is None:
             encoder.add_lora(config.training.lora, seed)
         if trainable and config.training.gradient_checkpointing:
@@ -143,53 +169,56 @@ class Encoder(nn.Module):
         adapter_trainable: bool = False,
         dtype: str = "float32",
         trust_remote_code: bool = False,
+        lower_case: bool = False,
         reference: str = "",
         device: torch.device | str | None = None,
         **rules: Any,
     ) -> Encoder:
         """Load any transformers checkpoint (folder, hub id, ``hub-id@revision``), with or without a PEFT adapter.
 
-        ``rules`` are those of :class:`Encoder`. Weights are read as safetensors only.
+        ``rules`` are those of :class:`Encoder`; ``lower_case`` puts texts into small letters before all else. Weights are
+        read as safetensors only.
+
+        Raises:
+            DreamError: model or adapter cannot be read, lacks weights, or do not belong together.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
 
         name, revision = split_revision(str(path))
         remote = {"revision": revision, "trust_remote_code": trust_remote_code}
-        try:
-            # The config is shared by every model built from it: ours is a copy, so that no other model's choice of
-            # attention reaches this one.
-            config = copy.deepcopy(AutoConfig.from_pretrained(name, **remote))
-            with quiet():
-                backbone, info = AutoModel.from_pretrained(
-                    name,
-                    config=config,
-                    dtype=DTYPES[dtype],
-                    attn_implementation="sdpa",
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    **remote,
-                )
+        with _readable(path), quiet():
+            backbone, info = AutoModel.from_pretrained(
+                name,
+                config=_settings(name, **remote),
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                output_loading_info=True,
+                **remote,
+            )
             tokenizer = AutoTokenizer.from_pretrained(name, **remote)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise DreamError(
-                f"model {path} cannot be loaded ({_first_line(error)})",
-                "Give a local folder with safetensors weights, or a hub id while the hub can be reached",
-            ) from error
+        if lower_case:
+            _lower_case(tokenizer)
         if missing := [key for key in info["missing_keys"] if not key.startswith("pooler.")]:
             raise DreamError(
                 f"model {path} lacks weights, e.g. {sorted(missing)[0]}", "The checkpoint is incomplete: get it again"
             )
         backbone.requires_grad_(False)
+        reference, base = reference or str(path), ""
         if adapter is not None:
-            backbone = _with_adapter(backbone, adapter, adapter_trainable)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(backbone, tokenizer, reference=reference or str(path), **rules).to(device).eval()
+            backbone, base = _with_adapter(backbone, str(adapter), adapter_trainable, reference, trust_remote_code)
+        encoder = cls(backbone, tokenizer, reference=reference, **rules)
+        encoder.adapter_base = base
+        return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
     def add_lora(self, lora: Any, seed: int) -> None:
-        """Wrap the backbone in a new LoRA; ``lora`` has r, alpha, dropout and targets, ``seed`` draws A (B is 0)."""
+        """Wrap the backbone in a new LoRA; ``lora`` has r, alpha, dropout and targets, ``seed`` draws A (B is 0).
+
+        Raises:
+            DreamError: a target is no module of the backbone.
+        """
         from peft import LoraConfig, get_peft_model
 
+        check_targets(self.backbone, lora.targets, self.reference)
         name, revision = split_revision(self.reference)
         settings = LoraConfig(
             task_type="FEATURE_EXTRACTION",
@@ -201,12 +230,7 @@ class Encoder(nn.Module):
         )
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            try:
-                self.backbone = get_peft_model(self.backbone, settings)
-            except ValueError as error:
-                raise DreamError(
-                    f"training.lora.targets {list(lora.targets)} do not fit {self.reference} ({_first_line(error)})"
-                ) from error
+            self.backbone = get_peft_model(self.backbone, settings)
         settings.base_model_name_or_path = name  # peft puts the folder of this machine there
 
     # ---------------------------------------------------------------------------------------------------- state
@@ -219,7 +243,8 @@ class Encoder(nn.Module):
     @property
     def dimension(self) -> int:
         """Components of an embedding."""
-        return self.backbone.config.hidden_size
+        sizes = [m.get_embedding_dimension() for m in self.head or () if hasattr(m, "get_embedding_dimension")]
+        return sizes[-1] if sizes else self.backbone.config.hidden_size
 
     @property
     def dtype(self) -> str:
@@ -228,8 +253,12 @@ class Encoder(nn.Module):
 
     @property
     def flops_per_token(self) -> float:
-        """Floating point operations of one forward pass per token: 2 × the weights outside the token embeddings."""
-        return 2.0 * (sum(p.numel() for p in self.backbone.parameters()) - self._embedding_weight.numel())
+        """Floating point operations of one forward pass per token: 2 × the weights outside the token embeddings.
+
+        The head is left out: it sees a text once, not a token.
+        """
+        body, embedding = self.backbone, self.backbone.get_input_embeddings()
+        return 2.0 * (sum(p.numel() for p in body.parameters()) - sum(p.numel() for p in embedding.parameters()))
 
     @property
     def _embedding_weight(self) -> Tensor:
@@ -240,15 +269,27 @@ class Encoder(nn.Module):
 
         Computed from the tensors in memory, so that whatever changed a weight changes it.
         """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.backbone.state_dict().items()):
+        digest, weights = hashlib.sha256(), self.backbone.state_dict()
+        if self.head is not None:
+            weights |= {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        for name, tensor in sorted(weights.items()):
             digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         config = {k: v for k, v in self.backbone.config.to_dict().items() if k not in _INCIDENTAL}
         words = tokenizer_content(self.tokenizer)
         rules = {"config": config, "words": words, "pooling": self.pooling, "append_eos": self.append_eos}
+        if self.head is not None:
+            rules["head"] = [(type(module).__name__, module.get_config_dict()) for module in self.head]
         digest.update(value_hash(rules).encode())
         return digest.hexdigest()
+
+    def check_length(self, length: int, what: str = "max_length") -> int:
+        """Return ``length`` if the model has a position for that many tokens.
+
+        Raises:
+            DreamError: it has fewer; the line has both numbers.
+        """
+        return fits(length, self.room, what, self.reference)
 
     def save_adapter(self, path: Path | str) -> None:
         """Write the LoRA weights as a PEFT folder: ``PeftModel.from_pretrained(AutoModel…, path)`` reads it.
@@ -300,7 +341,8 @@ class Encoder(nn.Module):
         """
         if not len(texts):
             return np.empty((0, self.dimension), np.float32)
-        tokens = self.tokenize([prompt + text for text in texts] if prompt else texts, max_length or self.max_length)
+        length = self.check_length(max_length or self.max_length)
+        tokens = self.tokenize([prompt + text for text in texts] if prompt else texts, length)
         sequences, where = unique(tokens)
         out = np.empty((len(sequences), self.dimension), np.float32)
         total = sum(map(len, sequences))
@@ -356,8 +398,10 @@ class Encoder(nn.Module):
             inputs["attention_mask"] = batch.mask.long()
         if self._causal:
             inputs["use_cache"] = False
-        hidden = self.backbone(**inputs).last_hidden_state
-        return F.normalize(pool(hidden, batch.mask, self.pooling), dim=-1)
+        vectors = pool(self.backbone(**inputs).last_hidden_state, batch.mask, self.pooling)
+        if self.head is not None:
+            vectors = self.head({"sentence_embedding": vectors})["sentence_embedding"]
+        return F.normalize(vectors, dim=-1)
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
@@ -466,25 +510,235 @@ def quiet() -> Iterator[None]:
 _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # say nothing about an embedding
 
 
-def _with_adapter(backbone: nn.Module, adapter: Path | str, trainable: bool) -> nn.Module:
-    from peft import PeftConfig, PeftModel
+def room(backbone: nn.Module) -> int | None:
+    """Tokens that a model's table of positions has room for; None for a model without one (rotary, relative).
+
+    A table with a padding row (RoBERTa, MPNet) starts behind it; OPT's says how many rows it keeps free.
+    """
+    for name, module in backbone.named_modules():
+        table = re.search(r"(^|\.)(position_embeddings|embed_positions|wpe)(\.|$)", name)
+        if table and isinstance(module, nn.Embedding):
+            free = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", free)
+    return None
+
+
+def folder_room(folder: Path | str, trust_remote_code: bool = False) -> int | None:
+    """:func:`room` of a model folder by its configuration alone: no weight is read."""
+    from transformers import AutoModel
+
+    with _readable(folder), torch.device("meta"), quiet():
+        config = _settings(folder, trust_remote_code=trust_remote_code)
+        return room(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def fits(length: int, room: int | None, what: str, reference: str) -> int:
+    """Return ``length`` if a model with ``room`` positions (None: no limit) can read that many tokens.
+
+    Raises:
+        DreamError: it cannot; the line has setting, model and both numbers.
+    """
+    if room is not None and length > room:
+        raise DreamError(
+            f"{what} {length} is more than {reference or 'the model'} has positions for ({room} tokens)",
+            f"Set it to at most {room}",
+        )
+    return length
+
+
+def check_lengths(config: Config) -> None:
+    """Stop if the encoder that ``model.size`` names has no positions for the lengths in params; no weight is read."""
+    from dream.assets import model_path
+
+    reference = config.size.encoder
+    there = folder_room(model_path(reference), config.encoder.trust_remote_code)
+    fits(config.encoder.max_length, there, "encoder.max_length", reference)
+    fits(config.evaluate.max_length, there, "evaluate.max_length", reference)
+
+
+@contextlib.contextmanager
+def _readable(path: Path | str) -> Iterator[None]:
+    """Whatever is wrong with a model's files is one line that names the model."""
     from safetensors import SafetensorError
 
-    name, revision = split_revision(str(adapter))
     try:
-        settings = PeftConfig.from_pretrained(name, revision=revision)
-        # An adapter that was saved around a causal LM (the released DREAM models) says so and names the body `model.…`.
-        settings.task_type, names = "FEATURE_EXTRACTION", {r"^model\.": ""}
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DreamError(
+            f"model {path} cannot be loaded ({_first_line(error)})",
+            "Give a local folder with safetensors weights, or a hub id while the hub can be reached",
+        ) from error
+
+
+def _settings(name: Path | str, **remote: Any) -> Any:
+    """A model's configuration, a copy: it is shared by every model built from it, with their choice of attention."""
+    from transformers import AutoConfig
+
+    if (Path(name) / "adapter_config.json").exists():
+        raise DreamError(f"{name} is an adapter, not a model", "Name it as `adapter`, and its base as `model`")
+    config = copy.deepcopy(AutoConfig.from_pretrained(name, **remote))
+    if config.is_encoder_decoder:
+        raise DreamError(f"{name} has an encoder and a decoder", "Choose a model with one body")
+    return config
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Small letters before the tokenizer's own steps, as sentence-transformers does for ``do_lower_case``."""
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    own = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+
+
+def check_targets(model: nn.Module, targets: Sequence[str], reference: str) -> None:
+    """Stop unless every target of a new LoRA is a module with a weight matrix.
+
+    Raises:
+        DreamError: names the target that is none, and the modules there are.
+    """
+    modules = [name for name, m in model.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2]
+    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
+    if missing or not targets:
+        there = sorted({name.rpartition(".")[2] for name in modules})
+        raise DreamError(
+            f"training.lora.targets {list(targets)} do not fit {reference}: "
+            + (f"it has no module {missing[0]!r}" if missing else "there must be one"),
+            f"Its modules are {', '.join(there)}",
+        )
+
+
+def _with_adapter(
+    backbone: nn.Module, adapter: str, trainable: bool, reference: str, trust_remote_code: bool
+) -> tuple[nn.Module, str]:
+    """Put an adapter onto a backbone; return it with what could not be told about the adapter's base (empty: nothing).
+
+    An adapter that was saved around a model with a head (the released DREAM models: a causal LM) names modules, in its
+    weights and in its patterns, from that model. So peft gets that model, its head without weights, and reads both as
+    they are; the body is taken out again.
+    """
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    folder, settings, base = check_adapter(adapter, reference)
+    settings.task_type = "FEATURE_EXTRACTION"
+    try:
+        weights = load_file(folder / "adapter_model.safetensors")
+        prefix, whole, outside = backbone.base_model_prefix, backbone, ()
+        if any(name.startswith(f"base_model.model.{prefix}.") for name in weights):
+            with torch.device("meta"), quiet():
+                whole = AutoModelForCausalLM.from_config(
+                    copy.deepcopy(backbone.config), trust_remote_code=trust_remote_code
+                )
+            setattr(whole, prefix, backbone)
+            whole.tie_weights()
+            outside = tuple(f"base_model.model.{name}." for name, _ in whole.named_children() if name != prefix)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(
-                backbone, name, is_trainable=trainable, config=settings, revision=revision, key_mapping=names
-            )
-    except (OSError, ValueError, RuntimeError, UserWarning, SafetensorError) as error:
+            model = PeftModel.from_pretrained(whole, folder, is_trainable=trainable, config=settings)
+        lost = sorted(_not_there(model, {n: w for n, w in weights.items() if not n.startswith(outside)}))
+        if lost:
+            raise ValueError(f"its weight {lost[0]} has no place there")
+    except Exception as error:  # files of others: whatever peft and safetensors make of them
         raise DreamError(
             f"adapter {adapter} cannot be loaded onto its encoder ({_first_line(error)})",
             "It is incomplete or was trained on another encoder: train it again",
         ) from error
+    if whole is not backbone:
+        if trainable:
+            raise DreamError(f"adapter {adapter} was saved around another model", "It can be evaluated, not trained on")
+        model.base_model.model = backbone
+    return model, base
+
+
+def _not_there(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """The weights of an adapter's file that are not, with their values, in the model that was loaded from it."""
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        there = get_peft_model_state_dict(model, save_embedding_layers=True)
+    return [n for n, w in weights.items() if n not in there or not torch.equal(there[n].cpu(), w.to(there[n].dtype))]
+
+
+def check_adapter(adapter: str, reference: str) -> tuple[Path, Any, str]:
+    """An adapter's folder, its settings as peft reads them, and :func:`compare_base`; no weight is read.
+
+    Raises:
+        DreamError: it is none with safetensors weights, of a kind that is not supported, has a setting that peft would
+            not read or that we do not support, or belongs to another model than ``reference``.
+    """
+    from peft import PeftConfig
+
+    from dream.assets import model_path
+
+    folder = Path(model_path(adapter))
+    if missing := [n for n in ("adapter_config.json", "adapter_model.safetensors") if not (folder / n).is_file()]:
+        raise DreamError(f"{adapter} is not an adapter with safetensors weights (no {missing[0]})")
+    raw = read_json(folder / "adapter_config.json")
+    if (kind := raw.get("peft_type")) not in ADAPTERS:
+        raise DreamError(f"adapter {adapter} is of kind {kind}", f"Those that are read: {', '.join(ADAPTERS)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft: keys that it does not know; they are refused here
+        settings = PeftConfig.from_pretrained(folder)
+    known = {field.name for field in dataclasses.fields(settings)} - set(REFUSED)
+    if strange := sorted(key for key, value in raw.items() if value and key not in known):
+        raise DreamError(
+            f"adapter {adapter} has a setting that is not supported: {strange[0]} = {raw[strange[0]]!r}",
+            "Its vectors would not be its own: choose another adapter",
+        )
+    return folder, settings, compare_base(raw, folder, adapter, reference)
+
+
+def compare_base(settings: dict[str, Any], folder: Path, adapter: str, reference: str) -> str:
+    """Compare the base model that an adapter's settings name with the model it is put on.
+
+    Args:
+        settings: of adapter_config.json.
+        folder: the adapter's; its base may lie inside.
+        adapter: its name in messages.
+        reference: the model.
+
+    Returns:
+        Nothing if they are the same, else why the two cannot be compared.
+
+    Raises:
+        DreamError: they are different models, or different revisions of one.
+    """
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not base:
+        return "not named by the adapter"
+    if (folder / base).is_dir():
+        base = str(folder / base)
+    ours, theirs, wanted = _names(reference), _names(base), split_revision(reference)[1]
+    if ours & theirs and (not (revision and wanted) or revision == wanted):
+        return ""
+    both_here = Path(base).is_dir() and Path(reference).expanduser().is_dir()
+    if not (ours & theirs or both_here or all(any(map(_is_hub_id, names)) for names in (ours, theirs))):
+        return f"not compared: the adapter names {base}"
+    raise DreamError(
+        f"adapter {adapter} was trained on {f'{base}@{revision}' if revision else base}, not on {reference}",
+        "Name its base as `model`; if the two are the same, correct the base's name in adapter_config.json",
+    )
+
+
+def _names(reference: str) -> set[str]:
+    """Every name that a model goes by: its reference, its origin, a folder's place and what the folder's config says."""
+    name = split_revision(reference)[0]
+    names, folder = {name, ORIGINS.get(name, name)}, Path(name).expanduser()
+    if folder.is_dir():
+        names.add(str(folder.resolve()))
+        if (folder / "config.json").is_file():
+            said = read_json(folder / "config.json").get("_name_or_path") or ""
+            names |= {said} if _is_hub_id(said) else set()
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", name):  # a folder of the hub's cache, here or elsewhere
+        names.add("/".join(cached.groups()))
+    return {name.lower() if _is_hub_id(name) else name for name in names}
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None and not Path(name).is_dir()
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,19 +24,20 @@ from typing import Any
 import yaml
 
 from dream import __version__, assets, manifest, objectives
+from dream.assets.registry import MODELS as MODELS_IN_WHEELS
 from dream.config import Config
 from dream.data import sources
-from dream.encoder import DTYPES, Encoder, quiet, split_revision
+from dream.encoder import DTYPES, ORIGINS, Encoder, quiet, split_revision
 from dream.errors import DreamError
-from dream.evaluation.systems import MODELS, SENTENCE_TRANSFORMERS_POOLING
+from dream.evaluation.folders import POOLING
+from dream.evaluation.systems import MODELS
 from dream.files import read_json, replacing_folder, write_json
 from dream.report import cells as reading
 
 FORMATS = ("peft", "sentence-transformers")
 MODULES = ("Transformer", "Pooling", "Normalize")
 ARXIV = "2606.24667"
-# Where packaged weights come from, and the licences of the paper's encoders as the hub names them.
-ORIGINS = {"packaged/smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+# The licences of the paper's encoders, as the hub names them.
 LICENCES = {
     "packaged/smollm2-135m": "apache-2.0",
     "Qwen/Qwen2.5-0.5B": "apache-2.0",
@@ -164,7 +165,7 @@ def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> 
     modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     write_json(
         folder / "1_Pooling" / "config.json",
-        {f"pooling_mode_{mode}": mode == SENTENCE_TRANSFORMERS_POOLING[config.encoder.pooling] for mode in modes}
+        {f"pooling_mode_{mode}": mode == POOLING[config.encoder.pooling] for mode in modes}
         | {"word_embedding_dimension": encoder.dimension, "include_prompt": True},
     )
     knobs = config.evaluate
@@ -346,5 +347,7 @@ def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
 def _encoder_line(config: Config) -> str:
     size = config.size
     origin = ORIGINS.get(size.encoder)
-    text = f"{origin}, as packaged (4-bit GGUF, dequantised)" if origin else size.encoder
+    text = f"{origin}, as packaged" if origin else size.encoder
+    if origin and MODELS_IN_WHEELS[size.encoder.removeprefix(assets.PACKAGED)].converted:
+        text += " (4-bit GGUF, dequantised)"
     return f"{text}, first {size.encoder_layers} layers" if size.encoder_layers else text

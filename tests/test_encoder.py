@@ -212,10 +212,12 @@ def test_load_follows_the_config(llama, tmp_path, monkeypatch):
         encoder=SimpleNamespace(
             dtype="float32", token_budget=55, pooling="mean", max_length=9, append_eos=True, trust_remote_code=False
         ),
-        evaluate=SimpleNamespace(dtype="bfloat16", token_budget=77),
+        evaluate=SimpleNamespace(dtype="bfloat16", token_budget=77, max_length=11),
         training=SimpleNamespace(lora=LORA, gradient_checkpointing=True),
     )
-    monkeypatch.setitem(sys.modules, "dream.assets", SimpleNamespace(model_path=lambda reference, layers: llama))
+    folders = {"packaged/tiny": llama, str(tmp_path / "adapter"): tmp_path / "adapter"}
+    here = SimpleNamespace(model_path=lambda reference, layers=None: folders[reference])
+    monkeypatch.setitem(sys.modules, "dream.assets", here)
     trained = Encoder.load(config, trainable=True, device="cpu")
     assert trained.training and trained.dtype == "float32" and trained.pooling == "mean" and trained.max_length == 9
     assert trained.backbone.is_activation_checkpointing
@@ -279,7 +281,7 @@ def test_user_errors_are_one_line(llama, tmp_path):
         Encoder.from_pretrained(llama, pooling="max")
     with pytest.raises(DreamError, match=r"targets .* do not fit"):
         Encoder.from_pretrained(llama).add_lora(SimpleNamespace(r=2, alpha=2, dropout=0.0, targets=["nope"]), 0)
-    encoder = Encoder.from_pretrained(llama)
+    encoder = Encoder.from_pretrained(llama, reference="owner/tiny")
     encoder.add_lora(LORA, 0)
     encoder.save_adapter(tmp_path / "adapter")
     other = make_model(tmp_path / "wide", hidden=64)

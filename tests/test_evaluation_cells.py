@@ -162,7 +162,7 @@ def test_a_published_sentence_transformers_folder_gives_what_the_library_gives(p
     model = SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu")
     model.save(str(tmp_path / "published"))
     entry = {"model": str(tmp_path / "published"), "max_length": 24, "dtype": "float32", "query_prompt": "the "}
-    config = project(published={"mine": entry})
+    config = project(published={"mine": entry}, references=["mine"])
     system = systems.load("mine", config)
     assert system.encoder.pooling == "mean" and system.settings["query_prompt"] == "the "
     model.max_seq_length = 24
@@ -172,7 +172,7 @@ def test_a_published_sentence_transformers_folder_gives_what_the_library_gives(p
     for key, message in (("cls_token", "cls"), ("lasttoken", "last")):
         pooled = tmp_path / "published/1_Pooling/config.json"
         pooled.write_text(json.dumps({"pooling_mode_mean_tokens": False, f"pooling_mode_{key}": True}))
-        assert systems.own_pooling(tmp_path / "published") == message
+        assert systems.resolve("mine", config)[0].pooling == message
     pooled.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
     with pytest.raises(DreamError, match="pools in a way that is not supported"):
         systems.load("mine", config)

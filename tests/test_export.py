@@ -15,6 +15,7 @@ from test_encoder import TEXTS, TOLERANCE, WORDS, make_model
 from typer.testing import CliRunner
 
 from dream import export, manifest
+from dream.config import Published
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.evaluation import systems
@@ -145,7 +146,13 @@ def test_prompts_and_length_travel(place):
         found = theirs(folder, TEXTS[:8], prompt_name=name)
         np.testing.assert_allclose(found, ours(config, TEXTS[:8], prompt), atol=TOLERANCE)
     assert read_json(folder / "sentence_bert_config.json")["max_seq_length"] == 16
-    assert systems.own_pooling(folder) == "last", "our own reader of such folders agrees"
+    entry = {"mine": Published(model=str(folder), dtype="float32")}
+    mine = systems.load("mine", config.model_copy(update={"published": entry}), device="cpu")
+    used = {key: mine.settings[key] for key in ("pooling", "max_length", "query_prompt", "document_prompt")}
+    assert used == {"pooling": "last", "max_length": 16, "query_prompt": "the blue ", "document_prompt": "a river "}
+    found = mine.encoder.encode(TEXTS, mine.rules.query_prompt, mine.rules.max_length)
+    np.testing.assert_allclose(found, ours(config, TEXTS, "the blue "), atol=TOLERANCE)
+    assert read_json(folder / "config_sentence_transformers.json")["similarity_fn_name"] == "cosine"
 
 
 def test_bfloat16_is_stored_as_such_and_close(place):

@@ -18,16 +18,13 @@ import numpy as np
 from dream import manifest
 from dream.config import Config, Published
 from dream.data.tasks.base import Task
-from dream.encoder import Encoder
+from dream.encoder import Encoder, check_adapter, folder_room
 from dream.errors import DreamError
-from dream.evaluation import cache, search
-from dream.files import read_json
+from dream.evaluation import cache, folders, search
 from dream.instances import passage_texts
 
 MODELS = Path("work/models")
 Run = dict[str, dict[str, float]]
-# Our name of a pooling → that of a sentence-transformers folder.
-SENTENCE_TRANSFORMERS_POOLING = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 
 class System(Protocol):
@@ -76,6 +73,11 @@ class Dense:
     def __init__(self, name: str, encoder: Encoder, rules: Published, config: Config, **more: Any) -> None:
         self.name, self.encoder, self.rules, self.knobs = name, encoder, rules, config.evaluate
         self.fingerprint = encoder.fingerprint()
+        encoder.check_length(rules.max_length)
+        if encoder.adapter_base:
+            more["adapter_base"] = encoder.adapter_base
+        if encoder.head is not None:
+            more["head"] = [{"module": type(module).__name__, **module.get_config_dict()} for module in encoder.head]
         self.settings = {
             "model": rules.model,
             "adapter": rules.adapter,
@@ -202,44 +204,63 @@ def _trained(name: str, config: Config, seed: int | None, device: str | None) ->
 
 
 def _published(name: str, config: Config, device: str | None) -> System:
-    from dream.assets import model_path
-
-    rules = config.published[name]
-    folder = Path(model_path(rules.model))
+    rules, asked = resolve(name, config)
     encoder = Encoder.from_pretrained(
-        folder,
+        asked.path,
         adapter=rules.adapter,
         dtype=rules.dtype,
-        pooling=rules.pooling or own_pooling(folder),
+        pooling=rules.pooling,
         max_length=rules.max_length,
         append_eos=rules.append_eos,
         token_budget=config.evaluate.token_budget,
         trust_remote_code=config.encoder.trust_remote_code,
+        lower_case=asked.lower_case,
+        head=asked.load_head(),
         reference=rules.model,
         device=device,
     )
     return Dense(name, encoder, rules, config)
 
 
-BUILDERS: dict[str, Callable[[Config, str | None], System]] = {"bm25": _bm25, "untrained": _untrained}
+def resolve(name: str, config: Config) -> tuple[Published, folders.Folder]:
+    """An entry of ``published`` with what it leaves to the model's own folder filled in, and the folder. Reads no weight.
 
-
-def own_pooling(folder: Path) -> str:
-    """The pooling that a sentence-transformers folder asks for.
+    A prompt or a length that the entry gives stands in the folder's place; a pooling or a length that the model does not
+    have is refused, since its scores would not be the model's.
 
     Raises:
-        DreamError: it does not say, or has modules that we do not run (a dense layer after pooling).
+        DreamError: the folder asks for something that we do not do (:mod:`dream.evaluation.folders`), entry and folder
+            contradict each other, neither says how to pool, or the adapter belongs to another model.
     """
-    remedy = "Set pooling to last, mean or cls in its `published` entry"
-    if not (folder / "modules.json").exists():
-        raise DreamError(f"{folder} does not say how it pools (no modules.json)", remedy)
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in read_json(folder / "modules.json")}
-    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise DreamError(f"{folder} has a module that is not supported: {sorted(unknown)[0]}", "Choose another model")
-    settings = read_json(folder / kinds.get("Pooling", "1_Pooling") / "config.json")
-    modes = {f"pooling_mode_{theirs}": ours for ours, theirs in SENTENCE_TRANSFORMERS_POOLING.items()}
-    chosen = [ours for theirs, ours in modes.items() if settings.get(theirs)]
-    chosen = chosen or [{"lasttoken": "last"}.get(m, m) for m in [settings.get("pooling_mode")] if m]
-    if len(chosen) != 1 or chosen[0] not in modes.values():
-        raise DreamError(f"{folder} pools in a way that is not supported", remedy)
-    return chosen[0]
+    from dream.assets import model_path
+
+    entry, key = config.published[name], f"published.{name}"
+    asked = folders.read(Path(model_path(entry.model)))
+    pooling, given = entry.pooling or asked.pooling, entry.model_fields_set
+    if pooling is None:
+        raise DreamError(f"{entry.model} does not say how it pools (no modules.json)", f"Set {key}.pooling: last, mean or cls")
+    if asked.pooling not in (None, pooling):
+        raise DreamError(f"{key}.pooling is {pooling}, the model's own is {asked.pooling}", f"Leave {key}.pooling out")
+    prompts = {
+        f"{kind}_prompt": getattr(entry, f"{kind}_prompt") if f"{kind}_prompt" in given else asked.prompt(kind, name)
+        for kind in ("query", "document")
+    }
+    if any(prompts.values()) and not asked.include_prompt:
+        raise DreamError(
+            f"{entry.model} leaves its prompts out of the pooling (include_prompt: false), which is not supported",
+            f'Set {key}.query_prompt and document_prompt to ""',
+        )
+    limits = (asked.max_length, folder_room(asked.path, config.encoder.trust_remote_code))
+    longest = min((limit for limit in limits if limit), default=entry.max_length)
+    if "max_length" in given and entry.max_length > longest:
+        raise DreamError(
+            f"{key}.max_length {entry.max_length} is more than {entry.model} reads ({longest} tokens)",
+            f"Set it to at most {longest}, or leave it out",
+        )
+    if entry.adapter:
+        check_adapter(entry.adapter, entry.model)
+    own = {**prompts, "pooling": pooling, "max_length": min(entry.max_length, longest)}
+    return entry.model_copy(update=own), asked
+
+
+BUILDERS: dict[str, Callable[[Config, str | None], System]] = {"bm25": _bm25, "untrained": _untrained}

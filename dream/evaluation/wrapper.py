@@ -27,6 +27,9 @@ class MtebEncoder:
         name: ``owner/name`` in mteb's results.
         query_prompt, document_prompt: put before every text of that kind.
         max_length: tokens per text.
+
+    Raises:
+        DreamError: the model has no positions for ``max_length`` tokens.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class MtebEncoder:
         document_prompt: str = "",
         max_length: int = 512,
     ) -> None:
-        self.encoder, self.max_length = encoder, max_length
+        self.encoder, self.max_length = encoder, encoder.check_length(max_length)
         self.prompts = {PromptType.query: query_prompt, PromptType.document: document_prompt}
         self.mteb_model_meta = ModelMeta.create_empty(
             {

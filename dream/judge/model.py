@@ -205,17 +205,15 @@ class Judge:
         """
         from peft import LoraConfig, get_peft_model
 
+        from dream.encoder import check_targets
+
         if hasattr(self.model, "peft_config"):
             raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")
+        check_targets(self.model, targets, self.reference)
         settings = LoraConfig(
             task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=list(targets), exclude_modules=["lm_head"]
         )
-        try:
-            return get_peft_model(self.model, settings).eval()
-        except ValueError as error:
-            raise DreamError(
-                f"training.lora.targets {list(targets)} do not fit {self.reference} ({' '.join(str(error).split())[:120]})"
-            ) from error
+        return get_peft_model(self.model, settings).eval()
 
     def read(self, candidates: CandidateSet | Documents, layers: int | None = None) -> Reading:
         """Keys and values of a set's documents in every layer, or in the lowest ``layers``, once. See :class:`Reading`."""

@@ -1,0 +1,513 @@
+"""Models that others trained: vectors equal those of peft and sentence-transformers on the same folder, or one line.
+
+Tiny random models; every adapter and every folder of the grids is written by its own library.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import peft
+import pytest
+import torch
+from report_fixture import make_config
+from test_encoder import LORA, TEXTS, TOLERANCE, make_model, make_tokenizer
+
+from dream import encoder as module
+from dream.candidates.dense import DenseIndex
+from dream.encoder import Encoder, check_lengths, compare_base, folder_room
+from dream.errors import DreamError
+from dream.evaluation import folders, systems
+from dream.judge.model import Judge
+
+TARGETS = ["q_proj", "v_proj"]
+FIRST = "layers.0.self_attn.q_proj"  # behind the name of the body, where there is one
+
+
+def lora(**more):
+    return lambda body: peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, **_named(more, body)})
+
+
+def _named(value, body):
+    """Put the body's name in every pattern: ``@`` stands for it."""
+    if isinstance(value, dict):
+        return {_named(k, body): _named(v, body) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_named(v, body) for v in value]
+    return value.replace("@", body) if isinstance(value, str) else value
+
+
+def other(kind, **settings):
+    return lambda body: kind(**settings)
+
+
+ADAPTERS = {
+    "plain": lora(),
+    "rank": lora(rank_pattern={f"@{FIRST}": 2}),
+    "alpha": lora(alpha_pattern={f"@{FIRST}": 64}),
+    "anchored": lora(rank_pattern={f"^@{FIRST}": 2}, alpha_pattern={f"^@{FIRST}": 64}),
+    "full names": lora(target_modules=[f"@{FIRST}"]),
+    "regex": lora(target_modules=r"@layers\.[01]\.self_attn\.(q|v)_proj"),
+    "layers": lora(layers_to_transform=[0, 2], layers_pattern="layers"),
+    "excluded": lora(exclude_modules=[f"@{FIRST}"]),
+    "all linear": lora(target_modules="all-linear"),
+    "saved embeddings": lora(modules_to_save=["embed_tokens"]),
+    "saved norm": lora(modules_to_save=["norm"]),
+    "adapted embeddings": lora(target_modules=[*TARGETS, "embed_tokens"]),
+    "bias all": lora(bias="all"),
+    "bias of targets": lora(bias="lora_only"),
+    "bias of B": lora(lora_bias=True),
+    "dora": lora(use_dora=True),
+    "rslora": lora(use_rslora=True),
+    "parameters": lora(target_modules=[], target_parameters=["q_proj.weight"]),
+    "tokens": lora(trainable_token_indices=[5, 6]),
+    "pissa": lora(init_lora_weights="pissa"),
+    "olora": lora(init_lora_weights="olora"),
+    "ADALORA": other(peft.AdaLoraConfig, target_r=4, init_r=4, total_step=10, target_modules=TARGETS),
+    "BOFT": other(peft.BOFTConfig, boft_block_size=8, target_modules=TARGETS),
+    "FOURIERFT": other(peft.FourierFTConfig, n_frequency=10, target_modules=TARGETS),
+    "HRA": other(peft.HRAConfig, r=4, target_modules=TARGETS),
+    "IA3": other(peft.IA3Config, target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LN_TUNING": other(peft.LNTuningConfig, target_modules=["norm"]),
+    "LOHA": other(peft.LoHaConfig, r=4, target_modules=TARGETS),
+    "LOKR": other(peft.LoKrConfig, r=4, target_modules=TARGETS),
+    "MISS": other(peft.MissConfig, r=4, target_modules=TARGETS),
+    "OFT": other(peft.OFTConfig, r=0, oft_block_size=8, target_modules=TARGETS),
+    "RANDLORA": other(peft.RandLoraConfig, r=4, target_modules=TARGETS),
+    "TRAINABLE_TOKENS": other(peft.TrainableTokensConfig, token_indices=[5, 6], target_modules=["embed_tokens"]),
+    "VBLORA": other(peft.VBLoRAConfig, r=4, target_modules=TARGETS, vector_length=8, num_vectors=16, topk=2),
+    "VERA": other(peft.VeraConfig, r=4, target_modules=["q_proj"]),
+}
+LM_ONLY = {  # what only a model with a head can have
+    "layers without pattern": lora(layers_to_transform=[0, 2]),
+    "adapted head": lora(target_modules=[*TARGETS, "lm_head"]),
+    "saved head": lora(modules_to_save=["lm_head"]),
+}
+GRID = [(kind, "body", name) for kind in ("llama", "qwen2") for name in ADAPTERS]
+GRID += [(kind, "lm", name) for kind in ("llama", "qwen2") for name in ADAPTERS | LM_ONLY]
+SHORT = TEXTS[:6]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return {kind: make_model(tmp_path_factory.mktemp(kind), kind) for kind in ("llama", "qwen2", "bert")}
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries():
+    with module.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def write_adapter(model_folder, around, make, folder):
+    """Wrap a model in a new adapter with random weights, save it; return the model that peft wraps."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM if around == "lm" else AutoModel
+    settings = make("model." if around == "lm" else "")
+    settings.task_type = "CAUSAL_LM" if around == "lm" else "FEATURE_EXTRACTION"
+    model = peft.get_peft_model(kind.from_pretrained(model_folder, dtype=torch.float32), settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return kind.from_pretrained(model_folder, dtype=torch.float32)
+
+
+def vectors(model, encoder, texts):
+    """Last hidden state of the last token of each text alone, unit length: by a plain call of a peft model."""
+    found = []
+    for ids in encoder.tokenize(texts, 64):
+        out = model(torch.tensor([ids]), output_hidden_states=True)
+        found.append(out.hidden_states[-1][0, -1].detach())
+    return torch.nn.functional.normalize(torch.stack(found), dim=-1).numpy()
+
+
+@pytest.mark.parametrize(("kind", "around", "name"), GRID, ids=[", ".join(case) for case in GRID])
+def test_an_adapter_gives_what_peft_gives(models, tmp_path, kind, around, name):
+    base = write_adapter(models[kind], around, (ADAPTERS | LM_ONLY)[name], tmp_path / "adapter")
+    encoder, plain = (Encoder.from_pretrained(models[kind], adapter=a) for a in (tmp_path / "adapter", None))
+    words = Encoder.from_pretrained(models["llama"]).tokenizer  # transformers reads a qwen2 folder's as BPE, whatever it is
+    encoder.tokenizer = plain.tokenizer = words
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ours = encoder.encode(SHORT)
+    np.testing.assert_allclose(ours, vectors(theirs, encoder, SHORT), atol=TOLERANCE)
+    assert np.abs(ours - plain.encode(SHORT)).max() > 1e-3, "the adapter does something"
+    assert encoder.fingerprint() != plain.fingerprint() and encoder.dimension == 32
+    assert encoder.flops_per_token >= plain.flops_per_token and encoder.dtype == "float32"
+
+
+def test_the_grid_has_every_kind_that_is_read():
+    made = {make("").peft_type for make in ADAPTERS.values()}
+    assert {kind.value for kind in made} == set(module.ADAPTERS)
+
+
+def rewritten(folder, **settings):
+    """Change an adapter's settings file."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+@pytest.fixture
+def adapter(models, tmp_path):
+    write_adapter(models["llama"], "lm", ADAPTERS["plain"], tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "PREFIX_TUNING"}, "is of kind PREFIX_TUNING"),
+        ({"peft_type": "XLORA"}, "is of kind XLORA"),
+        ({"peft_type": None}, "is of kind None"),
+        ({"alora_invocation_tokens": [3]}, r"not supported: alora_invocation_tokens = \[3\]"),
+        ({"of_a_later_release": True}, "not supported: of_a_later_release = True"),
+        ({"rank_pattern": {f"model.{FIRST}": 2}}, "cannot be loaded onto its encoder"),
+        ({"target_modules": ["q_proj"]}, "has no place there"),
+        ({"target_modules": [*TARGETS, "k_proj"]}, "cannot be loaded onto its encoder .*missing adapter keys"),
+    ],
+)
+def test_an_adapter_that_would_not_be_itself_is_one_line(models, adapter, settings, message):
+    with pytest.raises(DreamError, match=message) as caught:
+        Encoder.from_pretrained(models["llama"], adapter=rewritten(adapter, **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_in_pickles_or_in_the_models_place_is_one_line(models, adapter):
+    with pytest.raises(DreamError, match="is an adapter, not a model"):
+        Encoder.from_pretrained(adapter)
+    with pytest.raises(DreamError, match=r"is not an adapter .*no adapter_config.json"):
+        Encoder.from_pretrained(models["llama"], adapter=models["llama"])
+    with pytest.raises(DreamError, match="saved around another model"):
+        Encoder.from_pretrained(models["llama"], adapter=adapter, adapter_trainable=True)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(DreamError, match="no safetensors weights"):
+        Encoder.from_pretrained(models["llama"], adapter=adapter)
+
+
+NAMES = [
+    # base of the adapter, its revision, the model, outcome
+    ("owner/a", None, "owner/a", ""),
+    ("owner/a", None, "owner/a@v1", ""),
+    ("Owner/A", "v1", "owner/a@v1", ""),
+    ("owner/a", "v1", "owner/a", ""),
+    ("owner/a", "v1", "owner/a@v2", DreamError),
+    ("owner/b", None, "owner/a", DreamError),
+    ("gpt2", None, "owner/a", DreamError),
+    ("packaged/smollm2-135m", None, "packaged/smollm2-135m", ""),
+    ("HuggingFaceTB/SmolLM2-135M-Instruct", None, "packaged/smollm2-135m", ""),
+    ("sentence-transformers/all-MiniLM-L6-v2", None, "packaged/smollm2-135m", DreamError),
+    ("/home/x/hub/models--owner--a/snapshots/12", None, "owner/a", ""),
+    ("/home/x/hub/models--owner--b/snapshots/12", None, "owner/a", DreamError),
+    ("/home/x/model", None, "owner/a", "not compared: the adapter names /home/x/model"),
+    (None, None, "owner/a", "not named"),
+    ("", None, "owner/a", "not named"),
+    ("owner/a", None, "{here}", "not compared: the adapter names owner/a"),
+    ("owner/a", None, "{named}", ""),
+    ("owner/b", None, "{named}", DreamError),
+    ("{here}", None, "{here}", ""),
+    ("{named}", None, "{here}", DreamError),
+    ("{named}", None, "owner/a", ""),
+    ("inside", None, "{here}/inside", ""),
+]
+
+
+@pytest.mark.parametrize(("base", "revision", "model", "outcome"), NAMES)
+def test_the_base_that_an_adapter_names_is_compared_with_the_model(tmp_path, base, revision, model, outcome):
+    for name, said in {"here": "", "named": "owner/a", "here/inside": ""}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"_name_or_path": said}))
+    base, model = (v and v.format(here=tmp_path / "here", named=tmp_path / "named") for v in (base, model))
+    settings = {"base_model_name_or_path": base, "revision": revision}
+    if outcome is DreamError:
+        with pytest.raises(DreamError) as caught:
+            compare_base(settings, tmp_path / "here", "mine", model)
+        assert base in str(caught.value) and model in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        found = compare_base(settings, tmp_path / "here", "mine", model)
+        assert found.startswith(outcome) and bool(found) == bool(outcome)
+
+
+def published(**entry):
+    return make_config(published={"mine": {"dtype": "float32", **{k: str(v) if k == "model" else v for k, v in entry.items()}}})
+
+
+def test_what_cannot_be_told_about_a_base_travels_with_the_scores(models, adapter):
+    rewritten(adapter, base_model_name_or_path="/elsewhere/base")
+    system = systems.load("mine", published(model=models["llama"], adapter=str(adapter), pooling="last", max_length=64))
+    assert system.settings["adapter_base"] == "not compared: the adapter names /elsewhere/base"
+    rewritten(adapter, base_model_name_or_path=str(models["llama"]))
+    system = systems.load("mine", published(model=models["llama"], adapter=str(adapter), pooling="last", max_length=64))
+    assert "adapter_base" not in system.settings
+
+
+def test_an_adapter_of_another_base_of_equal_shapes_is_one_line(models, tmp_path):
+    make_model(tmp_path / "twin", seed=1)
+    write_adapter(models["llama"], "lm", ADAPTERS["plain"], tmp_path / "adapter")
+    with pytest.raises(DreamError, match="was trained on .*llama.*, not on .*twin"):
+        systems.resolve("mine", published(model=tmp_path / "twin", adapter=str(tmp_path / "adapter"), pooling="last"))
+
+
+# ----------------------------------------------------------------------------------------- sentence-transformers folders
+
+
+def write_folder(folder, model, pooling="mean", dense=(), normalize=True, include_prompt=True, length=None, lower=False, **more):
+    """A folder as the library writes it, with random weights."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    torch.manual_seed(0)
+    modules = [Transformer(str(model)), Pooling(32, pooling, include_prompt=include_prompt)]
+    width = modules[1].get_embedding_dimension()
+    for settings in dense:
+        modules.append(Dense(width, 24, **settings))
+        width = 24
+    if normalize:
+        modules.append(Normalize())
+    built = SentenceTransformer(modules=modules, device="cpu", **more)
+    if length:
+        built.max_seq_length = length
+    built.save(str(folder))
+    if lower:
+        change(folder / "sentence_bert_config.json", do_lower_case=True)
+    return folder
+
+
+def change(file, **settings):
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | settings))
+
+
+def library(folder):
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+RELU = {"activation_function": torch.nn.ReLU(), "bias": False}
+FOLDERS = {
+    "mean": {},
+    "cls": {"pooling": "cls"},
+    "last": {"pooling": "lasttoken"},
+    "not normalised": {"normalize": False},
+    "dense": {"dense": [{}]},
+    "dense, residual": {"dense": [{"use_residual": True}], "normalize": False},
+    "two dense": {"dense": [{}, RELU], "pooling": "cls"},
+    "short": {"length": 7},
+    "prompts": {"prompts": {"query": "the blue ", "document": "a river "}},
+    "query prompt": {"prompts": {"query": "the blue "}, "pooling": "lasttoken"},
+    "small letters": {"lower": True},
+    "dot": {"similarity_fn_name": "dot"},
+    "prompts left out of nothing": {"include_prompt": False},
+    "all": {"dense": [{}], "length": 9, "prompts": {"query": "the "}, "lower": True, "pooling": "lasttoken"},
+}
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_gives_what_the_library_gives(models, tmp_path, kind, name):
+    folder = write_folder(tmp_path / "folder", models[kind], **FOLDERS[name])
+    theirs, system = library(folder), systems.load("mine", published(model=folder))
+    texts = [*TEXTS, "The CAT sat"]
+    for encode, prompt in ((theirs.encode_query, "query_prompt"), (theirs.encode_document, "document_prompt")):
+        ours = system.encoder.encode(texts, system.settings[prompt], system.settings["max_length"])
+        np.testing.assert_allclose(ours, encode(texts, normalize_embeddings=True), atol=TOLERANCE)
+    assert system.encoder.dimension == ours.shape[1] == (24 if "dense" in FOLDERS[name] else 32)
+    assert system.settings["max_length"] == FOLDERS[name].get("length", 128)
+    assert ("head" in system.settings) == ("dense" in FOLDERS[name])
+    index = DenseIndex(texts, str(folder), [f"{i:03}" for i in range(len(texts))])
+    np.testing.assert_allclose(index.embeddings, encode(texts, normalize_embeddings=True), atol=TOLERANCE)
+
+
+def test_every_part_of_a_head_changes_the_fingerprint(models, tmp_path):
+    prints = set()
+    for number, dense in enumerate(([{}], [{"activation_function": torch.nn.ReLU()}], [{"bias": False}], [])):
+        folder = write_folder(tmp_path / str(number), models["bert"], dense=dense)
+        prints.add(systems.load("mine", published(model=folder)).fingerprint)
+    assert len(prints) == 4
+    plain = Encoder.from_pretrained(folder, pooling="mean", max_length=64)
+    assert plain.fingerprint() in prints, "a folder that only normalises has the key it always had"
+
+
+def test_a_length_of_the_old_kind_of_file_is_the_models_too(models, tmp_path):
+    folder = write_folder(tmp_path / "folder", models["bert"])
+    (folder / "sentence_bert_config.json").unlink()
+    change(folder / "sentence_roberta_config.json", max_seq_length=6, do_lower_case=False)
+    system = systems.load("mine", published(model=folder))
+    assert system.settings["max_length"] == 6 == library(folder).max_seq_length
+
+
+def test_an_entrys_own_prompts_and_lengths_stand_in_the_folders_place(models, tmp_path):
+    folder = write_folder(tmp_path / "f", models["bert"], length=9, prompts={"query": "the blue ", "document": "a river "})
+    used = systems.resolve("mine", published(model=folder, query_prompt="", max_length=5))[0]
+    assert (used.query_prompt, used.document_prompt, used.max_length, used.pooling) == ("", "a river ", 5, "mean")
+    with pytest.raises(DreamError, match=r"published\.mine\.max_length 10 is more than .* reads \(9 tokens\)"):
+        systems.resolve("mine", published(model=folder, max_length=10))
+    with pytest.raises(DreamError, match=r"published\.mine\.pooling is cls, the model's own is mean"):
+        systems.resolve("mine", published(model=folder, pooling="cls"))
+
+
+CHANGES = [
+    # file, settings, message
+    ("1_Pooling/config.json", {"pooling_mode": "max"}, "pools in a way that is not supported: max"),
+    ("1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]}, "not supported: mean and cls"),
+    ("1_Pooling/config.json", {"of_a_later_release": 1}, "of_a_later_release = 1"),
+    ("2_Dense/config.json", {"activation_function": "mine.Act"}, "mine.Act of sentence_embedding"),
+    ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "of token_embeddings"),
+    ("2_Dense/config.json", {"of_a_later_release": 1}, "of_a_later_release = 1"),
+    ("sentence_bert_config.json", {"query_length": 8}, "query_length = 8"),
+    ("sentence_bert_config.json", {"model_args": {"attn": 1}}, "model_args"),
+    ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
+    ("sentence_bert_config.json", {"modality_config": {"text": {"method": "get_text_features"}}}, "modality_config"),
+    ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim = 8"),
+    ("config_sentence_transformers.json", {"similarity_fn_name": "manhattan"}, "compares vectors by manhattan"),
+    ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "is a SparseEncoder"),
+    ("config_sentence_transformers.json", {"prompts": {"web": "w: "}}, r"has prompts \(web\) but none named query"),
+    (
+        "config_sentence_transformers.json",
+        {"prompts": {"query": "q: ", "passage": "p: "}},
+        r"prompts \(passage\) but none named document",
+    ),
+    (
+        "config_sentence_transformers.json",
+        {"prompts": {"query": "", "x": "p: "}, "default_prompt_name": "x"},
+        r"prompts \(x\) but none named document",
+    ),
+    ("modules.json", [("base.modules.transformer.Transformer", ""), ("x.Normalize", "")], "chains its modules"),
+    ("modules.json", [("x.Transformer", ""), ("x.Pooling", "1_Pooling"), ("x.Pooling", "1_Pooling")], "chains its modules"),
+    ("modules.json", [("base.modules.router.Router", "")], "module that is not supported: Router"),
+    ("modules.json", [("x.Transformer", "0_Transformer"), ("x.Pooling", "1_Pooling")], "chains its modules"),
+    ("modules.json", [("!custom_st.Transformer", ""), ("x.Pooling", "1_Pooling")], "not supported: custom_st.Transformer"),
+]
+
+
+@pytest.mark.parametrize(("file", "settings", "message"), CHANGES)
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_what_a_folder_asks_for_and_we_do_not_do_is_one_line(models, tmp_path, file, settings, message, pooling):
+    """Whether or not the entry says how to pool."""
+    folder = write_folder(tmp_path / "folder", models["bert"], dense=[{}])
+    if isinstance(settings, dict):
+        for key in ("prompts", "similarity_fn_name"):
+            settings = {key: {} if key == "prompts" else None, **settings} if "Transformers" in file else settings
+        change(folder / file, **settings)
+    else:
+        types = [(kind[1:] if kind[0] == "!" else f"sentence_transformers.{kind}", path) for kind, path in settings]
+        (folder / file).write_text(json.dumps([{"type": kind, "path": path} for kind, path in types]))
+    with pytest.raises(DreamError, match=message) as caught:
+        systems.resolve("mine", published(model=folder, **({"pooling": pooling} if pooling else {})))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_other_faults_of_a_folder_are_one_line_too(models, tmp_path):
+    folder = write_folder(tmp_path / "dot", models["bert"], normalize=False, similarity_fn_name="dot")
+    with pytest.raises(DreamError, match="compares vectors by dot"):
+        systems.resolve("mine", published(model=folder))
+    with pytest.raises(DreamError, match="compares vectors by dot"):
+        DenseIndex(["cat"], str(folder), ["0"])
+    change(folder / "config_sentence_transformers.json", model_type="CrossEncoder")
+    with pytest.raises(DreamError, match="is a CrossEncoder"):
+        DenseIndex(["cat"], str(folder), ["0"])
+    folder = write_folder(tmp_path / "out", models["bert"], include_prompt=False, prompts={"query": "the "})
+    with pytest.raises(DreamError, match="include_prompt"):
+        systems.resolve("mine", published(model=folder))
+    assert systems.resolve("mine", published(model=folder, query_prompt=""))[0].query_prompt == ""
+    folder = write_folder(tmp_path / "bin", models["bert"], dense=[{}])
+    (folder / "2_Dense/model.safetensors").rename(folder / "2_Dense/pytorch_model.bin")
+    with pytest.raises(DreamError, match=r"2_Dense holds no safetensors weights"):
+        folders.read(folder)
+    folder = write_folder(tmp_path / "half", models["bert"])
+    (folder / "1_Pooling/config.json").unlink()
+    with pytest.raises(DreamError, match=r"1_Pooling/config.json is missing. The model's folder is damaged"):
+        folders.read(folder)
+    with pytest.raises(DreamError, match="does not say how it pools"):
+        systems.resolve("mine", published(model=models["bert"]))
+
+
+# ------------------------------------------------------------------------------------------------------------- lengths
+
+
+def tables(folder):
+    """Tiny models with a table of positions, and how many tokens each has room for."""
+    from transformers import BertConfig, GPT2Config, MPNetConfig, OPTConfig, RobertaConfig
+
+    vocabulary = make_tokenizer(folder)
+    shape = {"vocab_size": vocabulary, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = {**shape, "intermediate_size": 16, "max_position_embeddings": 20}
+    return [
+        (BertConfig(**bert), 20),
+        (RobertaConfig(**bert, pad_token_id=1), 18),
+        (MPNetConfig(**bert, pad_token_id=1), 18),
+        (GPT2Config(vocab_size=vocabulary, n_positions=20, n_embd=16, n_layer=1, n_head=2), 20),
+        (OPTConfig(**shape, ffn_dim=16, max_position_embeddings=20, word_embed_proj_dim=16), 20),
+    ]
+
+
+def test_a_length_above_the_positions_is_one_line_when_the_model_is_loaded(tmp_path):
+    from transformers import AutoModel
+
+    for number, (config, room) in enumerate(tables(tmp_path)):
+        folder = tmp_path / str(number)
+        AutoModel.from_config(config).save_pretrained(folder)
+        make_tokenizer(folder)
+        assert folder_room(folder) == room, config.model_type
+        long = "cat " * 50
+        assert np.isfinite(Encoder.from_pretrained(folder, max_length=room).encode([long])).all(), config.model_type
+        with pytest.raises((IndexError, RuntimeError)):  # what it was: one token more does not fit
+            encoder = Encoder.from_pretrained(folder)
+            encoder.room = None
+            encoder.encode([long], max_length=room + 1)
+        message = rf"{room + 1} is more than .* has positions for \({room} tokens\)"
+        with pytest.raises(DreamError, match=message):
+            Encoder.from_pretrained(folder, max_length=room + 1)
+        with pytest.raises(DreamError, match=message):
+            Encoder.from_pretrained(folder).encode(["cat"], max_length=room + 1)
+        with pytest.raises(DreamError, match=rf"published\.mine\.max_length {room + 1} is more than .* reads \({room} tokens\)"):
+            systems.resolve("mine", published(model=folder, pooling="mean", max_length=room + 1))
+        assert systems.resolve("mine", published(model=folder, pooling="mean"))[0].max_length == room
+
+
+def test_rotary_models_have_no_table_and_no_such_limit(models):
+    assert folder_room(models["llama"]) is None and folder_room(models["bert"]) == 128
+    encoder = Encoder.from_pretrained(models["llama"])
+    assert encoder.max_length == module.LENGTH and np.isfinite(encoder.encode(["cat " * 200])).all()
+
+
+@pytest.mark.parametrize("key", ["encoder.max_length", "evaluate.max_length"])
+def test_the_trained_encoders_lengths_are_checked_before_any_weight_is_read(models, key):
+    size = {"encoder": str(models["bert"]), "encoder_layers": None, "judge": "x/y", "recipe": "packaged"}
+    lengths = {"encoder.max_length": 64, "evaluate.max_length": 64}
+    check_lengths(make_config(**{"sizes.tiny": size, **lengths}))
+    config = make_config(**{"sizes.tiny": size, **lengths, key: 129})
+    for check in (check_lengths, Encoder.load):
+        with pytest.raises(DreamError, match=r"max_length 129 is more than .* \(128 tokens\)"):
+            check(config)
+
+
+# ------------------------------------------------------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize(
+    ("targets", "missing"), [(["q_proj", "nonsense"], "no module 'nonsense'"), (["proj"], "no module 'proj'"), ([], "must be one")]
+)
+def test_every_target_of_a_new_lora_must_be_a_module(models, targets, missing):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    encoder, settings = Encoder.from_pretrained(models["llama"]), copy.copy(LORA)
+    settings.targets = targets
+    line = rf"training\.lora\.targets .*{missing}.*Its modules are .*down_proj.*q_proj"
+    with pytest.raises(DreamError, match=line):
+        encoder.add_lora(settings, 0)
+    tokenizer = AutoTokenizer.from_pretrained(models["llama"])
+    judge = Judge(AutoModelForCausalLM.from_pretrained(models["llama"]), tokenizer, reference="tiny")
+    with pytest.raises(DreamError, match=line):
+        judge.add_lora(4, 8, targets)
+    encoder.add_lora(SimpleNamespace(r=2, alpha=2, dropout=0.0, targets=["self_attn.q_proj"]), 0)
+    assert module.is_peft(encoder.backbone), "a longer name is a name too"
