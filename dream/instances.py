@@ -51,6 +51,15 @@ def passage_text(title: str, text: str) -> str:
     return f"{title} {text}".strip()
 
 
+def plain(text: str) -> str:
+    """A passage with single spaces: two that are equal so are one text, and a copy of a target is no negative.
+
+    >>> plain("Oslo  A city.\\n")
+    'Oslo A city.'
+    """
+    return " ".join(text.split())
+
+
 def passage_texts(table: pd.DataFrame) -> Iterator[str]:
     """:func:`passage_text` of every row; columns title and text."""
     return map(passage_text, table["title"], table["text"])

@@ -26,24 +26,25 @@ def main() -> None:
         manifest.check("work/assets", config)
         needed = questions.needed(config)
         written = kept = pd.DataFrame(columns=questions.COLUMNS, dtype="str")
+        wordless = 0
         if needed:
             written = questions.generate(config, questions.targets(config))
-            kept = pd.concat(
-                [
-                    round_trip.keep(written[written["source"] == name], sources.get(name, config).passages(config), config)
-                    for name in needed
-                ],
-                ignore_index=True,
-            )
+            parts = [
+                round_trip.keep(written[written["source"] == name], sources.get(name, config).passages(config), config)
+                for name in needed
+            ]
+            kept = pd.concat(parts, ignore_index=True)
+            wordless = sum(part.attrs.get("wordless", 0) for part in parts)
         with replacing_folder("work/questions") as folder:
             kept.to_parquet(folder / questions.PATH.name, index=False)
             manifest.stamp(folder, config, *SECTIONS)
-        record.notes = {"sources": needed, "questions": len(kept), "written": len(written)}
+        record.notes = {"sources": needed, "questions": len(kept), "written": len(written), "wordless": wordless}
     if not needed:
         print("[questions] every source has its own questions: nothing to write")
         return
     print(f"[questions] {len(written)} written for {', '.join(needed)}, {len(kept)} kept"
-          + (f" (passage among BM25's {config.questions.round_trip} best)" if config.questions.round_trip else ""))  # fmt: skip
+          + (f" (passage among BM25's {config.questions.round_trip} best; {wordless} had no word for BM25)"
+             if config.questions.round_trip else ""))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dream.candidates.dense import DenseIndex
 from dream.config import Config
 from dream.data.tables import rng
 from dream.errors import DreamError
-from dream.instances import passage_texts
+from dream.instances import passage_texts, plain
 
 COLUMNS = ["set_id", "source", "group", "passage_ids", "instance_ids", "gold"]
 DEPTH = 100  # how deep the positive's rank is looked for, and how deep lists are fused
@@ -80,7 +80,7 @@ class Texts:
     """
 
     def __init__(self, passages: pd.DataFrame) -> None:
-        texts = (" ".join(text.split()).encode("utf-8", "surrogatepass") for text in passage_texts(passages))
+        texts = (plain(text).encode("utf-8", "surrogatepass") for text in passage_texts(passages))
         digests = pd.Series([hashlib.blake2b(text, digest_size=16).digest() for text in texts], dtype=object)
         copied = digests.duplicated(keep=False).to_numpy()
         first: dict[bytes, str] = {}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dream.config import Config
 from dream.errors import DreamError
-from dream.instances import CandidateSet
+from dream.instances import CandidateSet, plain
 
 if TYPE_CHECKING:
     from dream.encoder import Encoder
@@ -120,15 +120,6 @@ def similarities(sets: Sequence[CandidateSet], encoder: Encoder) -> list[Tensor]
     texts = [text for s in sets for text in (*(q.text for q in s.questions), *s.passages)]
     vectors = iter(encoder.embed(texts).split([n for s in sets for n in (len(s.questions), len(s.passages))]))
     return [check_finite(queries @ passages.T) for queries, passages in zip(vectors, vectors, strict=True)]
-
-
-def plain(text: str) -> str:
-    """A passage with single spaces: two that are equal so are one text, and a copy of a target is no negative.
-
-    >>> plain("Oslo  A city.\\n")
-    'Oslo A city.'
-    """
-    return " ".join(text.split())
 
 
 def check_sets(sets: Sequence[CandidateSet]) -> None:

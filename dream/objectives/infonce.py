@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dream.instances import CandidateSet
+from dream.instances import CandidateSet, plain
 from dream.objectives import (
     Objective,
     Temperature,
     check_finite,
     check_sets,
     gold,
-    plain,
     ranking_logs,
     register,
     similarities,
