@@ -6,22 +6,27 @@ Tiny random models; every adapter and every folder of the grids is written by it
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import warnings
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import peft
 import pytest
 import torch
+from hypothesis import strategies as st
+from peft.tuners.tuners_utils import check_target_module_exists
 from report_fixture import make_config
 from test_encoder import LORA, TEXTS, TOLERANCE, make_model, make_tokenizer
 
 from dream import encoder as module
 from dream.candidates.dense import DenseIndex
-from dream.encoder import Encoder, check_lengths, compare_base, folder_room
+from dream.encoder import Encoder, check_lengths, check_targets, compare_base, folder_room
 from dream.errors import DreamError
 from dream.evaluation import folders, systems
+from dream.evaluation.wrapper import MtebEncoder
 from dream.judge.model import Judge
 
 TARGETS = ["q_proj", "v_proj"]
@@ -485,6 +490,8 @@ def test_the_trained_encoders_lengths_are_checked_before_any_weight_is_read(mode
     size = {"encoder": str(models["bert"]), "encoder_layers": None, "judge": "x/y", "recipe": "packaged"}
     lengths = {"encoder.max_length": 64, "evaluate.max_length": 64}
     check_lengths(make_config(**{"sizes.tiny": size, **lengths}))
+    with pytest.raises(DreamError, match="max_length 129 is more than"):
+        MtebEncoder(Encoder.from_pretrained(models["bert"]), max_length=129)
     config = make_config(**{"sizes.tiny": size, **lengths, key: 129})
     for check in (check_lengths, Encoder.load):
         with pytest.raises(DreamError, match=r"max_length 129 is more than .* \(128 tokens\)"):
@@ -511,3 +518,24 @@ def test_every_target_of_a_new_lora_must_be_a_module(models, targets, missing):
         judge.add_lora(4, 8, targets)
     encoder.add_lora(SimpleNamespace(r=2, alpha=2, dropout=0.0, targets=["self_attn.q_proj"]), 0)
     assert module.is_peft(encoder.backbone), "a longer name is a name too"
+
+
+@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.lists(st.text("abjloqrpx_.", max_size=8) | st.sampled_from(["q_proj", "mlp.up_proj", "norm", "mlp"]), max_size=4))
+def test_targets_pass_exactly_where_peft_finds_a_matrix_for_each(models, targets):
+    model = _backbone(models["llama"])
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    found = [
+        any(check_target_module_exists(peft.LoraConfig(target_modules=[target]), name) and isinstance(m, kinds) for name, m in model.named_modules())
+        for target in targets
+    ]  # fmt: skip
+    if targets and all(found):
+        check_targets(model, targets, "tiny")
+    else:
+        with pytest.raises(DreamError, match=r"training\.lora\.targets"):
+            check_targets(model, targets, "tiny")
+
+
+@functools.cache
+def _backbone(folder):
+    return Encoder.from_pretrained(folder).backbone
