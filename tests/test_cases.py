@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dream import config as configs
@@ -148,6 +148,7 @@ def test_numbers_are_ids_by_their_digits(make):
     assert list(read.corpus["id"])[12:] == names
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("+-.0123456789e_ ٣\n"), max_size=12) | st.text(max_size=3) | st.integers().map(str))
 def test_a_grade_is_the_number_that_is_written(text):
     plain = re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", text, re.ASCII) and not text.endswith("\n")
@@ -167,6 +168,7 @@ def test_trec_eval_takes_the_largest_grade():
     assert scored["mrr_at_10"][0] == 1
 
 
+@settings(deadline=None)
 @given(st.sets(st.text(min_size=1), min_size=1, max_size=5))
 def test_ids_that_pass_are_stored_and_told_apart(names):
     kept = []
@@ -264,6 +266,7 @@ def test_texts_without_a_word_are_not_one_text():
     assert fingerprint("?") != fingerprint("!") and fingerprint("? ") == fingerprint("?") != fingerprint("")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_text_that_python_shows_is_not_blank(text):
     if any(c.isprintable() and not c.isspace() for c in text):
