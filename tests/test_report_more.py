@@ -16,10 +16,10 @@ from report_fixture import edit_json, make_cells, make_config, write_params
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cells, compare, explain, page, paper, plan, render, runs, tables
+from dream.report import cells, compare, explain, page, paper, plan, render, runs, sweeps, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted"'
+HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted" \x1b]0;pwn\x07 \u202e'
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -165,7 +165,8 @@ def test_the_papers_ablations_stand_beside_our_sweeps(tmp_path):
     assert set(paper.ablations(tmp_path).data["here"].isna()) == {True}
     (tmp_path / "judge").mkdir()
     rows = [("frozen", "dream", 0.3), ("LoRA", "dream", 0.25), ("LoRA", "infonce", 0.9)]
-    pd.DataFrame(rows, columns=["point", "system", "ndcg_at_10"]).to_csv(tmp_path / "judge" / "judge.csv", index=False)
+    full = [dict.fromkeys(sweeps.COLUMNS, 0.5) | dict(zip(("point", "system", "ndcg_at_10"), row, strict=True)) for row in rows]
+    pd.DataFrame(full).to_csv(tmp_path / "judge" / "judge.csv", index=False)
     found = paper.ablations(tmp_path).data
     assert set(found[found.ablation == "judge_lora"].here) == {0.25} and found[found.ablation == "heads"].here.isna().all()
 
@@ -268,7 +269,7 @@ def test_the_explanation_of_a_query_is_escaped():
         tokens=[{"token": HOSTILE, "plain": 1.0, "injected": 0.5, "gold": 0.4}], losses={"plain": 1.0},
     )  # fmt: skip
     text = explain.page(found)
-    assert "<script" not in text and "<img" not in text
+    assert "<script" not in text and "<img" not in text and not set("\x1b\x07\u202e") & set(text)
     assert "-0.50" in render.joined(explain.lines(found, 100))
 
 
@@ -291,6 +292,7 @@ def text(results, work):
 def test_the_page_escapes_what_data_says_and_asks_for_nothing(text):
     assert text.count("<script") == 1 and "<img src=x" not in text and "&lt;script&gt;" in text
     assert not re.findall(r'(?:src|href)="(?!#|data:)', text) and "@import" not in text and "url(" not in text
+    assert not set("\x1b\x07\u202e") & set(text)
 
 
 def test_every_link_of_the_page_has_its_target(text, results):

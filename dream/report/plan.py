@@ -23,6 +23,7 @@ from typing import Any
 
 from dream.config import Config
 from dream.errors import DreamError
+from dream.files import read_json
 from dream.report.render import Table, cells, grouped
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -132,7 +133,7 @@ def model(reference: str) -> Model:
             f"the configuration of {reference} is not at hand",
             f"Download it (`hf download {name} config.json`) or add one to dream/report/models",
         )
-    return Model.from_config(name, json.loads(path.read_text(encoding="utf-8")))
+    return Model.from_config(name, read_json(path))
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
@@ -213,7 +214,7 @@ def _documents(config: Config) -> tuple[int, int]:
     """Documents of the tasks whose size is known, and how many tasks are not known."""
     import csv
 
-    with resources.files("dream.report").joinpath("reference/corpora.csv").open() as stream:
+    with resources.files("dream.report").joinpath("reference/corpora.csv").open(encoding="utf-8") as stream:
         sizes = {row["task"]: int(row["documents"]) for row in csv.DictReader(stream)}
     names = [name for entry in config.tasks for name in config.task_lists.get(entry, [entry])]
     limit = config.data.task_documents
