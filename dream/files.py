@@ -95,7 +95,7 @@ def read_yaml(path: Path | str) -> Any:
         raise DreamError(f"{path} cannot be read ({why})", "Name a YAML file in UTF-8") from None
     try:
         value = YAML(typ="safe", pure=True).load(text)
-        json.dumps(value, default=str)  # a value that holds itself has no end
+        json.dumps(value, default=str, ensure_ascii=False).encode()  # a value may hold itself, or half a character
         return value
     except Exception as error:  # whatever the parser stumbles over is the file's fault
         mark = getattr(error, "problem_mark", None)
