@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -140,6 +141,28 @@ def exits_cleanly(main: Callable) -> Callable:
             sys.exit(f"error: {visible(line)}")
 
     return run
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Run a program and return its exit code; it is waited for even when Ctrl-C is pressed.
+
+    The terminal sends Ctrl-C to both. Left alone the other puts its things in order (DVC its workspace, a training its
+    checkpoint); then KeyboardInterrupt is raised here. Killed at once, as :func:`subprocess.run` would, it cannot.
+
+    Raises:
+        DreamError: the program is not installed.
+    """
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except FileNotFoundError:
+        raise DreamError(f"{command[0]} is not installed", "Activate the environment: `. .venv/bin/activate`") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+    return code
 
 
 def _prepare_streams() -> None:

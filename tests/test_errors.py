@@ -264,6 +264,23 @@ def test_a_signal_leaves_one_line_and_nothing_half_written(number, line, writer,
     assert code == 1 and err == line + errors.AGAIN.encode() + b"\n" and not list(tmp_path.iterdir())
 
 
+def test_a_program_that_we_run_ends_in_its_own_way_on_ctrl_c(tmp_path):
+    """Both get the signal, as from a terminal; the other one takes a second to save, and then we end with one line."""
+    other = "import time\ntry:\n print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n time.sleep(1); open('saved', 'w')"
+    body = f"from dream.errors import run_to_its_end; run_to_its_end([sys.executable, '-c', {other!r}])"
+    process = program(body, cwd=tmp_path, start_new_session=True)
+    assert process.stdout.readline() == b"ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert ended(process) == (1, b"", f"interrupted. {errors.AGAIN}\n".encode()) and (tmp_path / "saved").exists()
+
+
+def test_the_exit_code_of_a_program_that_we_run():
+    assert errors.run_to_its_end([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    with pytest.raises(DreamError, match="no-such-program is not installed"):
+        errors.run_to_its_end(["no-such-program"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_signal_handler_of_somebody_elses_stays():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
