@@ -47,18 +47,25 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path | str) -> Iterator[Path]:
-    """As :func:`replacing`, for a folder: ``path`` is replaced by the new folder only when the block succeeds."""
-    path = Path(path)
+    """As :func:`replacing`, for a folder: ``path`` is replaced by the new folder only when the block succeeds.
+
+    The old folder is moved aside before the new one takes its place, and is back if that fails: one of the two is there.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = temporary.with_name(f"{temporary.name}.old")
     os.chmod(temporary, 0o755)
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -186,3 +187,26 @@ def test_an_artefact_of_other_settings_is_refused(tmp_path):
         manifest.check(tmp_path, load(overrides={"model.size": "tiny-4l"}))
     with pytest.raises(DreamError, match="is missing"):
         manifest.check(tmp_path / "nothing", load())
+
+
+def test_an_interruption_between_old_and_new_folder_leaves_the_old_one(tmp_path, monkeypatch):
+    """The new folder cannot take its place: the old one is back, with nothing beside it. A link's target is replaced."""
+    folder, link = tmp_path / "kept", tmp_path / "link"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    link.symlink_to(folder)
+    real = os.replace
+
+    def replace(source, target):
+        if pathlib.Path(target) == folder and pathlib.Path(source).suffix != ".old":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), files.replacing_folder(link) as new:
+        (new / "a").write_text("new")
+    assert (folder / "a").read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == ["kept", "link"]
+    monkeypatch.undo()
+    with files.replacing_folder(link) as new:
+        (new / "a").write_text("new")
+    assert (folder / "a").read_text() == "new" and link.is_symlink() and len(list(tmp_path.iterdir())) == 2

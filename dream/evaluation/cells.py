@@ -17,7 +17,7 @@ from dream import manifest
 from dream.config import Config
 from dream.data import tasks
 from dream.data.tasks.base import Task
-from dream.errors import DreamError
+from dream.errors import DreamError, exits_cleanly
 from dream.evaluation import geometry, metrics, systems
 from dream.files import replacing, replacing_folder, write_json
 
@@ -202,7 +202,7 @@ def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Co
     context = torch.multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers) if devices == ["cpu"] else torch.get_num_threads()
     helpers = [
-        context.Process(target=_encode, args=(name, seed, names, config, devices[i % len(devices)], threads))
+        context.Process(target=_encode, args=(name, seed, names, config, devices[i % len(devices)], threads), daemon=True)
         for i in range(workers)
     ]
     for helper in helpers:
@@ -216,6 +216,7 @@ def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Co
         )
 
 
+@exits_cleanly
 def _encode(name: str, seed: int | None, names: list[str], config: Config, device: str, threads: int) -> None:
     import torch
 
