@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_fixture import edit_json, make_cells, make_config
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from report_fixture import edit_cell, edit_json, make_cells, make_config
 
 from dream.errors import DreamError
-from dream.report import build, cells, notes, plots, render, tables
+from dream.report import build, cells, compare, notes, plots, render, tables
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,7 +36,7 @@ def results(config, folder):
     return cells.load(config, folder)
 
 
-@pytest.mark.parametrize("name", ["main", "significance", "seeds", "cost", "heads", "diagnostic"])
+@pytest.mark.parametrize("name", ["main", "significance", "seeds", "scalars", "cost", "heads", "diagnostic"])
 def test_tables_equal_their_golden_files(results, name):
     """``DREAM_GOLDEN=write pytest tests/test_report_tables.py`` rewrites them; read the difference before you keep
     it."""
@@ -50,8 +52,8 @@ def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, con
     (table,) = tables.build(results, ["main"])
     rows = list(csv.DictReader(render.csv(table).splitlines()))
     assert list(rows[0]) == (
-        ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries",
-        "documents", "pairs_trained"]
+        ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low",
+         "seed_high", "queries", "documents", "pairs_trained"]
     )
     systems = {*config.references, *config.objectives}
     assert {(r["task"], r["system"]) for r in rows if r["suite"] == "open"} == {
@@ -65,7 +67,7 @@ def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, con
 def test_numbers_are_those_of_the_cells(results, folder):
     """Recomputed without the report's code: plain csv, mean over seeds per query, over queries, over tasks."""
     (table,) = tables.build(results, ["main"])
-    for system, seeds in (("bm25", [""]), ("dream", ["-0", "-1"])):
+    for system, seeds in (("bm25", [""]), ("dream", ["-0", "-1", "-2"])):
         per_task = {}
         for task, suite_file in (("boolq", "general"), ("drop", "general"), ("mbpp", "domain")):
             per_query = {}
@@ -149,6 +151,115 @@ def test_the_order_of_rows_in_a_cell_does_not_matter(config, folder, tmp_path):
         first.data.sort_values(["task", "system"], ignore_index=True),
         second.data.sort_values(["task", "system"], ignore_index=True),
     )
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    config = make_config(seeds=[0, 1])
+    return cells.load(config, make_cells(tmp_path_factory.mktemp("two"), config))
+
+
+def test_nothing_is_marked_or_tested_with_two_seeds(two_seeds):
+    table, difference = tables.main(two_seeds), tables.significance(two_seeds)
+    assert not [c for row in table.rows for c in row if set(c.text) & set("↑↓")]
+    assert difference.data[["p", "p_holm"]].isna().all(axis=None)
+    assert not [c for row in difference.rows for c in row if c.bold] and {row[5].text for row in difference.rows} == {"–"}
+    for shown in (table, difference):
+        (note,) = [n for n in shown.notes if "not tested" in n]
+        assert note == "dream, infonce: two seeds: not tested (a test needs three); their intervals are over queries only."
+        assert not [n for n in shown.notes if "seeds of trained systems" in n]
+
+
+def test_references_are_tested_as_before_beside_systems_with_two_seeds(two_seeds, results):
+    """Between systems without seeds the test is over queries, whatever else the table holds."""
+    rows = {r["system"]: r for r in tables.significance_rows(two_seeds.against("bm25")) if r["task"] == "boolq"}
+    assert rows["dream"]["p"] is None and rows["untrained"]["p"] < 0.05
+    three = next(r for r in tables.significance_rows(results.against("bm25")) if (r["task"], r["system"]) == ("boolq", "untrained"))
+    assert three == rows["untrained"]
+
+
+def test_three_seeds_widen_the_interval_and_weaken_the_test(results, two_seeds):
+    """The fixture's seeds differ in every query: their spread is part of the answer."""
+    from dream.evaluation import stats
+
+    tasks = ["boolq"]
+    ours = results.values("dream", tasks)
+    queries = stats.interval([ours[0].mean(axis=0)], 500)
+    found = tables.measured(results, "dream", tasks)
+    assert ours[0].shape == (3, 40) and found.high - found.low > 1.2 * (queries.high - queries.low)
+    over_queries = stats.paired([ours[0].mean(axis=0)], results.values("bm25", tasks), 500)
+    assert tables.compared(results, "dream", "bm25", tasks).p > over_queries.p
+
+
+def test_the_lowest_and_highest_seed_stand_in_every_table_that_compares(results, folder):
+    means = {}
+    for seed in (0, 1, 2):
+        cell = pd.read_csv(folder / "evaluate" / f"dream-{seed}-general.csv")
+        means[seed] = cell[cell.task == "boolq"].ndcg_at_10.mean()
+    ends = [pytest.approx(min(means.values())), pytest.approx(max(means.values()))]
+    row = next(r for r in tables.main_rows(results) if (r["task"], r["system"]) == ("boolq", "dream"))
+    assert [row["seed_low"], row["seed_high"]] == ends
+    row = next(r for r in tables.significance_rows(results) if (r["task"], r["system"]) == ("boolq", "bm25"))
+    assert [row["reference_seed_low"], row["reference_seed_high"]] == ends and row["seed_low"] is None
+    sides = [compare.Side(name, name, results) for name in ("dream", "infonce")]
+    row = compare.table(*sides).data.iloc[0]
+    assert [row.seed_low, row.seed_high] == ends and row.theirs_seed_low < row.theirs_seed_high
+
+
+def test_a_difference_inside_the_seeds_spread_is_called_that(results):
+    rows = tables.significance_rows(results)
+    inside = [(r["system"], r["task"]) for r in rows if r["within"]]
+    for row in rows:
+        ours = [row["seed_low"], row["seed_high"]] if row["seed_low"] else [tables.measured(results, row["system"], row["tasks"])[0]] * 2
+        meet = ours[0] <= row["reference_seed_high"] and row["reference_seed_low"] <= ours[1]
+        assert row["within"] == meet
+    assert ("untrained", "boolq") not in inside and len(inside) > 0
+    (note,) = [n for n in tables.main(results).notes if n.startswith("Inside the seeds' spread")]
+    assert all(system in note and (task == "mean" or task in note) for system, task in inside)
+
+
+def test_two_seeds_are_not_tested_in_a_comparison(two_seeds):
+    table = compare.table(*(compare.Side(name, name, two_seeds) for name in ("dream", "infonce")))
+    assert table.data[["p", "p_holm"]].isna().all(axis=None)
+    assert "dream, infonce: two seeds: not tested (a test needs three); their intervals are over queries only." in table.notes
+
+
+def test_a_task_of_several_parts_is_the_mean_over_its_parts(config, tmp_path):
+    """mteb's CQADupstackRetrieval: parts of different sizes weigh the same, as its record says."""
+    folder = make_cells(tmp_path, config)
+
+    def parts(records, path):
+        rows = pd.read_csv(path).query("task == 'boolq'")
+        names = rows.query_id.str.partition(":")[0]
+        means = {name: round(float(value), 6) for name, value in rows.groupby(names).ndcg_at_10.mean().items()}
+        scores = {name: float(rows.groupby(names)[name].mean().mean()) for name in cells.SCORES}
+        records[0].update(parts=means, **scores)
+
+    for path in (folder / "evaluate").glob("*-general.csv"):
+        table = pd.read_csv(path)
+        table["query_id"] = [f"{'a' if n < 5 else 'ab'}:{q}" for n, q in enumerate(table.query_id)]
+        table.to_csv(path, index=False)
+        edit_json(path.with_suffix(".json"), partial(parts, path=path))
+    results = cells.load(config, folder)
+    for system, seed in (("bm25", None), ("dream", 0)):
+        record = results.records[(results.records.system == system) & (results.records.task == "boolq")].iloc[0]
+        ours = results.seed_means(system, ["boolq"])[0] if seed == 0 else tables.measured(results, system, ["boolq"]).value
+        assert ours == pytest.approx(record.ndcg_at_10, abs=2e-6) != pytest.approx(results.scores(system, "boolq").mean(), abs=1e-4)
+    one, other, both = (tables.measured(results, "bm25", tasks).value for tasks in (["boolq"], ["drop"], ["boolq", "drop"]))
+    assert both == pytest.approx((one + other) / 2)
+
+
+def test_learned_scalars_say_how_much_of_their_reach_they_used(results, config, tmp_path):
+    (row,) = tables.scalars(results).data.to_dict("records")
+    assert row == {
+        "system": "dream", "scalar": "tau", "seeds": 3, "start": pytest.approx(np.exp(-3)), "end_low": pytest.approx(np.exp(-3.4)),
+        "end_high": pytest.approx(np.exp(-3.2)), "used_low": 0.5, "used_high": 1.0,
+    }  # fmt: skip
+    assert [cell.text for cell in tables.scalars(results).rows[0]] == ["dream", "tau", "3", ".0498", ".0334 to .0408", "50% to 100%"]
+    old = make_cells(tmp_path, config)
+    for path in (old / "runs").glob("train-*.json"):
+        edit_json(path, lambda record: record[0]["notes"].pop("scalars", None))
+    assert tables.scalars(cells.load(config, old)) is None
 
 
 def test_one_seed_has_no_deviation(tmp_path):
@@ -276,9 +387,159 @@ def test_different_inputs_are_refused(config, tmp_path):
 def test_different_queries_are_refused(config, tmp_path):
     folder = make_cells(tmp_path, config)
     path = folder / "evaluate" / "bm25-general.csv"
-    pd.read_csv(path).iloc[1:].to_csv(path, index=False)
+    edit_cell(path, lambda table: table.iloc[1:])
     with pytest.raises(DreamError, match="boolq: bm25 and untrained were scored on different queries"):
         cells.load(config, folder)
+
+
+def test_seeds_with_different_queries_are_refused(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    edit_cell(folder / "evaluate" / "dream-1-general.csv", lambda table: table.iloc[1:])
+    with pytest.raises(DreamError, match="boolq: the seeds of dream were scored on different queries"):
+        cells.load(config, folder)
+
+
+def test_different_revisions_of_a_task_are_refused(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    edit_json(folder / "evaluate" / "dream-1-general.json", lambda records: records[1].update(revision="another"))
+    with pytest.raises(DreamError, match="cells bm25-general and dream-1-general were scored on different revisions of drop"):
+        cells.load(config, folder)
+
+
+def test_a_task_that_stands_in_two_lists_has_one_score(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    for path in (folder / "evaluate").glob("*-general.*"):
+        path.with_name(path.name.replace("general", "domain")).write_bytes(path.read_bytes())
+    assert len(cells.load(config, folder).scores("bm25", "boolq")) == 40
+    edit_cell(folder / "evaluate" / "bm25-domain.csv", lambda table: table.assign(mrr_at_10=0.5))
+    with pytest.raises(DreamError, match="two cells of bm25 have different scores on boolq"):
+        cells.load(config, folder)
+
+
+ODD = ["NA", "null", "nan", "None", "true", "1e5", "007", "-", "#N/A", "<NA>", ",", '"', "É", " x"]
+
+
+def test_ids_and_names_are_text_whatever_they_look_like(config, tmp_path):
+    """Queries, a task and a suite whose names pandas takes for missing values or numbers."""
+    folder = make_cells(tmp_path, config)
+    ids, names = {f"boolq-{i}": odd for i, odd in enumerate(ODD)}, {"drop": "null", "boolq": "1e5"}
+    for path in (folder / "evaluate").glob("*-general.csv"):
+        edit_cell(path, lambda table: table.assign(query_id=table.query_id.replace(ids)))
+        text = path.read_text(encoding="utf-8").replace("open,drop,", "NA,null,").replace("open,boolq,", "NA,1e5,")
+        path.write_text(text, encoding="utf-8")
+        edit_json(path.with_suffix(".json"), lambda records: [r.update(suite="NA", task=names[r["task"]]) for r in records])
+    results = cells.load(config, folder)
+    assert results.suites == {"NA": ["1e5", "null"], "code": ["mbpp"]}
+    assert set(ODD) < set(results.scores("dream", "1e5").index) and len(results.scores("dream", "1e5")) == 40
+    rows = list(csv.DictReader(render.csv(tables.main(results)).splitlines()))
+    assert {(r["suite"], r["task"], r["queries"]) for r in rows if r["suite"] == "NA"} == {
+        ("NA", "1e5", "40"), ("NA", "null", "30"), ("NA", "mean", "70"),
+    }  # fmt: skip
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1)  # no set has an id with these
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, st.floats(0, 1)), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_survives_a_table(tmp_path, rows):
+    path = tmp_path / "t.csv"
+    pd.DataFrame(rows, columns=["point", "system", "value"]).to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
+    again = cells.read_csv(path, "", ["point", "system"])
+    assert list(again.itertuples(index=False, name=None)) == [(a, b, pytest.approx(value)) for a, b, value in rows]
+
+
+def _lines(change):
+    """An edit of a file's lines, as bytes."""
+
+    def edit(data):
+        lines = data.splitlines(keepends=True)
+        return b"".join(change(lines))
+
+    return edit
+
+
+def _field(number, value):
+    return _lines(lambda lines: [*lines[:5], b",".join([*(f := lines[5].strip().split(b","))[:number], value, *f[number + 1 :]]) + b"\n", *lines[6:]])
+
+
+BOTH = r"bm25-general\.csv and bm25-general\.json disagree: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_lines(lambda lines: lines[:-1]), BOTH + "29 and 30 queries of drop"),
+        (_lines(lambda lines: lines[:41]), BOTH + "only one of them has drop"),
+        (_lines(lambda lines: lines[:-31] + lines[-30:]), BOTH + "39 and 40 queries of boolq"),
+        (_lines(lambda lines: [*lines[:5], *lines[6:], lines[6]]), "holds query 'boolq-5' of boolq twice"),
+        (_field(5, b"0.123456"), BOTH + "ndcg_at_10 of boolq is"),
+        (_field(6, b"0.5"), BOTH + "recall_at_100 of boolq is"),
+        (_field(7, b"0.123456"), BOTH + "mrr_at_10 of boolq is"),
+        (_field(5, b""), "line 6: ndcg_at_10 is nan, not a number from 0 to 1"),
+        (_field(5, b"nan"), "'nan' stands where a number of ndcg_at_10 belongs"),
+        (_field(6, b"1.5"), "line 6: recall_at_100 is 1.5, not a number from 0 to 1"),
+        (_field(7, b"-0.1"), r"line 6: mrr_at_10 is -0\.1, not a number from 0 to 1"),
+        (_field(5, b"1_0"), "'1_0' stands where a number of ndcg_at_10 belongs"),
+        (_field(5, b"inf"), "line 6: ndcg_at_10 is inf"),
+        (_field(3, b"0.0"), "seed '0.0' is no whole number"),
+        (_field(4, b"a\0b"), "it holds a NUL character"),
+        (_field(4, b"caf\xe9"), "is not UTF-8 .byte "),
+        (lambda data: data.decode().encode("utf-16"), "is not UTF-8 .byte 0"),
+        (lambda data: data[:-20], "is nan, not a number|disagree"),
+    ],
+)
+def test_a_cell_that_was_cut_or_edited_is_one_line(config, tmp_path, change, message):
+    folder = make_cells(tmp_path, config)
+    path = folder / "evaluate" / "bm25-general.csv"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DreamError, match=message) as caught:
+        cells.load(config, folder)
+    assert "`dvc repro reference@bm25-general`" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"queries": 41}, BOTH + "40 and 41 queries of boolq"),
+        ({"ndcg_at_10": 0.5}, BOTH + "ndcg_at_10 of boolq is"),
+        ({"mrr_at_10": None}, BOTH + "mrr_at_10 of boolq is"),
+        ({"task": "drop"}, "two records of one task"),
+        ({"task": 7}, "a name that is no text"),
+        ({"seed": True}, "seed True is no whole number"),
+        ({"seed": 0}, "holds results of bm25"),
+    ],
+)
+def test_a_record_that_was_edited_is_one_line(config, tmp_path, change, message):
+    folder = make_cells(tmp_path, config)
+    edit_json(folder / "evaluate" / "bm25-general.json", lambda records: records[0].update(change))
+    with pytest.raises(DreamError, match=message):
+        cells.load(config, folder)
+
+
+def test_a_byte_order_mark_is_accepted(config, folder, tmp_path):
+    marked = make_cells(tmp_path, config)
+    for path in (marked / "evaluate").glob("*.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    pd.testing.assert_frame_equal(cells.load(config, marked).queries, cells.load(config, folder).queries)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_lines(lambda lines: lines[:-1]), r"was cut or edited: its steps do not go up to the 48 of the run"),
+        (_lines(lambda lines: [*lines[:4], lines[3], *lines[4:]]), "was cut or edited"),
+        (_field(1, b"low"), "'low' stands where a number of loss belongs"),
+        (lambda data: data + b"\xff", "is not UTF-8"),
+    ],
+)
+def test_a_training_curve_that_was_cut_or_edited_is_one_line(config, tmp_path, change, message):
+    folder = make_cells(tmp_path, config)
+    path = folder / "train" / "dream-0.csv"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DreamError, match=message) as caught:
+        cells.load(config, folder)
+    assert "`dvc repro train@dream-0`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +658,9 @@ def test_manifest_holds_what_is_needed_to_repeat_a_run(results):
     assert made["versions"]["mteb"] == "2.26.24" and made["hardware"]["cores"] == 2
     assert set(made["runs"]) >= {"train-dream-0", "evaluate-bm25-general", "heads"}
     assert np.isfinite(made["runs"]["train-dream-0"]["wall_s"])
+    assert set(made["models"]) == {"untrained", *(f"{name}-{seed}" for name in ("dream", "infonce") for seed in (0, 1, 2))}
+    assert made["models"]["dream-1"] == {"model": "packaged/smollm2-135m", "checkpoint": "dream-1"}
+    assert made["tasks"] == {task: f"{task}-revision" for task in ("boolq", "drop", "mbpp")}
 
 
 def test_a_published_system_is_said_to_follow_its_own_rules(results):

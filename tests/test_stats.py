@@ -1,13 +1,16 @@
-"""Statistics on synthetic data with a known truth: coverage, error rate, pairing, nesting."""
+"""Statistics on synthetic data with a known truth: coverage, error rate, pairing, nesting, seeds."""
 
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from benchmarks import coverage
 from dream.evaluation import stats
 
 RESAMPLES = 400
@@ -95,32 +98,96 @@ def test_holm_keeps_the_family_error_below_the_level(monkeypatch):
     assert stats.holm([]) == []
 
 
-def rows(system, seed, values, task="t"):
-    return pd.DataFrame(
-        {
-            "task": task,
-            "system": system,
-            "seed": seed,
-            "query_id": [f"q{i}" for i in range(len(values))],
-            "ndcg_at_10": values,
-        }
-    )
+# ------------------------------------------------------------------------------------------------------------ seeds
 
 
-def test_seeds_are_averaged_per_query_before_pairing():
-    scores = pd.concat(
-        [
-            rows("dream", 0, [0.0, 1.0]),
-            rows("dream", 1, [1.0, 1.0]),
-            rows("bm25", None, [0.5, 0.2]),
-            rows("bm25", None, [1.0], "u"),
-        ]
-    )
-    aligned = stats.align(scores.sample(frac=1, random_state=0), ["dream", "bm25"])
-    assert [v.tolist() for v in aligned["dream"]] == [[0.5, 1.0]] and [v.tolist() for v in aligned["bm25"]] == [
-        [0.5, 0.2]
-    ]
-    spread = stats.over_seeds(scores).set_index(["system", "task"])
-    assert spread.loc[("dream", "t"), "mean"] == pytest.approx(0.75)
-    assert spread.loc[("dream", "t"), "std"] == pytest.approx(np.std([0.5, 1.0], ddof=1))
-    assert spread.loc[("bm25", "t"), "count"] == 1 and np.isnan(spread.loc[("bm25", "t"), "std"])
+def runs(rng, seeds, queries=(80, 40), sd=0.0, noise=0.0):
+    """A trained system's values: levels of the queries, effects of the seeds, noise of a run on a query."""
+    effects = sd * rng.normal(size=seeds)
+    return [ndcg_like(rng, count) + effects[:, None] + rng.normal(0, noise, (seeds, count)) for count in queries]
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.05])
+def test_intervals_over_three_seeds_hold_the_truth_and_tests_find_nothing(sd):
+    """The full table is docs/evaluation.md's; queries alone hold the truth in half of the trials where seeds lie apart."""
+    found = coverage.rates(3, sd, trials=250, resamples=200, first=1)
+    for name in ("mean", "to a reference", "of two trained", "seeds alike"):
+        assert found[name] >= 0.95 - 3 * 0.0138, name  # 3 binomial sd
+    for name in ("false: reference", "false: two"):
+        assert found[name] <= 0.05 + 3 * 0.0138, name
+    assert (found["queries only"] < 0.6) == (sd > 0)
+
+
+def test_the_document_shows_the_table_of_its_command():
+    root = Path(__file__).resolve().parent.parent
+    assert (root / coverage.FILE).read_text(encoding="utf-8") in (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_without_queries_to_draw_it_is_students_and_welchs_test(seeds):
+    """Every query alike and many of them: the runs' means are all there is."""
+    from scipy import stats as theirs
+
+    rng = np.random.default_rng(seeds)
+    ours, other = rng.normal(0.55, 0.03, seeds), rng.normal(0.5, 0.01, seeds + 1)
+    wide = [[np.repeat(means[:, None], 1500, axis=1)] for means in (ours, other)]
+    found = stats.interval(wide[0], 20_000)
+    half = theirs.t.ppf(0.975, seeds - 1) * ours.std(ddof=1) / np.sqrt(seeds)
+    assert (found.low, found.high) == pytest.approx((ours.mean() - half, ours.mean() + half), abs=0.06 * half)
+    fixed = stats.paired(wide[0], [np.full(1500, 0.5)], 20_000)
+    assert fixed.p == pytest.approx(theirs.ttest_1samp(ours, 0.5).pvalue, abs=0.01)
+    two = stats.paired(*wide, 20_000)
+    assert two.p == pytest.approx(theirs.ttest_ind(ours, other, equal_var=False).pvalue, abs=0.01)
+
+
+def test_equal_runs_are_one_run():
+    one = runs(np.random.default_rng(0), 1)
+    same, single = [np.repeat(task, 3, axis=0) for task in one], [task[0] for task in one]
+    reference = [np.full(80, 0.3), np.full(40, 0.3)]
+    assert tuple(stats.interval(same, 300)) == pytest.approx(tuple(stats.interval(single, 300)))
+    assert tuple(stats.paired(same, reference, 300)) == pytest.approx(tuple(stats.paired(single, reference, 300)))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_are_averaged_and_not_tested(seeds):
+    rng = np.random.default_rng(0)
+    few, three, fixed = runs(rng, seeds, sd=0.1), runs(rng, 3), [task[0] for task in runs(rng, 1)]
+    averaged = [task.mean(axis=0) for task in few]
+    assert stats.interval(few, 200) == stats.interval(averaged, 200)
+    assert stats.paired(few, fixed, 200)[:3] == stats.paired(averaged, fixed, 200)[:3]
+    assert stats.paired(few, fixed, 200).p is None and stats.paired(three, few, 200).p is None
+    assert stats.paired(three, fixed, 200).p is not None and stats.paired(averaged, fixed, 200).p is not None
+
+
+def test_the_noise_of_runs_counts_once():
+    """All is noise of runs: the seeds' part holds it whole. None is: the draws over queries stay as they are."""
+    rng, kept = np.random.default_rng(0), []
+    for _ in range(20):
+        noise = [rng.normal(0, 0.1, (3, 200))]
+        kept.append(stats._runs([noise], [noise[0].mean(axis=0)], None).kept ** 2)
+    assert np.mean(kept) < 0.15
+    quiet = runs(rng, 3, sd=0.1)
+    assert stats._runs([quiet], [task.mean(axis=0) for task in quiet], None).kept == pytest.approx(1)
+
+
+@given(st.integers(3, 6), st.integers(0, 4), st.integers(0, 1000), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_difference_knows_no_order_and_moves_with_its_values(seeds, others, world, heavy):
+    rng = np.random.default_rng(world)
+    ours = runs(rng, seeds, (12, 7), 0.05, 0.1)
+    theirs = runs(rng, others, (12, 7), 0.05, 0.1) if others else [task[0] for task in runs(rng, 1, (12, 7))]
+    weights = [3.0, 1.0] if heavy else None
+    found, turned = stats.paired(ours, theirs, 200, weights=weights), stats.paired(theirs, ours, 200, weights=weights)
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(-turned.value) and found.p == pytest.approx(turned.p, abs=0.1)
+    moved = stats.paired([task + 1 for task in ours], theirs, 200, weights=weights)
+    assert moved[:3] == pytest.approx(tuple(end + 1 for end in found[:3]))
+    shuffled = stats.paired([task[::-1] for task in ours], theirs, 200, weights=weights)
+    assert shuffled[:3] == pytest.approx(tuple(found[:3])) and shuffled.p == (found.p and pytest.approx(found.p))
+    assert np.average(stats.seed_means(ours, weights)) == pytest.approx(stats.mean(ours, weights))
+
+
+def test_weights_are_shares_of_the_mean():
+    a, b = np.full(5, 0.2), np.full(50, 0.8)
+    assert stats.interval([a, b], 50, weights=[3, 1]).value == pytest.approx(0.35)
+    assert stats.interval([a, a, b], 50, weights=[1, 1, 2]) == pytest.approx(stats.interval([a, b], 50))

@@ -10,16 +10,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from report_fixture import make_cells, make_config, write_params
+from report_fixture import edit_cell, make_cells, make_config, write_params
 from typer.testing import CliRunner
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cli, page, runs, sweeps
+from dream.report import cli, page, render, runs, sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sweeps.load(ROOT / "sweeps.yaml")
-TINY = {"k1": {"question": "Which k1?", "base": ["seeds=[0,1]"], "points": {"0.9": ["bm25.k1=0.9"], "1.2": ["bm25.k1=1.2"]}}}
+TINY = {"k1": {"question": "Which k1?", "base": ["seeds=[0,1,2]"], "points": {"0.9": ["bm25.k1=0.9"], "1.2": ["bm25.k1=1.2"]}}}
 
 
 def git(folder, *arguments):
@@ -39,9 +39,7 @@ def repository(tmp_path, monkeypatch):
         cells = make_cells(tmp_path, config)
         if number:
             for file in (cells / "evaluate").glob("dream-*.csv"):
-                table = pd.read_csv(file)
-                table["ndcg_at_10"] = (table.ndcg_at_10 + 0.1).clip(upper=1)
-                table.to_csv(file, index=False)
+                edit_cell(file, lambda table: table.assign(ndcg_at_10=(table.ndcg_at_10 + 0.1).clip(upper=1)))
         git(tmp_path, "add", "-A")
         git(tmp_path, "commit", "-qm", f"point {number}")
         git(tmp_path, "update-ref", f"refs/exps/ab/{'c' * 38}/k1-{str(k1).replace('.', '-')}", "HEAD")
@@ -102,6 +100,9 @@ def test_experiments_become_a_table_and_a_figure(repository):
     assert rows.loc[("1.2", "dream"), "difference"] > 0.02 and rows.loc[("1.2", "dream"), "p_holm"] < 0.05
     assert rows.loc[("1.2", "infonce"), "difference"] == 0 and pd.isna(rows.loc[("0.9", "dream"), "p"])
     assert rows.loc[("0.9", "dream"), "commit"] == git(repository, "rev-parse", "HEAD~1")[:10]
+    assert list(table.data.columns) == sweeps.COLUMNS and set(table.data.over) == {sweeps.BOTH}
+    assert (table.data.seed_low < table.data.ndcg_at_10).all() and (table.data.ndcg_at_10 < table.data.seed_high).all()
+    assert "Inside the seeds' spread (the ranges meet) is the difference of infonce (1.2)" in " ".join(table.notes)
     folder = repository / "reports" / "sweeps" / "k1"
     assert {f.name for f in folder.iterdir()} == {"k1.csv", "k1.md", "k1.png", "k1.svg"}
     assert (folder / "k1.md").read_text().count("**") == 6  # the best of each system: one point for dream, a tie for infonce
@@ -139,6 +140,76 @@ def test_tables_and_plots_of_an_experiment_are_read_from_git(repository):
     assert mean(read()) == mean(read("--experiment", "k1-1-2")) > mean(read("--experiment", "k1-0-9")) + 0.05
     files = call("plots", "-p", "systems", "-e", "k1-0-9", "--out", "figures").split()
     assert [Path(file).exists() for file in files] == [True, True]
+
+
+OLD = [column for column in sweeps.COLUMNS if column not in ("seed_low", "seed_high", "over")]
+
+
+def old_table(seeds, pairs=(144, 144)):
+    """A sweep as it was collected before seeds were part of the uncertainty: points a, b and b's p over queries."""
+    row = dict.fromkeys(OLD, None) | {"sweep": "k1", "overrides": "", "system": "dream", "seeds": seeds, "tasks": 2, "queries": 70,
+                                      "ndcg_at_10": 0.3, "ci_low": 0.2, "ci_high": 0.4, "experiment": "x", "commit": "1e10000000"}  # fmt: skip
+    change = {"against": "NA", "difference": 0.1, "diff_low": 0.05, "diff_high": 0.15, "p": 0.0001, "p_holm": 0.0002}
+    return pd.DataFrame([row | {"point": "NA", "pairs": pairs[0]}, row | {"point": "1e5", "pairs": pairs[1]} | change])[OLD]
+
+
+def read_old(folder, table):
+    path = folder / "k1" / "k1.csv"
+    path.parent.mkdir()
+    table.to_csv(path, index=False)
+    (folder / "sweeps.yaml").write_text(yaml.safe_dump({"k1": {"question": "?", "points": {"NA": [], "1e5": []}}}))
+    (shown,) = sweeps.stored(folder, folder / "sweeps.yaml")
+    return shown
+
+
+def test_a_sweep_of_the_old_schema_says_what_its_p_is_over(tmp_path):
+    shown = read_old(tmp_path, old_table(3))
+    assert [row[4].text for row in shown.rows] == ["–", "< .001 (queries only)"]
+    assert [row[0].text for row in shown.rows] == ["NA", "1e5"] and shown.rows[1][-1].text == "1e10000"
+    assert sweeps.BEFORE in shown.notes and not [note for note in shown.notes if "not tested" in note]
+
+
+@pytest.mark.parametrize(("seeds", "word"), [(1, "one seed"), (2, "two seeds")])
+def test_a_sweep_with_few_seeds_shows_no_p(tmp_path, seeds, word):
+    shown = read_old(tmp_path, old_table(seeds))
+    assert [row[4].text for row in shown.rows] == ["–", "–"] and shown.rows[1][3].text == "+.100 [+.050, +.150]"
+    assert f"dream: {word}: not tested (a test needs three); their intervals are over queries only." in shown.notes
+
+
+def test_a_system_without_seeds_keeps_its_test_in_an_old_sweep(tmp_path):
+    shown = read_old(tmp_path, old_table(1, pairs=(0, 0)).assign(system="qrhead"))
+    assert shown.rows[1][4].text == "< .001" and sweeps.BEFORE not in shown.notes
+
+
+def test_no_committed_sweep_prints_a_p_that_forgets_its_seeds():
+    for shown in sweeps.stored(ROOT / "reports" / "sweeps", ROOT / "sweeps.yaml"):
+        for row, data in zip(shown.rows, shown.data.to_dict("records"), strict=True):
+            fair = data["pairs"] == 0 or (data["seeds"] >= 3 and data["over"] == sweeps.BOTH)
+            assert fair or row[4].text == "–" or row[4].text.endswith("(queries only)"), (shown.name, data["point"])
+        name = shown.name.removeprefix("sweep-")
+        written = ROOT / "reports" / "sweeps" / name / f"{name}.md"
+        assert written.read_text(encoding="utf-8") == render.markdown(shown)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda data: data.replace(b",0.3,", b",,", 1), r"k1\.csv, line 2: ndcg_at_10 is nan, not a number from 0 to 1"),
+        (lambda data: data.replace(b",0.3,", b",3,", 1), r"k1\.csv, line 2: ndcg_at_10 is 3\.0, not a number"),
+        (lambda data: data + data.splitlines(keepends=True)[-1], "holds point '1e5' twice"),
+        (lambda data: data.splitlines(keepends=True)[0], "holds no point"),
+        (lambda data: data.replace(b"NA", b"\xe9", 1), "is not UTF-8"),
+        (lambda data: data.replace(b"NA", b"\0", 1), "it holds a NUL character"),
+        (lambda data: data.replace(b",144,", b",many,", 1), "'many' stands where a number of pairs belongs"),
+    ],
+)
+def test_a_stored_sweep_that_was_damaged_is_one_line(tmp_path, change, line):
+    path = tmp_path / "k1" / "k1.csv"
+    path.parent.mkdir()
+    old_table(3).to_csv(path, index=False)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DreamError, match=rf"{line}.*Run `dream-report sweep k1 --collect`"):
+        sweeps.read(path)
 
 
 def test_a_table_of_another_schema_is_one_line(repository):
@@ -190,7 +261,7 @@ def test_a_long_question_stays_inside_its_figure(repository, labels, monkeypatch
 
     sweep = replace(sweeps.find("k1"), question="Which learning rate, temperature and number of steps suit all of them? " * 2)
     sweeps.collect(sweep)
-    frame = sweeps._read(sweeps.FOLDER / "k1" / "k1.csv")
+    frame = sweeps.read(sweeps.FOLDER / "k1" / "k1.csv")
     frame["point"] = frame.point.map(dict(zip(("0.9", "1.2"), labels, strict=True)))
     points = tuple(replace(p, label=label) for p, label in zip(sweep.points, labels, strict=True))
     monkeypatch.setattr(plots, "save", look)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dream.files import replacing, replacing_folder, write_json
 from dream.report import plots, render, tables
 from dream.report.cells import Results
@@ -51,7 +53,8 @@ def manifest(results: Results) -> dict[str, Any]:
         "versions": one[0],
         "hardware": one[1],
         "inputs": inputs,
-        "models": _revisions(results),
+        "models": _models(results),
+        "tasks": _tasks(results),
         "runs": runs,
     }
 
@@ -65,12 +68,23 @@ def _common(runs: dict[str, dict[str, Any]], key: str) -> Any:
     return distinct[0] if len(distinct) == 1 else distinct
 
 
-def _revisions(results: Results) -> dict[str, Any]:
-    """Content revision of every evaluated model and task set, as the evaluation recorded it."""
-    if "revision" not in results.records.columns:
-        return {}
-    rows = results.records.drop_duplicates("cell")
-    return {row.cell: row.revision for row in rows.itertuples(index=False)}
+def _models(results: Results) -> dict[str, Any]:
+    """Every evaluated model once: where it is from, and the content hash of what made its embeddings or ranked (``checkpoint``,
+    a judge's ``weights``)."""
+    kept = ("model", "layers", "adapter", "checkpoint", "judge", "weights")
+    found = {}
+    for row in results.records.itertuples(index=False):
+        settings = row.settings if isinstance(row.settings, dict) else {}
+        if {"model", "judge"} & set(settings):
+            name = row.system if pd.isna(row.seed) else f"{row.system}-{row.seed}"
+            found[name] = {key: settings[key] for key in kept if settings.get(key) is not None}
+    return found
+
+
+def _tasks(results: Results) -> dict[str, str]:
+    """Every task once with its content revision: all systems were evaluated on the same (see dream/report/cells.py)."""
+    found = {task: results.record(results.systems[0], task).get("revision") for _, task in results.tasks}
+    return {task: revision for task, revision in found.items() if isinstance(revision, str)}
 
 
 def write_all(results: Results, folder: Path | str = REPORTS) -> list[str]:

@@ -1,6 +1,7 @@
 """Reading results: exactly the cells that params.yaml lists, checked to belong together.
 
-Nothing here globs: a file left over from another list of systems is never picked up, and a listed cell that is missing
+Ids and names are text, whatever they look like, and a cell's table must hold what its record says: as many queries, the same
+means. Nothing here globs: a file left over from another list of systems is never picked up, and a listed cell that is missing
 stops the report with its path and the command that makes it. Every cell has a run record (``reports/cells/runs``) that
 holds the resolved configuration it was made with; :func:`check_agreement` compares them, so that numbers of two
 configurations never stand in one table.
@@ -8,21 +9,28 @@ configurations never stand in one table.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dream.config import Config
 from dream.errors import DreamError
+from dream.evaluation import stats
 from dream.files import read_json
 
 CELLS = Path("reports/cells")
 METRIC = "ndcg_at_10"
-QUERY_COLUMNS = ["suite", "task", "system", "seed", "query_id", "ndcg_at_10", "recall_at_100", "mrr_at_10"]
-RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", "ndcg_at_10", "settings"]
+SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
+TEXTS = ["suite", "task", "system", "seed", "query_id"]
+QUERY_COLUMNS = [*TEXTS, *SCORES]
+RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", *SCORES, "settings"]
+ROUNDING = 2e-6  # by which two means of the same scores may differ: scores and means have six decimals
 
 # Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation,
 # say) is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
@@ -105,19 +113,47 @@ class Results:
         return found
 
     @cached_property
-    def _averaged(self) -> dict[tuple[str, str], pd.Series]:
-        grouped = self.queries.groupby(["system", "task", "query_id"], sort=True)[METRIC].mean()
-        return {key: part.droplevel([0, 1]) for key, part in grouped.groupby(level=[0, 1], sort=False)}
+    def _tables(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """``(system, task)`` → nDCG@10, query ids (sorted) × seeds; a system without seeds has one column."""
+        rows = self.queries.assign(seed=self.queries["seed"].fillna(-1).astype(int))
+        return {
+            key: part.pivot(index="query_id", columns="seed", values=METRIC).sort_index()
+            for key, part in rows.groupby(["system", "task"], sort=False)
+        }
 
     def scores(self, system: str, task: str) -> pd.Series:
         """nDCG@10 of every query of a task, averaged over the system's seeds, indexed and sorted by query id."""
-        return self._averaged[system, task]
+        return self._tables[system, task].mean(axis=1)
 
-    def per_seed(self, system: str, task: str) -> dict[int | None, float]:
-        """Mean nDCG@10 of each training run of a system on a task."""
-        rows = self.queries[(self.queries.system == system) & (self.queries.task == task)]
-        means = rows.groupby("seed", dropna=False, sort=True)[METRIC].mean()
-        return {None if pd.isna(seed) else int(seed): float(value) for seed, value in means.items()}
+    def values(self, system: str, tasks: list[str]) -> list[np.ndarray]:
+        """nDCG@10 for :mod:`dream.evaluation.stats`: ``[seeds, queries]`` of a trained system, else ``[queries]``.
+
+        One array a task, several for a task of several parts (mteb's CQADupstackRetrieval), which is the mean over them;
+        :meth:`weights` has what each array weighs.
+        """
+        trained = bool(self.seeds(system))
+        found = []
+        for task in tasks:
+            runs = self._tables[system, task].to_numpy().T
+            found += [(runs if trained else runs[0])[..., part] for part in self._parts(task)]
+        return found
+
+    def weights(self, tasks: list[str]) -> list[float]:
+        """The share of each array of :meth:`values` in the mean over the tasks."""
+        counts = [len(self._parts(task)) for task in tasks]
+        return [1 / count / len(tasks) for count in counts for _ in range(count)]
+
+    def _parts(self, task: str) -> list[Any]:
+        """Which of a task's queries belong to each of its parts."""
+        names = self.record(self.systems[0], task).get("parts")
+        if not isinstance(names, dict):
+            return [slice(None)]
+        ids = self._tables[self.systems[0], task].index
+        return [ids.str.startswith(f"{name}:") for name in names]
+
+    def seed_means(self, system: str, tasks: list[str]) -> list[float]:
+        """Mean nDCG@10 over the tasks of each training run; empty for a system that is not trained here."""
+        return stats.seed_means(self.values(system, tasks), self.weights(tasks))
 
     @cached_property
     def reference(self) -> str:
@@ -188,12 +224,16 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
         if path.exists():
             runs[stage] = _read_run(path, f"dvc repro {stage}")
     check_agreement(config, runs, folder)
-    queries = pd.concat([_read_queries(cell, folder) for cell in cells], ignore_index=True)
-    records = pd.concat([_read_records(cell, folder) for cell in cells], ignore_index=True)
+    records = {cell: _read_records(cell, folder) for cell in cells}
+    queries = pd.concat([_read_queries(cell, folder, records[cell]) for cell in cells], ignore_index=True)
+    records = pd.concat(records.values(), ignore_index=True)
     keys = ["task", "system", "seed"]
-    queries = queries.drop_duplicates([*keys, "query_id"], ignore_index=True)  # a task may stand in two lists
+    queries = queries.drop_duplicates(ignore_index=True)  # a task may stand in two lists
+    if (twice := queries.duplicated([*keys, "query_id"])).any():
+        one = queries[twice].iloc[0]
+        raise DreamError(f"two cells of {one.system} have different scores on {one.task}", "Run `dvc repro` so that both agree")
     records = records.drop_duplicates(keys, ignore_index=True)
-    curves = {run: _read_curve(run, folder) for run in trained if (folder / "train" / f"{run}.csv").exists()}
+    curves = {run: _read_curve(run, folder, runs) for run in trained if (folder / "train" / f"{run}.csv").exists()}
     results = Results(config, queries, records, runs, curves, _read_extras(folder))
     _check_queries(results)
     return results
@@ -217,45 +257,107 @@ def _read_run(path: Path, command: str) -> dict[str, Any]:
     return record
 
 
-def _read_queries(cell: Cell, folder: Path) -> pd.DataFrame:
-    path = folder / "evaluate" / f"{cell.name}.csv"
-    table = _read_csv(path, _command(cell), QUERY_COLUMNS)
-    table["seed"] = pd.array(table["seed"], dtype="Int64")
-    if table.empty:
-        raise DreamError(f"{path} holds no query", f"Run `{_command(cell)}` to make it anew")
-    _check_owner(table, cell, path)
-    return table
+def read_csv(path: Path, remedy: str, texts: Collection[str] = (), columns: list[str] | None = None) -> pd.DataFrame:
+    """A CSV whose columns ``texts`` are read as they stand ("NA", "007" and "1e5" are texts), all others as numbers; an empty
+    field is no number.
 
-
-def _read_csv(path: Path, command: str, columns: list[str] | None = None) -> pd.DataFrame:
-    if not path.exists():
-        raise _missing(path, command)
+    Raises:
+        DreamError: it is not UTF-8, holds a NUL, is no CSV, has other columns, or a word where a number belongs.
+    """
     try:
-        table = pd.read_csv(
-            path, dtype={"query_id": str, "task": str, "suite": str, "system": str}, keep_default_na=True
-        )
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DreamError(f"{path} is not a readable CSV ({error})", f"Run `{command}` to make it anew") from None
+        text = path.read_bytes().decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds a NUL character")
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except UnicodeDecodeError as error:
+        raise DreamError(f"{path} is not UTF-8 (byte {error.start})", remedy) from None
+    except ValueError as error:  # pandas' own errors are some
+        raise DreamError(f"{path} is not a readable CSV ({' '.join(str(error).split())})", remedy) from None
     if columns is not None and list(table.columns) != columns:
         odd = sorted(set(table.columns) ^ set(columns)) or ["their order"]
-        raise DreamError(f"{path} has another schema (differs in {', '.join(odd)})", f"Run `{command}` to make it anew")
+        raise DreamError(f"{path} has another schema (differs in {', '.join(odd)})", remedy)
+    for name in [name for name in table.columns if name not in texts]:
+        numbers = pd.to_numeric(table[name].replace("", None), errors="coerce")
+        if (wrong := numbers.isna() & table[name].fillna("").ne("")).any():
+            raise DreamError(f"{path}: {table[name][wrong].iloc[0]!r} stands where a number of {name} belongs", remedy)
+        table[name] = numbers
     return table
+
+
+def check_scores(table: pd.DataFrame, metrics: list[str], path: Path, remedy: str) -> None:
+    """Scores are numbers from 0 to 1.
+
+    Raises:
+        DreamError: one is missing, NaN or outside; the line names its row.
+    """
+    for metric in metrics:
+        wrong = ~table[metric].between(0, 1)
+        if wrong.any():
+            row = table[wrong].iloc[0]
+            raise DreamError(f"{path}, line {row.name + 2}: {metric} is {row[metric]}, not a number from 0 to 1", remedy)
+
+
+def _read_queries(cell: Cell, folder: Path, records: pd.DataFrame) -> pd.DataFrame:
+    """The cell's scores of every query, compared with its records."""
+    path, remedy = folder / "evaluate" / f"{cell.name}.csv", f"Run `{_command(cell)}` to make it anew"
+    if not path.exists():
+        raise _missing(path, _command(cell))
+    table = read_csv(path, remedy, TEXTS, QUERY_COLUMNS)
+    if table.empty:
+        raise DreamError(f"{path} holds no query", remedy)
+    table["seed"] = pd.array([_seed(seed, path, remedy) for seed in table["seed"]], dtype="Int64")
+    _check_owner(table, cell, path)
+    check_scores(table, SCORES, path, remedy)
+    if (twice := table.duplicated(["task", "query_id"])).any():
+        row = table[twice].iloc[0]
+        raise DreamError(f"{path} holds query {row.query_id!r} of {row.task} twice", remedy)
+    _check_sums(table, records, path, _command(cell))
+    return table
+
+
+def _check_sums(table: pd.DataFrame, records: pd.DataFrame, path: Path, command: str) -> None:
+    """Counts and means of the table are those of the records: a table that was cut or edited is noticed."""
+    remedy = f"One of them was cut or edited: run `{command}`, which makes both anew, or take them from git again"
+    both = f"{path} and {path.with_suffix('.json').name} disagree"
+    if odd := set(table["task"]) ^ set(records["task"]):
+        raise DreamError(f"{both}: only one of them has {min(odd)}", remedy)
+    for record in records.to_dict("records"):
+        rows = table[table["task"] == record["task"]]
+        if len(rows) != record["queries"]:
+            raise DreamError(f"{both}: {len(rows)} and {record['queries']} queries of {record['task']}", remedy)
+        parts = record.get("parts")
+        groups = rows["query_id"].str.partition(":")[0] if isinstance(parts, dict) else rows["task"]
+        for metric in SCORES:
+            mean = rows.groupby(groups)[metric].mean().mean()
+            if not isinstance(record[metric], int | float) or not abs(mean - record[metric]) <= ROUNDING:
+                raise DreamError(f"{both}: {metric} of {record['task']} is {mean:.6f} and {record[metric]}", remedy)
+
+
+def _seed(value: Any, path: Path, remedy: str) -> int | None:
+    """A seed as cells hold it: a whole number, or nothing."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not str(value).isascii() or not str(value).isdigit():
+        raise DreamError(f"{path}: seed {value!r} is no whole number", remedy)
+    return int(value)
 
 
 def _read_records(cell: Cell, folder: Path) -> pd.DataFrame:
-    path = folder / "evaluate" / f"{cell.name}.json"
+    path, remedy = folder / "evaluate" / f"{cell.name}.json", f"Run `{_command(cell)}` to make it anew"
     if not path.exists():
         raise _missing(path, _command(cell))
     value = read_json(path)
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise DreamError(
-            f"{path} has another schema (not a list of records)", f"Run `{_command(cell)}` to make it anew"
-        )
+        raise DreamError(f"{path} has another schema (not a list of records)", remedy)
     for key in RECORD_KEYS:
-        if any(key not in row for row in value):
-            raise DreamError(f"{path} has another schema (no {key})", f"Run `{_command(cell)}` to make it anew")
+        if not value or any(key not in row for row in value):
+            raise DreamError(f"{path} has another schema (no {key})", remedy)
+    if any(not isinstance(row[key], str) for row in value for key in ("suite", "task", "system")):
+        raise DreamError(f"{path} has another schema (a name that is no text)", remedy)
+    if len({row["task"] for row in value}) < len(value):
+        raise DreamError(f"{path} has two records of one task", remedy)
     table = pd.DataFrame(value)
-    table["seed"] = pd.array([None if row["seed"] in (None, "") else int(row["seed"]) for row in value], dtype="Int64")
+    table["seed"] = pd.array([_seed(row["seed"], path, remedy) for row in value], dtype="Int64")
     table["cell"] = cell.name
     _check_owner(table, cell, path)
     return table
@@ -272,11 +374,15 @@ def _check_owner(table: pd.DataFrame, cell: Cell, path: Path) -> None:
         )
 
 
-def _read_curve(run: str, folder: Path) -> pd.DataFrame:
-    path = folder / "train" / f"{run}.csv"
-    table = _read_csv(path, f"dvc repro train@{run}")
+def _read_curve(run: str, folder: Path, runs: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """A training curve, up to the last step of its run."""
+    path, remedy = folder / "train" / f"{run}.csv", f"Run `dvc repro train@{run}` to make it anew"
+    table = read_csv(path, remedy)
     if "step" not in table.columns:
-        raise DreamError(f"{path} has another schema (no step)", f"Run `dvc repro train@{run}` to make it anew")
+        raise DreamError(f"{path} has another schema (no step)", remedy)
+    steps = runs[f"train-{run}"]["config"].get("training", {}).get("steps")
+    if not table["step"].is_monotonic_increasing or not table["step"].is_unique or table["step"].max() != steps:
+        raise DreamError(f"{path} was cut or edited: its steps do not go up to the {steps} of the run", remedy)
     return table
 
 
@@ -287,19 +393,24 @@ def _read_extras(folder: Path) -> dict[str, Any]:
 
 
 def _check_queries(results: Results) -> None:
-    """All systems of a task were scored on the same queries, else a paired test would be nonsense."""
+    """All systems and seeds of a task were scored on the same queries of the same task, else a paired test would be nonsense."""
+    remedy = "Run `dvc repro` so that both agree"
     for _, task in results.tasks:
         first = results.systems[0]
         for system in results.systems:
-            if (system, task) not in results._averaged:
-                raise DreamError(f"{system} has no result on {task}, {first} has", "Run `dvc repro` so that both agree")
-            ours, theirs = set(results.scores(first, task).index), set(results.scores(system, task).index)
+            if (system, task) not in results._tables:
+                raise DreamError(f"{system} has no result on {task}, {first} has", remedy)
+            ours, theirs = (set(results._tables[name, task].index) for name in (first, system))
             if ours != theirs:
-                raise DreamError(
-                    f"{task}: {first} and {system} were scored on different queries "
-                    f"({len(ours - theirs)} and {len(theirs - ours)} of their own)",
-                    "Run `dvc repro` so that both agree",
-                )
+                own = f"{len(ours - theirs)} and {len(theirs - ours)} of their own"
+                raise DreamError(f"{task}: {first} and {system} were scored on different queries ({own})", remedy)
+            if results._tables[system, task].isna().any(axis=None):
+                raise DreamError(f"{task}: the seeds of {system} were scored on different queries", remedy)
+    if "revision" in results.records.columns:
+        for task, rows in results.records.groupby("task", sort=False):
+            if rows["revision"].nunique(dropna=False) > 1:
+                a, b = rows.drop_duplicates("revision")["cell"].iloc[:2]
+                raise DreamError(f"cells {a} and {b} were scored on different revisions of {task}", remedy)
 
 
 def relevant_settings(name: str, config: dict[str, Any]) -> dict[str, Any]:

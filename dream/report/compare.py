@@ -18,12 +18,15 @@ import pandas as pd
 
 from dream.errors import DreamError
 from dream.evaluation import stats
-from dream.report import runs
+from dream.report import runs, tables
 from dream.report.cells import Results
+from dream.report.notes import untested
 from dream.report.render import Cell, Line, Table, cells, grouped, number, one_line
-from dream.report.tables import LEVEL, _p, _signed
+from dream.report.tables import LEVEL, _p, _signed, ranged
 
 WORK = Path("work")
+KEYS = ["suite", "task", "ours", "theirs", "difference", "ci_low", "ci_high", "p", "p_holm", "won", "lost", "queries",
+        "seed_low", "seed_high", "theirs_seed_low", "theirs_seed_high"]  # fmt: skip
 SHOWN = 3  # documents shown per system and query
 
 
@@ -74,53 +77,37 @@ def table(ours: Side, theirs: Side) -> Table:
         raise DreamError(
             f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks"
         )
-    columns = {task: aligned(ours, theirs, task) for _, task in shared}
     scopes = [(suite, task, [task]) for suite, task in shared] + [("all", "mean", [task for _, task in shared])]
-    report, rows, data = ours.results.config.report, [], []
-    found = [
-        stats.paired(
-            *([columns[task][i] for task in tasks] for i in (0, 1)), report.resamples, report.confidence, report.seed
-        )
-        for _, _, tasks in scopes
-    ]
-    corrected = [*stats.holm([f.p for f in found[:-1]]), found[-1].p]
-    for (suite, label, tasks), difference, p in zip(scopes, found, corrected, strict=True):
-        means = [float(np.mean([columns[task][i].mean() for task in tasks])) for i in (0, 1)]
-        won = sum(int((columns[t][0] > columns[t][1] + 1e-9).sum()) for t in tasks)
-        lost = sum(int((columns[t][1] > columns[t][0] + 1e-9).sum()) for t in tasks)
-        queries = sum(len(columns[t][0]) for t in tasks)
-        keys = ["suite", "task", "ours", "theirs", "difference", "ci_low", "ci_high", "p", "p_holm", "won", "lost",
-        "queries"]
-        record = (
-            suite,
-            label,
-            *means,
-            difference.value,
-            difference.low,
-            difference.high,
-            difference.p,
-            p,
-            won,
-            lost,
-            queries,
-        )
-        data.append(dict(zip(keys, record, strict=True)))
-        rows.append(
-            cells(
-                suite, label, *map(number, means), _signed(difference.value),
-                f"[{_signed(difference.low)}, {_signed(difference.high)}]", Cell(_p(p), p < LEVEL), won, lost,
-                grouped(queries),
-            )
-        )  # fmt: skip
-    head = ["Suite", "Task", ours.label, theirs.label, "Difference", "Interval", "p", "Won", "Lost", "Queries"]
+    data, rows, within = [], [], []
+    for suite, label, tasks in scopes:
+        found, gaps = difference(ours, theirs, tasks), np.concatenate([np.subtract(*aligned(ours, theirs, t)) for t in tasks])
+        means = [stats.mean(one.results.values(one.system, tasks), one.results.weights(tasks)) for one in (ours, theirs)]
+        ranges = [end for one in (ours, theirs) for end in tables.seed_range(one.results, one.system, tasks)]
+        won, lost = int((gaps > 1e-9).sum()), int((gaps < -1e-9).sum())
+        row = (suite, label, *means, found.value, found.low, found.high, found.p, None, won, lost, len(gaps), *ranges)
+        data.append(dict(zip(KEYS, row, strict=True)))
+        within += [label] if tables.within_seeds(ours.results, ours.system, theirs.results, theirs.system, tasks) else []
+    tables.corrected(data[:-1])
+    tables.corrected(data[-1:])
+    for row in data:
+        p = Cell(_p(row["p_holm"]), row["p_holm"] is not None and row["p_holm"] < LEVEL)
+        interval = f"[{_signed(row['ci_low'])}, {_signed(row['ci_high'])}]"
+        seeds = [ranged(row[f"{who}seed_low"], row[f"{who}seed_high"]) for who in ("", "theirs_")]
+        ends = [row["suite"], row["task"], number(row["ours"]), number(row["theirs"]), _signed(row["difference"]), interval]
+        rows.append(cells(*ends, p, row["won"], row["lost"], grouped(row["queries"]), *seeds))
+    head = ["Suite", "Task", ours.label, theirs.label, "Difference", "Interval", "p", "Won", "Lost", "Queries",
+            f"Seeds of {ours.label}", f"Seeds of {theirs.label}"]  # fmt: skip
+    few = {one.label: len(one.results.seeds(one.system)) for one in (ours, theirs)}
+    percent, over = f"{ours.results.config.report.confidence:.0%}", tables.over(ours.results, theirs.results)
     notes = [
-        f"nDCG@10. Difference: {ours.label} minus {theirs.label}, {report.confidence:.0%} bootstrap interval over "
-        f"queries; "
-        "p: sign-flip randomisation test, Holm-corrected over the tasks (the mean is one test of its own).",
+        f"nDCG@10. Difference: {ours.label} minus {theirs.label}, {percent} interval over {over}; "
+        "p: paired test over the same, Holm-corrected over the tasks (the mean is one test of its own).",
+        *([f"Inside the seeds' spread (the ranges meet): {', '.join(within)}."] if within else []),
+        *untested(few),
         "Won, lost: queries on which the first is better or worse.",
         *_settings(ours, theirs),
     ]
-    return Table("compare", f"{ours.label} against {theirs.label}", pd.DataFrame(data), head, rows, notes)
+    return Table("compare", f"{ours.label} against {theirs.label}", pd.DataFrame(data, columns=KEYS), head, rows, notes)
 
 
 def _settings(ours: Side, theirs: Side) -> list[str]:
@@ -128,6 +115,13 @@ def _settings(ours: Side, theirs: Side) -> list[str]:
     a, b = runs.settings(ours.results), runs.settings(theirs.results)
     knobs = [f"{key} {runs.short(a.get(key))} / {runs.short(b.get(key))}" for key in runs.differing([a, b])]
     return [f"Settings that differ: {'; '.join(knobs)}."] if knobs else []
+
+
+def difference(ours: Side, theirs: Side, tasks: list[str]) -> stats.Difference:
+    """Paired difference over some tasks; stop if they were scored on different queries."""
+    for task in tasks:
+        aligned(ours, theirs, task)
+    return tables.difference(ours.results, ours.system, theirs.results, theirs.system, tasks)
 
 
 def aligned(ours: Side, theirs: Side, task: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dream.config import Config
+from dream.evaluation import stats
 from dream.report.cells import Results, later
 
 
@@ -24,6 +25,21 @@ def footnotes(results: Results) -> list[str]:
     ]
     trained = [_judge(results), _open(results)] if config.objectives or config.rerankers else []
     return [note for note in [*made, *trained, _later(results)] if note]
+
+
+def untested(trained: dict[str, int]) -> list[str]:
+    """The note on trained systems (by their number of seeds) that have too few seeds for a test.
+
+    >>> untested({"dream": 2, "infonce": 2, "revela": 3})
+    ['dream, infonce: two seeds: not tested (a test needs three); their intervals are over queries only.']
+    """
+    words = {1: "one seed", 2: "two seeds"}
+    few = {count: [name for name, seeds in trained.items() if seeds == count] for count in words if count < stats.MIN_SEEDS}
+    return [
+        f"{_list(names)}: {words[count]}: not tested (a test needs three); their intervals are over queries only."
+        for count, names in few.items()
+        if names
+    ]
 
 
 def _encoder(results: Results) -> str:

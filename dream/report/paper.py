@@ -19,8 +19,8 @@ from dream.report.cells import Results
 from dream.report.render import Cell, Table, cells, number
 from dream.report.tables import _signed
 
-KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "difference", "inside",
-"state"]
+KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "difference",
+        "inside", "state"]  # fmt: skip
 SIZELESS = ("bm25",)
 
 
@@ -45,9 +45,10 @@ def _row(results: Results | None, row: dict[str, Any]) -> dict[str, Any]:
     if results is None or found["state"]:
         return found
     ours = tables.measured(results, row["method"], [row["task"]])
+    low, high = tables.seed_range(results, row["method"], [row["task"]])
     found |= {
-        "reproduced": ours.value, "ci_low": ours.low, "ci_high": ours.high, "difference": ours.value -
-        row["ndcg_at_10"], "inside": bool(ours.low <= row["ndcg_at_10"] <= ours.high), "state": "run",
+        "reproduced": ours.value, "ci_low": ours.low, "ci_high": ours.high, "seed_low": low, "seed_high": high,
+        "difference": ours.value - row["ndcg_at_10"], "inside": bool(ours.low <= row["ndcg_at_10"] <= ours.high), "state": "run",
     }  # fmt: skip
     return found
 
@@ -74,11 +75,11 @@ def table(results: Results | None, every_row: bool = False) -> Table:
     found = rows(results)
     frame = pd.DataFrame(found, columns=KEYS)
     ran = int((frame["state"] == "run").sum())
+    over = tables.over(*([results] if results else []))
     notes = [
         f"{ran} of {len(frame)} printed numbers have been run here. A mean is compared only where all its tasks were.",
-        "Inside: the printed number lies in our interval over queries. It is one run of the paper's against ours: "
-        "seeds, which "
-        "the paper does not report, are not in that interval.",
+        f"Inside: the printed number lies in our interval over {over}. It is one run of the paper's: how far its seeds lie apart "
+        "it does not say.",
         *_cautions(),
     ]
     if ran == 0:
@@ -199,7 +200,7 @@ def _collected(sweep: str, point: str, folder: Path | str) -> float | None:
     file = Path(folder) / sweep / f"{sweep}.csv"
     if not file.exists():
         return None
-    frame = pd.read_csv(file, dtype={"point": str})
+    frame = sweeps.read(file)
     found = frame[(frame.point == point) & (frame.system == "dream")].ndcg_at_10
     return float(found.iloc[0]) if len(found) else None
 

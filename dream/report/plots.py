@@ -138,7 +138,8 @@ def systems(results: Results) -> Figure:
         axis.axhline(boundary, color="#444444" if is_last_task else "#DDDDDD", linewidth=0.9 if is_last_task else 0.5)
     axis.set_yticks(range(len(scopes)), [label for label, _ in scopes])
     axis.set(
-        ylim=(len(scopes) - 0.5, -0.5), xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over queries"
+        ylim=(len(scopes) - 0.5, -0.5),
+        xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over {tables.over(results)}",
     )
     axis.grid(axis="y", visible=False)
     axis.set_xlim(left=-0.01)

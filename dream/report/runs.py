@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from dream import config as configs
 from dream.errors import DreamError
+from dream.files import read_yaml, write_json
 from dream.report import cells as reading
 from dream.report import tables
 from dream.report.render import Cell, Table, cells, number
@@ -109,9 +109,9 @@ def open_revision(
 
 def _complete(then: Path, now: Path) -> None:
     """Give an older params file the knobs that came later, as they stand now: without them it could not be read."""
-    old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None for path in (then, now))
+    old, new = (read_yaml(path) if path.exists() else None for path in (then, now))
     if isinstance(old, dict) and isinstance(new, dict):
-        then.write_text(yaml.safe_dump(_with_missing(old, new), sort_keys=False), encoding="utf-8")
+        write_json(then, _with_missing(old, new))  # JSON is YAML 1.2
 
 
 def _with_missing(old: Any, new: Any) -> Any:
@@ -146,8 +146,9 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
             value = tables.measured(results, system, scope)
             record = {
                 "experiment": revision.name, "commit": revision.commit[:10], "system": system, "tasks": len(scope),
-                "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high, **{k: flat.get(k) for k in
-                knobs},
+                "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high,
+                **dict(zip(("seed_low", "seed_high"), seeds := tables.seed_range(results, system, scope), strict=True)),
+                **{k: flat.get(k) for k in knobs},
             }  # fmt: skip
             data.append(record)
             shown = Cell(
@@ -159,6 +160,7 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
                     revision.commit[:7] or "–",
                     system,
                     shown,
+                    tables.ranged(*seeds),
                     len(scope),
                     *(short(flat[k]) if k in flat else "–" for k in knobs),
                 )
@@ -166,10 +168,10 @@ def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path |
         if index == 0 and len({tuple(sorted(t for _, t in r.tasks)) for _, r in opened}) > 1:
             notes.append("These experiments were evaluated on different tasks: their means do not compare.")
     notes.append(
-        "Mean nDCG@10 over all tasks of an experiment; only knobs that differ between the experiments are shown, – where "
-        "one did not exist yet."
+        f"Mean nDCG@10 over all tasks of an experiment, its interval over {tables.over(*(r for _, r in opened))}, and its lowest "
+        "and highest seed; only knobs that differ between the experiments are shown, – where one did not exist yet."
     )
-    head = ["Experiment", "Commit", "System", "nDCG@10", "Tasks", *knobs]
+    head = ["Experiment", "Commit", "System", "nDCG@10", "Seeds", "Tasks", *knobs]
     return Table("runs", "Experiments", pd.DataFrame(data), head, rows, notes)
 
 

@@ -17,22 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from dream.config import RECIPES
 from dream.errors import DreamError
 from dream.evaluation import stats
-from dream.files import replacing_folder
+from dream.files import read_yaml, replacing_folder
 from dream.report import build, compare, render, runs, tables
 from dream.report import cells as reading
 from dream.report.cells import Results
+from dream.report.notes import untested
 from dream.report.render import Cell, Table, cells, number
-from dream.report.tables import _p, _signed
+from dream.report.tables import _p, _signed, ranged
 
 FILE, FOLDER = Path("sweeps.yaml"), Path("reports/sweeps")
 KEYS = {"question", "paper", "base", "points", "against"}
-COLUMNS = ["sweep", "point", "overrides", "system", "seeds", "pairs", "tasks", "queries", "ndcg_at_10", "ci_low", "ci_high",
-           "against", "difference", "diff_low", "diff_high", "p", "p_holm", "gap", "experiment", "commit"]  # fmt: skip
+COLUMNS = ["sweep", "point", "overrides", "system", "seeds", "seed_low", "seed_high", "pairs", "tasks", "queries", "ndcg_at_10",
+           "ci_low", "ci_high", "over", "against", "difference", "diff_low", "diff_high", "p", "p_holm", "gap", "experiment",
+           "commit"]  # fmt: skip
+TEXTS = ["sweep", "point", "overrides", "system", "over", "against", "experiment", "commit"]
+NEW = ["seed_low", "seed_high", "over"]  # not in a table that was collected before seeds were part of the uncertainty
+BEFORE = "Collected before seeds were part of the uncertainty: intervals and p are over queries only."
+BOTH = "queries and seeds"  # in column over: what the row's intervals and test are over
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,9 @@ def load(path: Path | str = FILE) -> dict[str, Sweep]:
         DreamError: the file is missing or not YAML, or a sweep has an unknown key, no points, or an override that is
             not ``key=value``.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise DreamError(f"{path} is missing", "Run from the project's root folder") from None
-    except yaml.YAMLError as error:
-        raise DreamError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    raw = read_yaml(path) or {}
+    if not isinstance(raw, dict):
+        raise DreamError(f"{path} holds no sweeps", "Add `name:` with its question and points")
     return {str(name): _sweep(str(name), entry, path) for name, entry in raw.items()}
 
 
@@ -201,30 +203,25 @@ def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> 
             other = f"sweep {sweep.name}: {point.label} was evaluated on other tasks than {sweep.against}"
             raise DreamError(other, "Give all points the same tasks")
         for system in [*results.config.rerankers, *results.config.objectives]:
-            found = tables.measured(results, system, tasks)
+            found, seeds = tables.measured(results, system, tasks), results.seeds(system)
+            low, high = tables.seed_range(results, system, tasks)
             row = {
                 "sweep": sweep.name, "point": point.label, "overrides": " ".join(point.overrides), "system": system,
-                "seeds": max(1, len(results.seeds(system))), "pairs": results.pairs_trained(system), "tasks": len(tasks),
+                "seeds": max(1, len(seeds)), "seed_low": low, "seed_high": high,
+                "pairs": results.pairs_trained(system), "tasks": len(tasks),
                 "queries": sum(len(results.scores(system, task)) for task in tasks),
                 "ndcg_at_10": found.value, "ci_low": found.low, "ci_high": found.high, "gap": _gap(results),
+                "over": BOTH if len(seeds) >= stats.MIN_SEEDS else "queries",
                 "experiment": point.experiment, "commit": commits[point.label][:10],
             }  # fmt: skip
             if point.label != sweep.against and system in first.systems:
-                row |= _difference(point.label, results, sweep.against, first, system, tasks) | {"against": sweep.against}
+                sides = compare.Side(point.label, system, results), compare.Side(sweep.against, system, first)
+                change = compare.difference(*sides, tasks)
+                row |= {"against": sweep.against, "difference": change.value, "diff_low": change.low, "diff_high": change.high}
+                row |= {"p": change.p}
             rows.append(row)
-    tested = [row for row in rows if "p" in row]
-    for row, p in zip(tested, stats.holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = p
+    tables.corrected(rows)
     return rows
-
-
-def _difference(label: str, ours: Results, against: str, theirs: Results, system: str, tasks: list[str]) -> dict[str, float]:
-    """Paired over queries, every task weighs the same."""
-    mine, other = compare.Side(label, system, ours), compare.Side(against, system, theirs)
-    pairs = [compare.aligned(mine, other, task) for task in tasks]
-    report = ours.config.report
-    found = stats.paired([a for a, _ in pairs], [b for _, b in pairs], report.resamples, report.confidence, report.seed)
-    return {"difference": found.value, "diff_low": found.low, "diff_high": found.high, "p": found.p}
 
 
 def _gap(results: Results) -> float | None:
@@ -237,32 +234,52 @@ def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
     """The stored rows as a table; the best of each system in bold."""
     best = frame.groupby("system").ndcg_at_10.transform("max").round(3)
     several = frame.point.nunique() > 1
+    before = (frame.over != BOTH) & (frame.pairs > 0) & (frame.seeds >= stats.MIN_SEEDS)
     rows = []
-    for row, top in zip(frame.to_dict("records"), best, strict=True):
+    for row, top, old in zip(frame.to_dict("records"), best, before, strict=True):
         score = f"{number(row['ndcg_at_10'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
-        tested = not pd.isna(row["p"])
-        change = f"{_signed(row['difference'])} [{_signed(row['diff_low'])}, {_signed(row['diff_high'])}]" if tested else "–"
+        differs, tested = not pd.isna(row["difference"]), not pd.isna(row["p"])
+        change = f"{_signed(row['difference'])} [{_signed(row['diff_low'])}, {_signed(row['diff_high'])}]" if differs else "–"
+        p = f"{_p(row['p_holm'])}{' (queries only)' if old else ''}" if tested else "–"
+        spread = ranged(row["seed_low"], row["seed_high"]) if row["seeds"] > 1 else "–"
         pairs, commit = render.grouped(row["pairs"]), str(row["commit"])[:7]
         rows.append(cells(
             row["point"], row["system"], Cell(score, several and round(row["ndcg_at_10"], 3) == top), change,
-            _p(row["p_holm"]) if tested else "–", number(row["gap"]), row["seeds"], pairs, commit,
+            p, number(row["gap"]), row["seeds"], spread, pairs, commit,
         ))  # fmt: skip
     notes = [
-        f"Mean nDCG@10 over {int(frame.tasks.iloc[0])} tasks with its interval over queries; differences are paired over queries "
-        f"with “{sweep.against}”, p of a randomisation test after Holm's correction over this table.",
-        "Loss gap: wrong − gold on the frozen judge before training, in nats a token. Seeds are averaged per query: intervals "
-        "say nothing about other seeds.",
+        f"Mean nDCG@10 over {int(frame.tasks.iloc[0])} tasks with its interval over {' or '.join(sorted(set(frame.over)))}; "
+        f"differences are paired with “{sweep.against}”, p of a test over the same after Holm's correction over this table.",
+        *([BEFORE] if before.any() else []),
+        *_about_seeds(frame, sweep),
+        "Loss gap: wrong − gold on the frozen judge before training, in nats a token.",
         *([f"The paper: {sweep.paper}"] if sweep.paper else []),
         f"Made with `dream-report sweep {sweep.name} --run` and `--collect`; the commit is the experiment's.",
     ]
-    head = ["Point", "System", "nDCG@10", "Difference", "p", "Loss gap", "Seeds", "Pairs", "Commit"]
+    head = ["Point", "System", "nDCG@10", "Difference", "p", "Loss gap", "Seeds", "Lowest to highest", "Pairs", "Commit"]
     return Table(sweep.name, sweep.question, frame, head, rows, notes)
+
+
+def _about_seeds(frame: pd.DataFrame, sweep: Sweep) -> list[str]:
+    """The rows that were not tested, and the differences that seeds alone could make."""
+    trained = frame[frame.pairs > 0]
+    few = {f"{row.system} ({row.point})": int(row.seeds) for row in trained.itertuples() if row.seeds < stats.MIN_SEEDS}
+    if len(few) == len(trained) and trained.seeds.nunique() == 1:  # one word for all
+        few = {", ".join(dict.fromkeys(trained.system)): int(trained.seeds.iloc[0])}
+    ends = {(row.point, row.system): (row.seed_low, row.seed_high) for row in trained.itertuples() if row.seeds > 1}
+    within = []
+    for (point, system), (low, high) in ends.items():
+        theirs = ends.get((sweep.against, system))
+        if point != sweep.against and theirs and max(low, theirs[0]) <= min(high, theirs[1]):
+            within.append(f"{system} ({point})")
+    named = f"Inside the seeds' spread (the ranges meet) is the difference of {', '.join(within)}."
+    return [*([named] if within else []), *untested(few)]
 
 
 def stored(folder: Path | str = FOLDER, path: Path | str = FILE) -> list[Table]:
     """The collected tables that the folder holds, in the order of sweeps.yaml, under the names ``sweep-<name>``."""
     return [
-        replace(shown(_read(Path(folder) / sweep.name / f"{sweep.name}.csv"), sweep), name=f"sweep-{sweep.name}")
+        replace(shown(read(Path(folder) / sweep.name / f"{sweep.name}.csv"), sweep), name=f"sweep-{sweep.name}")
         for sweep in _collected(folder, path)
     ]
 
@@ -279,13 +296,28 @@ def _collected(folder: Path | str, path: Path | str) -> list[Sweep]:
     return [sweep for sweep in known if (Path(folder) / sweep.name / f"{sweep.name}.csv").exists()]
 
 
-def _read(file: Path) -> pd.DataFrame:
-    """A stored table; a label or a commit that looks like a number stays text."""
-    frame = pd.read_csv(file, dtype={"point": str, "against": str, "commit": str})
+def read(file: Path) -> pd.DataFrame:
+    """A stored table, with the columns of today.
+
+    One that was collected before seeds were part of the uncertainty has no per-seed values: its p-values stay where there
+    were seeds enough for a test, and ``over`` says that they are over queries only.
+
+    Raises:
+        DreamError: it has another schema, a score that is none, or a point twice.
+    """
+    again = f"Run `dream-report sweep {file.parent.name} --collect` to make it anew"
+    frame = reading.read_csv(file, again, TEXTS)
+    if list(frame.columns) == [column for column in COLUMNS if column not in NEW]:
+        frame = frame.assign(seed_low=np.nan, seed_high=np.nan, over="queries")[COLUMNS]
+        frame.loc[(frame.pairs > 0) & (frame.seeds < stats.MIN_SEEDS), ["p", "p_holm"]] = np.nan
     if list(frame.columns) != COLUMNS:
         odd = sorted(set(frame.columns) ^ set(COLUMNS)) or ["their order"]
-        again = f"Run `dream-report sweep {file.parent.name} --collect` to make it anew"
         raise DreamError(f"{file} has another schema (differs in {', '.join(odd)})", again)
+    if frame.empty:
+        raise DreamError(f"{file} holds no point", again)
+    reading.check_scores(frame, ["ndcg_at_10", "ci_low", "ci_high"], file, again)
+    if (twice := frame.duplicated(["point", "system"])).any():
+        raise DreamError(f"{file} holds point {frame[twice].point.iloc[0]!r} twice", again)
     return frame
 
 

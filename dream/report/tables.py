@@ -6,6 +6,7 @@ What stays the same when a table is added: a function of :class:`~dream.report.c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,18 +16,20 @@ import pandas as pd
 from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.report.cells import METRIC, Results
-from dream.report.notes import footnotes
+from dream.report.notes import footnotes, untested
 from dream.report.render import Cell, Table, cells, grouped, number
 
 TABLES: dict[str, Callable[[Results], Table | None]] = {}
-MAIN_COLUMNS = ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "queries",
-"documents", "pairs_trained"]
+MAIN_COLUMNS = ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low", "seed_high",
+                "queries", "documents", "pairs_trained"]  # fmt: skip
 COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
-SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm",
-"queries"]
+SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm", "queries",
+                        "seed_low", "seed_high", "reference_seed_low", "reference_seed_high"]  # fmt: skip
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
 DIAGNOSTIC_ORDER = "rows used gate none uniform gold wrong gap gap_low gap_high instances".split()  # noqa: SIM905
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "teacher")
+SCALARS = {"log_tau": ("tau", math.exp), "gamma": ("gate", lambda gamma: 1 / (1 + math.exp(-gamma)))}  # in their natural unit
+SCALAR_COLUMNS = ["system", "scalar", "seeds", "start", "end_low", "end_high", "used_low", "used_high"]
 LEVEL = 0.05
 UNTRAINED = "untrained"
 
@@ -71,41 +74,84 @@ def overall(results: Results) -> tuple[str, str, list[str]]:
     return ("all", "mean", [task for _, task in results.tasks])
 
 
-def _values(results: Results, system: str, tasks: list[str]) -> list[np.ndarray]:
-    return [results.scores(system, task).to_numpy() for task in tasks]
-
-
 def measured(results: Results, system: str, tasks: list[str]) -> stats.Interval:
-    """nDCG@10 of a system over some tasks (every task weighs the same), with its interval."""
+    """nDCG@10 of a system over some tasks (every task weighs the same), with its interval over queries and seeds."""
     key, report = ("interval", system, *tasks), results.config.report
     if key not in results.cache:
-        values = _values(results, system, tasks)
-        results.cache[key] = stats.interval(values, report.resamples, report.confidence, report.seed)
+        values, weights = results.values(system, tasks), results.weights(tasks)
+        results.cache[key] = stats.interval(values, report.resamples, report.confidence, report.seed, weights)
     return results.cache[key]
+
+
+def difference(ours: Results, system: str, theirs: Results, other: str, tasks: list[str]) -> stats.Difference:
+    """Paired difference of two systems, of one report or of two, over some tasks with the same queries."""
+    report, values = ours.config.report, (ours.values(system, tasks), theirs.values(other, tasks))
+    return stats.paired(*values, report.resamples, report.confidence, report.seed, ours.weights(tasks))
 
 
 def compared(results: Results, system: str, reference: str, tasks: list[str]) -> stats.Difference:
     """Paired difference of two systems over some tasks."""
-    key, report = ("difference", system, reference, *tasks), results.config.report
+    key = ("difference", system, reference, *tasks)
     if key not in results.cache:
-        ours, theirs = _values(results, system, tasks), _values(results, reference, tasks)
-        results.cache[key] = stats.paired(ours, theirs, report.resamples, report.confidence, report.seed)
+        results.cache[key] = difference(results, system, results, reference, tasks)
     return results.cache[key]
 
 
+def seed_range(results: Results, system: str, tasks: list[str]) -> tuple[float, float] | tuple[None, None]:
+    """Lowest and highest mean of a system's training runs over some tasks; None for a system that is not trained here."""
+    means = results.seed_means(system, tasks)
+    return (min(means), max(means)) if means else (None, None)
+
+
+def within_seeds(results: Results, system: str, theirs: Results, other: str, tasks: list[str]) -> bool:
+    """Whether the ranges of two systems' seeds meet, one of them trained with several: seeds alone can make the difference."""
+    means = [r.seed_means(name, tasks) or [measured(r, name, tasks).value] for r, name in ((results, system), (theirs, other))]
+    return max(map(len, means)) > 1 and max(map(min, means)) <= min(map(max, means))
+
+
+def ranged(low: float | None, high: float | None, digits: int = 3) -> str:
+    """A range as tables print it.
+
+    >>> ranged(0.166, 0.1942), ranged(None, None)
+    ('.166 to .194', '–')
+    """
+    if low is None or high is None or low != low:
+        return "–"
+    ends = [number(low, digits), number(high, digits)]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def over(*reports: Results) -> str:
+    """What intervals and tests are over, in words."""
+    counted = any(r.config.objectives and len(r.config.seeds) >= stats.MIN_SEEDS for r in reports)
+    return "queries, and the seeds of trained systems" if counted else "queries"
+
+
+def _everything(results: Results) -> list[tuple[str, str, list[str]]]:
+    """All scopes of a table: tasks, means of suites, and the mean of all where there are several suites."""
+    return [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
+
+
 def _significance_rows(results: Results, system: str, reference: str) -> list[dict[str, Any]]:
-    """One row per scope; Holm's correction runs over the tasks of the table, and apart over the means."""
-    everything = [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
+    """One row per scope; Holm's correction runs over the tasks of this pair of systems, and apart over its means."""
     rows = []
-    for suite, label, tasks in everything:
+    for suite, label, tasks in _everything(results):
         found = compared(results, system, reference, tasks)
         queries = sum(len(results.scores(system, task)) for task in tasks)
-        values = (suite, label, system, reference, found.value, found.low, found.high, found.p, None, queries)
-        rows.append({**dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)), "tasks": tasks})
-    for family in ([r for r in rows if r["task"] != "mean"], [r for r in rows if r["task"] == "mean"]):
-        for row, p in zip(family, stats.holm([r["p"] for r in family]), strict=True):
-            row["p_holm"] = p
+        ranges = (*seed_range(results, system, tasks), *seed_range(results, reference, tasks))
+        values = (suite, label, system, reference, found.value, found.low, found.high, found.p, None, queries, *ranges)
+        within = within_seeds(results, system, results, reference, tasks)
+        rows.append({**dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)), "tasks": tasks, "within": within})
+    corrected([row for row in rows if row["task"] != "mean"])
+    corrected([row for row in rows if row["task"] == "mean"])
     return rows
+
+
+def corrected(family: list[dict[str, Any]]) -> None:
+    """Put Holm's correction over the tests of a family into its rows as ``p_holm``; rows without a test (``p``) stay so."""
+    tested = [row for row in family if row.get("p") is not None]
+    for row, p in zip(tested, stats.holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
 
 
 def significance_rows(results: Results) -> list[dict[str, Any]]:
@@ -126,7 +172,7 @@ def main_rows(results: Results) -> list[dict[str, Any]]:
             records = [results.record(system, task) for task in tasks]
             values = (
                 suite, label, system, config.model.size, config.recipe, found.value, found.low, found.high,
-                max(1, len(results.seeds(system))), sum(int(r["queries"]) for r in records),
+                max(1, len(results.seeds(system))), *seed_range(results, system, tasks), sum(int(r["queries"]) for r in records),
                 sum(int(r["documents"]) for r in records), results.pairs_trained(system),
             )  # fmt: skip
             rows.append(dict(zip(MAIN_COLUMNS, values, strict=True)))
@@ -142,9 +188,8 @@ def main(results: Results) -> Table:
     config, systems = results.config, results.systems
     reference = results.reference
     marks = {(r["suite"], r["task"], r["system"]): _mark(r) for r in significance_rows(results)}
-    everything = [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
     rows = []
-    for suite, label, tasks in everything:
+    for suite, label, tasks in _everything(results):
         found = {system: measured(results, system, tasks) for system in systems}
         best = max(round(f.value, 3) for f in found.values())
         first = [results.record(systems[0], task) for task in tasks]
@@ -160,11 +205,13 @@ def main(results: Results) -> Table:
         rows.append(cells(suite, label, *scores, *counts))
     percent = f"{config.report.confidence:.0%}"
     legend = [
-        f"nDCG@10 [{percent} bootstrap interval over queries]; best of a row in bold. Seeds are averaged per query "
-        f"first.",
-        f"↑ ↓ above or below {reference}: paired sign-flip randomisation test over queries, "
-        f"p < {LEVEL} after Holm's correction over the tasks (and over the means). A mean weighs every task the same.",
+        f"nDCG@10 [{percent} interval over {over(results)}]; best of a row in bold. A mean weighs every task the same.",
+        f"↑ ↓ above or below {reference}: p < {LEVEL} of a paired test over {over(results)}, after Holm's correction, for each "
+        "system over its tasks (and apart over its means).",
+        *_about_seeds(results),
     ]
+    if not any(row["p_holm"] is not None for row in significance_rows(results)):
+        del legend[1]
     title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
     head = ["Suite", "Task", *systems, "Queries", "Documents"]
     return Table(
@@ -179,8 +226,25 @@ def source(results: Results, system: str, tasks: list[str]) -> str:
     return f"cell-{named[0]}" if len(named) == 1 else f"cells-{system}"
 
 
+def _about_seeds(results: Results) -> list[str]:
+    """What a reader must know about seeds: how far they lie apart, what was not tested, which differences they could make."""
+    tasks, rows = overall(results)[2], significance_rows(results)
+    several = results.config.objectives if len(results.config.seeds) > 1 else []
+    ranges = [f"{name} {ranged(*seed_range(results, name, tasks))}" for name in several]
+    within: dict[str, list[str]] = {}
+    for row in rows:
+        if row["within"]:
+            within.setdefault(row["system"], []).append(f"the mean of {row['suite']}" if row["task"] == "mean" else row["task"])
+    named = "; ".join(f"{system} on {', '.join(labels)}" for system, labels in within.items())
+    return [
+        *([f"Lowest and highest seed, mean over all tasks: {', '.join(ranges)}."] if ranges else []),
+        *([f"Inside the seeds' spread (the ranges meet) is the difference to {results.reference} of {named}."] if named else []),
+        *untested({name: len(results.seeds(name)) for name in results.config.objectives}),
+    ]
+
+
 def _mark(row: dict[str, Any]) -> str:
-    if row["p_holm"] >= LEVEL:
+    if row["p_holm"] is None or row["p_holm"] >= LEVEL:
         return ""
     return "↑" if row["difference"] > 0 else "↓"
 
@@ -196,19 +260,21 @@ def significance(results: Results) -> Table | None:
         cells(
             r["suite"], r["task"], r["system"], Cell(_signed(r["difference"]), source=source(results, r["system"], r["tasks"])),
             f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]", _p(r["p"]),
-            Cell(_p(r["p_holm"]), bold=r["p_holm"] < LEVEL), grouped(r["queries"]),
+            Cell(_p(r["p_holm"]), bold=r["p_holm"] is not None and r["p_holm"] < LEVEL), grouped(r["queries"]),
+            ranged(r["seed_low"], r["seed_high"]), ranged(r["reference_seed_low"], r["reference_seed_high"]),
         )
         for r in found
     ]  # fmt: skip
+    draws = results.config.report.resamples
     notes = [
-        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's "
-        f"correction.",
-        f"Interval: percentile bootstrap over queries, {results.config.report.resamples} resamples. p: two-sided "
-        f"sign-flip "
-        f"randomisation test, as many draws; its smallest possible value is 1/{1 + results.config.report.resamples}.",
+        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's correction.",
+        f"Interval over {over(results)}: bootstrap of queries, {draws} draws; two-sided p: sign flips of queries, as many draws, "
+        f"smallest possible value 1/{1 + draws}."
+        + (" To every draw a trained system's seeds add Student's t with their spread." if "seeds" in over(results) else ""),
         "p (Holm) is corrected per pair of systems over the tasks, and apart from them over the means.",
+        *_about_seeds(results),
     ]
-    head = ["Suite", "Task", "System", "Difference", "Interval", "p", "p (Holm)", "Queries"]
+    head = ["Suite", "Task", "System", "Difference", "Interval", "p", "p (Holm)", "Queries", "Seeds", f"Seeds of {reference}"]
     data = pd.DataFrame(found, columns=SIGNIFICANCE_COLUMNS)
     return Table("significance", f"Paired differences to {reference}", data, head, rows, notes)
 
@@ -218,8 +284,9 @@ def _signed(value: float) -> str:
     return text if text.startswith("−") or float(f"{value:.3f}") == 0 else f"+{text}"
 
 
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else number(value)
+def _p(value: float | None) -> str:
+    """A p-value; a dash where nothing was tested."""
+    return "< .001" if value is not None and value < 0.001 else number(value)
 
 
 @table("seeds")
@@ -228,8 +295,7 @@ def seeds(results: Results) -> Table | None:
     found, rows = [], []
     for suite, label, tasks in scopes(results):
         for system in results.config.objectives:
-            per_task = [results.per_seed(system, task) for task in tasks]
-            values = np.array([np.mean([task[seed] for task in per_task]) for seed in results.seeds(system)])
+            values = np.array(results.seed_means(system, tasks))
             sd = float(values.std(ddof=1)) if len(values) > 1 else None
             row = (
                 suite,
@@ -248,10 +314,38 @@ def seeds(results: Results) -> Table | None:
         return None
     notes = [
         "nDCG@10 of whole training runs. SD is the sample standard deviation over seeds (n − 1); – with one seed.",
-        "The intervals of the main table are over queries, with seeds averaged: they do not contain this spread.",
+        "The intervals of the main table contain this spread."
+        if "seeds" in over(results)
+        else "The intervals of the main table are over queries, with seeds averaged: they do not contain this spread.",
     ]
     head = ["Suite", "Task", "System", "Seeds", "Mean", "SD", "Lowest", "Highest"]
     return Table("seeds", "Spread over seeds", pd.DataFrame(found, columns=SEED_COLUMNS), head, rows, notes)
+
+
+@table("scalars")
+def scalars(results: Results) -> Table | None:
+    """Where the learned scalars went, and how much of what their rate allowed they used."""
+    found, rows = [], []
+    for system in results.config.objectives:
+        runs = [results.runs[f"train-{system}-{seed}"].get("notes", {}).get("scalars") or {} for seed in results.seeds(system)]
+        for name in dict.fromkeys(name for run in runs for name in run):
+            moved = [run[name] for run in runs if name in run]
+            said, natural = SCALARS.get(name, (name, float))
+            ends, used = [natural(m["end"]) for m in moved], [m["used"] for m in moved]
+            row = (system, said, len(moved), natural(moved[0]["start"]), min(ends), max(ends), min(used), max(used))
+            found.append(dict(zip(SCALAR_COLUMNS, row, strict=True)))
+            share = f"{min(used):.0%}" if min(used) == max(used) else f"{min(used):.0%} to {max(used):.0%}"
+            start = Cell(number(row[3], 4), source=f"run-train-{system}-{results.seeds(system)[0]}")
+            rows.append(cells(system, said, len(moved), start, ranged(row[4], row[5], 4), share))
+    if not found:
+        return None
+    notes = [
+        "Reach: the farthest that log tau and gamma (g = sigmoid(gamma)) can move from their start, the sum of "
+        "training.scalar_learning_rate over the steps. Lowest and highest seed.",
+        "Near 100 % a scalar was held back by its rate: where it would go is not known.",
+    ]
+    head = ["System", "Scalar", "Seeds", "Start", "End", "Reach used"]
+    return Table("scalars", "Learned scalars", pd.DataFrame(found, columns=SCALAR_COLUMNS), head, rows, notes)
 
 
 @table("cost")
