@@ -17,6 +17,7 @@ from dream.instances import load_sets
 from dream.judge import Injection, Judge, diagnostics, flops, heads
 from dream.objectives.dream import Dream
 from stages import heads as heads_stage
+from stages import teacher as teacher_stage
 from stages import train as train_stage
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -327,3 +328,104 @@ def test_a_run_goes_on_only_where_everything_that_can_change_it_is_the_same(proj
     monkeypatch.setattr(manifest, "code_hash", lambda: real()[::-1])
     others.append(key("code"))
     assert len({first, *others}) == 1 + len(others)
+
+
+INPUTS = [(heads_stage, "data"), (heads_stage, "candidates"), (teacher_stage, "data"), (teacher_stage, "candidates")]
+INPUTS += [(train_stage, part) for part in ("data", "candidates", "heads")]
+
+
+@pytest.mark.parametrize(("stage", "part"), INPUTS)
+def test_a_stage_refuses_what_was_made_with_other_settings(project, run, stage, part):
+    folder = project(**{"objectives": ["replug"]})
+    path = folder / f"work/{part}/made_with.json"
+    stored = read_json(path)
+    stored["config"][part]["seed"] += 1
+    write_json(path, stored)
+    with pytest.raises(SystemExit, match=rf"work/{part}/made_with.json was made with {part}.seed = 1, params says 0"):
+        run(stage, folder)
+    assert sorted(p.name for p in (folder / "work").iterdir()) == ["candidates", "data", "heads"]
+    assert not (folder / "reports").exists() and "seed" not in (folder / "work/heads/heads.json").read_text(encoding="utf-8")
+
+
+def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
+    filters = []
+    spy(monkeypatch, heads, "detect", lambda judge, sets, drop: filters.append(drop))
+    folder = project(**{"heads.drop_low_tokens": True})
+    run(heads_stage, folder)
+    described, config = read_json(folder / "work/heads/heads.json"), configs.load(folder / "params.yaml")
+    made_with = manifest.made_with(config, "judge", "heads", "injection", "candidates", "data")
+    assert filters == [True] and read_json(folder / "work/heads/made_with.json") == made_with
+    (record,) = read_json(folder / "reports/cells/runs/heads.json")
+    assert (record["stage"], record["cell"], set(record["inputs"])) == ("heads", "", {"work/data", "work/candidates"})
+    assert record["notes"] == {key: described[key] for key in ("judge", "strategy", "probes", "stability", "best", "mean")}
+    out = capsys.readouterr().out
+    assert f"best {described['best']:.3f}, mean of all {described['mean']:.3f}, chance {heads.chance(4):.3f}" in out
+    assert diagnostics.table(read_json(folder / "work/heads/diagnostic.json")) in out
+
+
+def test_stage_heads_stops_before_the_detection_where_the_judge_has_too_few_heads(project, run, monkeypatch):
+    monkeypatch.setattr(heads, "detect", lambda *_: pytest.fail("detected"))
+    with pytest.raises(SystemExit, match="heads"):
+        run(heads_stage, project(**{"heads.count": 13}))
+
+
+@pytest.mark.parametrize("objective", ["dream", "infonce"])
+def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
+    results, given, real = [], [], training.train
+    monkeypatch.setattr(training, "train", lambda *args: given.append(args) or results.append(real(*args)) or results[-1])
+    folder = project()
+    run(train_stage, folder, objective, seed=3)
+    (result,), (config, name, seed, sets, judge, selected, key), model = results, given[0], folder / f"work/models/{objective}-3"
+    assert (name, seed, [s.id for s in sets]) == (objective, 3, [s.id for s in load_sets()[:8]])
+    assert (judge is None, selected) == ((True, []) if objective == "infonce" else (False, [[1, 0], [2, 3]]))
+    made_with = manifest.made_with(config, *train_stage.SECTIONS, objective, objective=objective, seed=3)
+    assert read_json(model / "made_with.json") == made_with
+    (record,) = read_json(folder / f"reports/cells/runs/train-{objective}-3.json")
+    assert (record["stage"], record["cell"]) == ("train", f"{objective}-3")
+    assert set(record["inputs"]) == {"work/data", "work/candidates", "work/heads"}
+    state = result.step.objective.state()
+    assert record["flops"] == result.flops > 0
+    assert record["notes"] == {"pairs_trained": 24, **state, "scalars": result.scalars} and result.scalars
+    assert read_json(model / "state.json") == {**state, "steps": 3, "pairs": 24}
+    curve = pd.read_csv(folder / f"reports/cells/train/{objective}-3.csv")
+    assert curve["loss"].tolist() == pytest.approx([row["loss"] for row in result.history], abs=1e-6)
+    assert not (folder / ".dream/checkpoints" / key).exists()
+
+
+def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(project, run):
+    """One folder an objective; replug then trains on them, infonce has none."""
+    folder = project(**{"objectives": ["replug", "infonce"], "training.steps": 1})
+    run(teacher_stage, folder)
+    config = configs.load(folder / "params.yaml")
+    judge, sets = Judge.from_config(config), load_sets()[:4]
+    table = pd.read_parquet(folder / "work/teacher/replug/teacher.parquet")
+    expected = {q.id: scores for s in sets for q, scores in zip(s.questions, judge.passage_log_likelihood(s).tolist(), strict=True)}
+    assert dict(zip(table.instance_id, map(list, table.log_likelihoods), strict=True)) == expected and len(expected) == 8
+    assert read_json(folder / "work/teacher/replug/made_with.json") == manifest.made_with(config, "judge")
+    assert [p.name for p in (folder / "work/teacher/infonce").iterdir()] == ["none.txt"]
+    (record,) = read_json(folder / "reports/cells/runs/teacher.json")
+    prompts = [(judge.prompt.documents(s), judge.prompt.suffixes(s)) for s in sets]
+    assert record["flops"] == sum(flops.likelihoods(judge.model.config, *prompt) for prompt in prompts)
+    assert record["notes"] == {"questions": 8} and set(record["inputs"]) == {"work/data", "work/candidates"}
+    run(train_stage, folder, "replug")
+    assert (folder / "work/models/replug-0/adapter").exists()
+
+
+def test_stage_teacher_has_nothing_to_do_without_an_objective_that_has_one(project, run, capsys):
+    folder = project(**{"objectives": ["infonce"]})
+    run(teacher_stage, folder)
+    assert "nothing to compute" in capsys.readouterr().out
+    assert [p.name for p in (folder / "work/teacher").rglob("*")] == ["infonce", "none.txt"]
+    assert read_json(folder / "reports/cells/runs/teacher.json")[0]["flops"] == 0
+
+
+@pytest.mark.parametrize("stage", [heads_stage, teacher_stage, train_stage])
+def test_a_stage_asks_for_the_size_that_params_names(project, run, stage, monkeypatch, capsys):
+    folder = project()
+    monkeypatch.chdir(folder)
+    given = ["--objective", "infonce", "--seed", "0"] if stage is train_stage else []
+    for size, line in ((["--size", "tiny"], "tiny"), ([], "required: --size")):
+        monkeypatch.setattr("sys.argv", ["stage", *size, *given])
+        with pytest.raises(SystemExit) as caught:
+            stage.main()
+        assert line in f"{caught.value}{capsys.readouterr().err}"

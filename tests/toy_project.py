@@ -40,8 +40,8 @@ def make(folder, model, **more):
         "training.learning_rate": 5e-3, "training.threads": 1, "encoder.dtype": "float32", **more,
     }  # fmt: skip
     for key, value in values.items():
-        section, leaf = key.split(".", 1)
-        raw[section][leaf] = value
+        section, _, leaf = key.partition(".")
+        raw.update({key: value}) if not leaf else raw[section].update({leaf: value})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     write_inputs(folder / "work", configs.resolve(raw))
