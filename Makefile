@@ -30,6 +30,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.data_size
+	$(BIN)/python -m benchmarks.coverage
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
     os.chmod(temporary, 0o755)
     try:
         yield temporary
-        if path.exists():
+        if path.is_dir():
             os.replace(path, old)
         os.replace(temporary, path)
     finally:
@@ -80,7 +80,7 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DreamError(f"{path} is missing", "Run `dvc repro` to make it") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise DreamError(f"{path} is not valid JSON ({error})", "Delete it and run `dvc repro`") from None
 
 

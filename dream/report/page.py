@@ -44,7 +44,7 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
         + (f" (first {config.size.encoder_layers} layers)" if config.size.encoder_layers else "")
         + f", judge {config.size.judge}, seeds {', '.join(map(str, config.seeds))}.",
         "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
-        in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
+        in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": tables.over(results),
         "tables": _tables(results),
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
         "cells": _cells(results), "stages": _stages(results), "settings": _settings(results),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dream.config import RECIPES
-from dream.errors import DreamError
+from dream.errors import DreamError, run_to_its_end
 from dream.evaluation import stats
 from dream.files import read_yaml, replacing_folder
 from dream.report import build, compare, render, runs, tables
@@ -134,7 +133,7 @@ def run(sweep: Sweep, queue: bool = False) -> int:
     for point in waiting:
         command = point.command(queue)
         print(f"> {shlex.join(command)}", flush=True)
-        if subprocess.run(command, check=False).returncode:
+        if run_to_its_end(command):
             failed = f"sweep {sweep.name}: `{shlex.join(command)}` failed"
             raise DreamError(failed, "Its output is above; mend it and run the same command again")
     return len(waiting)
@@ -307,6 +306,8 @@ def read(file: Path) -> pd.DataFrame:
     """
     again = f"Run `dream-report sweep {file.parent.name} --collect` to make it anew"
     frame = reading.read_csv(file, again, TEXTS)
+    for column in set(TEXTS) & set(frame.columns):  # the apostrophe that keeps a text from being a formula (render.csv)
+        frame[column] = frame[column].str.replace(r"^'(?=\s*[=+@\-＝＋＠－])", "", regex=True)
     if list(frame.columns) == [column for column in COLUMNS if column not in NEW]:
         frame = frame.assign(seed_low=np.nan, seed_high=np.nan, over="queries")[COLUMNS]
         frame.loc[(frame.pairs > 0) & (frame.seeds < stats.MIN_SEEDS), ["p", "p_holm"]] = np.nan
