@@ -49,3 +49,16 @@ def test_the_document_shows_the_scores_of_the_committed_search():
     for column, name in enumerate(shown[0][1:], 1):
         scores = [f"{value:.3f}".removeprefix("0") for value in found(name.lower()).ndcg_at_10]
         assert [row[column] for row in shown[2:]] == scores
+
+
+def test_params_hold_the_best_rate_of_the_scalars():
+    table = pd.read_csv(ROOT / "reports/sweeps/scalars/scalars.csv")
+    best = set(table.loc[table.groupby("system").ndcg_at_10.idxmax(), "overrides"].str.extract(r"scalar_learning_rate=(\S+)")[0])
+    assert {float(rate) for rate in best} == {configs.load(ROOT / "params.yaml").training.scalar_learning_rate}
+
+
+def test_the_papers_scalars_can_move_as_far_as_ours():
+    """The sum of the rates over the steps; the paper's schedule is linear after a warm-up, so half of them."""
+    ours, paper = (configs.load(ROOT / "params.yaml", {"recipe": recipe}).training for recipe in ("packaged", "paper"))
+    assert ours.schedule == "constant" and paper.schedule == "linear"
+    assert ours.steps * ours.scalar_learning_rate == pytest.approx(paper.steps * paper.scalar_learning_rate / 2, rel=0.05)
