@@ -21,7 +21,7 @@ git config user.email reader@example.org
 git config user.name reader
 export PYTHONPATH="$clone/dream"
 
-sed -i 's/^recipe: auto/recipe: smoke/; s/^seeds: \[0, 1\]/seeds: [0]/' params.yaml
+sed -i 's/^recipe: auto/recipe: smoke/; s/^seeds: \[[^]]*\]/seeds: [0]/' params.yaml
 step dvc repro
 git add -A && git commit -qm "smoke"
 SECONDS=0
