@@ -336,8 +336,13 @@ def test_every_part_of_a_head_changes_the_fingerprint(models, tmp_path):
     prints = set()
     for number, dense in enumerate(([{}], [{"activation_function": torch.nn.ReLU()}], [{"bias": False}], [])):
         folder = write_folder(tmp_path / str(number), models["bert"], dense=dense)
-        prints.add(systems.load("mine", published(model=folder)).fingerprint)
-    assert len(prints) == 4
+        system = systems.load("mine", published(model=folder))
+        prints.add(system.fingerprint)
+        if dense:
+            with torch.no_grad():
+                system.encoder.head[0].linear.weight[0, 0] += 1e-4
+            prints.add(system.encoder.fingerprint())
+    assert len(prints) == 7
     plain = Encoder.from_pretrained(folder, pooling="mean", max_length=64)
     assert plain.fingerprint() in prints, "a folder that only normalises has the key it always had"
 
