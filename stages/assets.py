@@ -18,13 +18,17 @@ def main() -> None:
 
     config = configs.load_for_stage(args.size)
     with manifest.recording(config, "assets") as record:
-        from dream import assets
+        from dream import assets, encoder
         from dream.assets import models
         from dream.data import code, needs
+        from dream.evaluation import systems
 
         needs.check_available(config)
         records = needs.ensure(config)
         config.heads.require(*models.attention_heads(assets.model_path(config.size.judge)))
+        encoder.check_lengths(config)
+        for name in set(config.references) & set(config.published):
+            systems.resolve(name, config)
         with replacing_folder("work/assets") as folder:
             write_json(folder / "assets.json", {"assets": records, "code": code.versions()})
             manifest.stamp(folder, config, *SECTIONS)

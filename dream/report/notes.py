@@ -61,10 +61,12 @@ def _published(results: Results) -> list[str]:
         if name in results.config.published:
             used = results.record(name, results.tasks[0][1])["settings"]
             adapter = f" with adapter {used['adapter']}" if used.get("adapter") else ""
+            adapter += f" (its base: {used['adapter_base']})" if used.get("adapter_base") else ""
+            head = "".join(f", then {module['module']}" for module in used.get("head") or ())
             eos = ", end-of-text token appended" if used.get("append_eos") else ""
             prompts = [f"{kind} {used[f'{kind}_prompt']!r}" for kind in ("query", "document") if used.get(f"{kind}_prompt")]
             notes.append(
-                f"{name}: {used['model']}{adapter}, trained by others: {used['pooling']} pooling{eos}, at most "
+                f"{name}: {used['model']}{adapter}, trained by others: {used['pooling']} pooling{head}{eos}, at most "
                 f"{used['max_length']} tokens, weights {used['dtype']}; prompts: {', '.join(prompts) or 'none'}."
             )
     return notes
