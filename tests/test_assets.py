@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_encoder import make_model
 
 from dream import assets, manifest
 from dream import config as configs
@@ -266,6 +267,8 @@ def assets_stage(tmp_path, monkeypatch, **overrides):
     raw["model"]["size"], raw["references"] = "toy", ["bm25"]
     raw["data"]["sources"], raw["tasks"] = ["code"], ["docstring-networkx"]
     raw["sizes"]["toy"] = {"encoder": "x", "encoder_layers": None, "judge": "x", "recipe": "packaged"} | overrides.pop("size")
+    raw["published"] = overrides.pop("published", {})
+    raw["references"] += list(raw["published"])
     raw["heads"] |= overrides
     (tmp_path / "params.yaml").write_text(json.dumps(raw))
     monkeypatch.chdir(tmp_path)
@@ -292,6 +295,19 @@ def test_too_many_heads_are_refused_before_anything_is_prepared(tiny_llama, cach
         with pytest.raises(SystemExit, match=line):
             assets_stage(tmp_path, monkeypatch, size=size, **knobs)
     assert not (tmp_path / "work/assets").exists()
+
+
+def test_a_length_above_a_models_positions_is_refused_before_anything_is_prepared(tiny_llama, cache, tmp_path, monkeypatch):
+    """A published model, and the encoder to be trained: today's case lost minutes of encoding before it failed."""
+    bert = str(make_model(tmp_path / "bert", "bert"))  # 128 positions
+    size = {"encoder": str(tiny_llama), "judge": str(tiny_llama)}
+    entry = {"model": bert, "pooling": "mean", "max_length": 129, "dtype": "float32"}
+    with pytest.raises(SystemExit, match=r"published.m.max_length.* 129 .*128"):
+        assets_stage(tmp_path, monkeypatch, size=size, count=6, published={"m": entry})
+    with pytest.raises(SystemExit, match=r"encoder.max_length 192 is more than .* has positions for \(128 tokens\)"):
+        assets_stage(tmp_path, monkeypatch, size={**size, "encoder": bert, "recipe": "paper"}, count=6)
+    assert not (tmp_path / "work/assets").exists()
+    assets_stage(tmp_path, monkeypatch, size=size, count=6, published={"m": {**entry, "max_length": 128}})
 
 
 def test_everything_the_default_config_names_is_known():

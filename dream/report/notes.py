@@ -23,7 +23,7 @@ def footnotes(results: Results) -> list[str]:
         _search(results),
         _versions(results),
     ]
-    trained = [_judge(results), _open(results)] if config.objectives or config.rerankers else []
+    trained = [_sources(results), _judge(results), _open(results)] if config.objectives or config.rerankers else []
     return [note for note in [*made, *trained, _later(results)] if note]
 
 
@@ -141,13 +141,22 @@ def _bm25(results: Results) -> str:
 
 
 def _tasks(results: Results) -> str:
-    """What a task's record says about it (how it was drawn, say), one remark for the tasks that share it."""
+    """What the records of tasks say about them (how one was drawn, queries that BM25 has no word of), each remark once."""
     said: dict[str, list[str]] = {}
     for _, task in results.tasks:
-        notes = results.record(results.systems[0], task).get("notes")
-        for note in [notes] if isinstance(notes, str) else notes or [] if isinstance(notes, list) else []:
-            said.setdefault(str(note).rstrip("."), []).append(task)
-    return f"Tasks: {'; '.join(f'{_list(tasks)}: {note}' for note, tasks in said.items())}." if said else ""
+        for system in results.systems:
+            notes = results.record(system, task).get("notes")
+            for note in [notes] if isinstance(notes, str) else notes or [] if isinstance(notes, list) else []:
+                said.setdefault(str(note).rstrip("."), []).append(task)
+    remarks = [f"{_list(list(dict.fromkeys(tasks)))}: {note}" for note, tasks in said.items()]
+    return f"Tasks: {'; '.join(remarks)}." if remarks else ""
+
+
+def _sources(results: Results) -> str:
+    """What the reader of a training source left out or counted."""
+    records = [r for r in results.extras.get("prepare", []) if r.get("kind") == "source" and r.get("notes")]
+    said = [f"{r['name']}: {r['notes']}" for r in records]
+    return f"Training sources: {'; '.join(said)}." if said else ""
 
 
 def _search(results: Results) -> str:

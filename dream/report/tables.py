@@ -371,8 +371,9 @@ def cost(results: Results) -> Table:
         "(detection of heads and making of data not counted; they stand in rows of their own).",
         f"Machine: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores, "
         f"{hardware.get('memory_gib', '?')} GiB, {devices}.",
-        "FLOPs are counted from shapes; – where a stage counts none. Times vary between runs; every other table does "
-        "not.",
+        "FLOPs are counted from shapes; – where a stage counts none. Evaluation: 2 × weights outside the token embeddings × "
+        "tokens of queries and documents (equal texts within a chunk of 1,024 once), whoever made the vectors.",
+        "Times vary between runs; every other table does not.",
     ]
     head = ["System", "Stage", "Wall time", "Peak GiB", "FLOPs", "Pairs", "Gain per hour"]
     title = f"Cost, size {results.config.model.size}, recipe {results.config.recipe}"
