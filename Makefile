@@ -2,10 +2,11 @@
 # make test    environment if needed, then the fast tests
 # make slow    the tests that need the packaged models
 # make bench   the benchmarks, results under reports/bench/
+# make mutants what the tests of judge, objectives, statistics and stages do not notice; FILE=dream/judge/heads.py: one module
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: repro test slow bench lint clean
+.PHONY: repro test slow bench mutants lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +32,10 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.data_size
 	$(BIN)/python -m benchmarks.coverage
+
+mutants: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,mutants]'
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutants.py $(FILE)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dream import names
 from dream.config import Config
 from dream.errors import DreamError
 from dream.evaluation import stats
@@ -61,7 +62,7 @@ class Cell:
         >>> Cell("bm25", None, "general").name, Cell("dream", 0, "general").name
         ('bm25-general', 'dream-0-general')
         """
-        return "-".join(str(part) for part in (self.system, self.seed, self.tasks) if part is not None)
+        return names.cell(self.system, self.seed, self.tasks)
 
     @property
     def run(self) -> str:
