@@ -1,6 +1,7 @@
 """One thread for every test: models are tiny, and two busy pools on two cores slow each other many times over."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores Ctrl-C; some tests press it
 hypothesis.settings.register_profile("busy", deadline=None)  # a machine that does other work is slow, not wrong
 hypothesis.settings.load_profile("busy")
 

@@ -310,12 +310,17 @@ model = pytest.fixture(scope="module")(toy.model)
 
 
 def test_two_trainings_of_one_run_at_once_leave_the_bytes_of_one(model, tmp_path):
+    """Both end, or one ends in a line: the other has removed the resume points that they share."""
     whole = toy.make(tmp_path / "whole", model)
     assert toy.run(whole)[0] == 0
     folder = toy.make(tmp_path / "both", model)
     both = [toy.start(folder), toy.start(folder, rank=1, env={"RANK": "0"})]  # the rank names the log
-    assert [toy.end(process) for process in both] == [0, 0]
-    assert toy.outs(folder) == toy.outs(whole) and not toy.checkpoints(folder)
+    codes = [toy.end(process) for process in both]
+    assert 0 in codes and set(codes) <= {0, 1}
+    for rank, code in enumerate(codes):
+        lines = [line for line in toy.log(folder, rank).splitlines() if line.startswith("error: ")]
+        assert len(lines) == code and "Traceback" not in toy.log(folder, rank)
+    assert toy.outs(folder) == toy.outs(whole)
 
 
 class Elsewhere(TorchFunctionMode):
