@@ -363,10 +363,18 @@ def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
     assert diagnostics.table(read_json(folder / "work/heads/diagnostic.json")) in out
 
 
-def test_stage_heads_stops_before_the_detection_where_the_judge_has_too_few_heads(project, run, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"heads.count": 13}, r"heads.count is 13, but query_focused can choose from 12 heads"),
+        ({"heads.count": 9, "heads.strategy": "random_middle"}, r"heads.count is 9, but random_middle can choose from"),
+        ({"heads.strategy": "explicit", "heads.explicit": [[1, 1], [3, 0]]}, r"head \(3, 0\) does not exist"),
+    ],
+)
+def test_stage_heads_stops_before_the_detection_where_the_judge_has_too_few_heads(project, run, monkeypatch, more, line):
     monkeypatch.setattr(heads, "detect", lambda *_: pytest.fail("detected"))
-    with pytest.raises(SystemExit, match="heads"):
-        run(heads_stage, project(**{"heads.count": 13}))
+    with pytest.raises(SystemExit, match=line):
+        run(heads_stage, project(**more))
 
 
 @pytest.mark.parametrize("objective", ["dream", "infonce"])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
 from dream.judge import Injection, Judge, Limits, Prompt
-from dream.judge.attention import NAME, Spans
+from dream.judge.attention import NAME, Scores, Spans
 from dream.judge.loss import target_losses
 from dream.judge.model import attention_layers, pick_dtype, refuse_unsupported
 
@@ -128,6 +128,35 @@ def test_lora_changes_nothing_at_first_leaves_the_output_matrix_alone_and_is_add
         judge.add_lora(4, 8, LORA_TARGETS)
     with pytest.raises(DreamError, match=r"training\.lora\.targets \['nothing'\] do not fit"):
         both()[0].add_lora(4, 8, ["nothing"])
+
+
+@pytest.mark.parametrize("budget", ["paper", "preserve"])
+def test_the_models_own_scale_of_logits_is_used(budget):
+    """Every supported architecture scales by the root of the head's width; the judge takes what the layer says."""
+    judge, model = both()
+    for layer in (*attention_layers(judge.model), *attention_layers(model)):
+        layer.scaling = 0.2
+    for judge.chunk in (None, 7):
+        compare(judge, model, candidate_set(), Injection(HEADS, "all", budget))
+
+
+@pytest.mark.parametrize("budget", ["paper", "preserve"])
+def test_a_full_sequence_without_a_mask_is_corrected_in_the_same_way(budget):
+    """What the benchmarks' plain side runs: one causal sequence, the correction in its selected rows."""
+    judge, model = both()
+    candidates = candidate_set(questions=1)
+    _, p, gate = toy_scores(candidates)
+    layout = judge.prompt.layout(candidates)
+    rows = torch.arange(layout.query[0], layout.target[1])
+    by_layer, spans = Injection(HEADS).by_layer(), Spans.of(layout.documents.spans)
+    scores = Scores(by_layer, rows, spans, p.expand(len(rows), -1), gate, budget)
+    ids = torch.tensor([layout.ids])
+    with torch.no_grad():
+        log_p = judge.model(input_ids=ids, use_cache=False, dream=scores).logits[0].log_softmax(-1)
+        slow = reference.target_loss(model, layout, p[0], gate, HEADS, "all", budget)
+    targets = range(*layout.target)
+    found = -sum(log_p[t - 1, ids[0, t]] for t in targets) / len(targets)
+    torch.testing.assert_close(found, slow, **EXACT)
 
 
 def test_the_comparison_can_fail():
@@ -410,9 +439,9 @@ def test_local_attention_and_unknown_architectures_are_refused():
 
 
 def test_injections_are_validated():
-    with pytest.raises(DreamError, match="rows"):
+    with pytest.raises(DreamError, match="^injection.rows: 'queries' is not defined"):
         Injection(((0, 0),), "queries")
-    with pytest.raises(DreamError, match="budget"):
+    with pytest.raises(DreamError, match="^injection.budget: 'all' is not defined"):
         Injection(((0, 0),), "query", "all")
     with pytest.raises(DreamError, match="twice"):
         Injection(((0, 0), (0, 0)))

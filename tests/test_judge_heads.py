@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from reference import HEADS, Letters, both, candidate_set, random_model
 
 from dream.errors import DreamError
 from dream.judge import Injection, Judge, diagnostics, flops, heads
-from dream.judge.prompt import EMPTY_QUERY
+from dream.judge.prompt import EMPTY_QUERY, Limits, Prompt
 
 
 def knobs(**more):
@@ -108,6 +109,41 @@ def test_the_filter_drops_tokens_far_below_their_documents_mean():
     assert heads.score_documents(tokens, nothing, [10, 2], drop_low_tokens=True).flatten().tolist() == [9.0, 4.0]
 
 
+def test_the_filter_is_one_of_each_document_head_and_question():
+    generator = torch.Generator().manual_seed(0)
+    masses, calibration = torch.randn(2, 3, 2, 31, generator=generator) ** 3, torch.randn(3, 2, 31, generator=generator)
+    found, dropped = heads.score_documents(masses, calibration, [20, 1, 10], drop_low_tokens=True), 0
+    for q in range(2):
+        for layer in range(3):
+            for head in range(2):
+                values = (masses[q] - calibration)[layer, head].tolist()
+                for j, (start, end) in enumerate(((0, 20), (20, 21), (21, 31))):
+                    tokens = values[start:end]
+                    low = np.mean(tokens) - 2 * np.std(tokens, ddof=1) if len(tokens) > 1 else -math.inf
+                    dropped += sum(t < low for t in tokens)
+                    assert found[q, layer, head, j].item() == pytest.approx(sum(t for t in tokens if t >= low), abs=1e-4)
+    assert dropped > 5
+
+
+def test_detection_and_reranking_use_the_filter_where_they_are_told():
+    judge, _ = both()
+    candidates = candidate_set((40, 30, 50), questions=2)
+    masses, calibration = judge.document_masses(candidates)
+    for drop in (False, True):
+        scores = heads.score_documents(masses, calibration, [40, 30, 50], drop)
+        expected = torch.stack([heads.ndcg(s, q.gold) for s, q in zip(scores, candidates.questions, strict=True)])
+        np.testing.assert_array_equal(heads.detect(judge, [candidates], drop).per_probe, expected.double().numpy())
+        reranked = heads.rerank(judge, candidates, [(1, 2), (3, 0)], drop)
+        torch.testing.assert_close(reranked, scores[:, 1, 2] + scores[:, 3, 0], rtol=0, atol=0)
+    plain = heads.score_documents(masses, calibration, [40, 30, 50])
+    assert not torch.equal(plain, scores), "the filter drops something here"
+
+
+def test_without_a_probe_there_is_no_detection():
+    with pytest.raises(DreamError, match="no probe to score heads on"):
+        heads.detect(both()[0], [])
+
+
 def test_strategies():
     scores = np.arange(40.0).reshape(8, 5) / 40
     assert heads.select(scores, knobs()) == [(7, 4), (7, 3), (7, 2)]
@@ -115,10 +151,15 @@ def test_strategies():
     random = heads.select(scores, knobs(strategy="random"))
     assert random == heads.select(scores, knobs(strategy="random")) and len(set(random)) == 3
     assert random != heads.select(scores, knobs(strategy="random", seed=1))
+    every = [(layer, head) for layer in range(8) for head in range(5)]
+    assert heads.select(scores, knobs(strategy="random", count=40)) == every
     best_in_the_middle = np.zeros((8, 5))
     best_in_the_middle[3] = 1
     middle = heads.select(best_in_the_middle, knobs(strategy="random_middle", count=5))
     assert all(2 <= layer < 6 and layer != 3 for layer, _ in middle)
+    best_outside = np.zeros((8, 5))
+    best_outside[[0, 1, 6, 7]] = 1
+    assert heads.select(best_outside, knobs(strategy="random_middle", count=20)) == [h for h in every if 2 <= h[0] < 6]
     assert len(heads.select(scores, knobs(strategy="all"))) == 40
     assert heads.select(scores, knobs(strategy="explicit", explicit=[[1, 2]])) == [(1, 2)]
     with pytest.raises(DreamError, match="can choose from 9"):
@@ -133,6 +174,17 @@ def test_stability_is_one_for_sure_heads_and_low_for_noise():
     assert heads.stability(heads.HeadScores(noise), 5, 50, 0) < 0.8
 
 
+def test_stability_is_the_mean_overlap_over_seeded_resamples():
+    scores = np.random.default_rng(1).random((5, 2, 4))
+    flat, generator = scores.reshape(5, 8), np.random.default_rng(3)
+    top, overlaps = set(np.argsort(-flat.mean(0))[:3]), []
+    for _ in range(7):
+        drawn = [flat[i] for i in generator.integers(0, 5, 5)]
+        overlaps.append(len(top & set(np.argsort(-np.mean(drawn, axis=0))[:3])) / 3)
+    assert 0 < np.mean(overlaps) < 1
+    assert heads.stability(heads.HeadScores(scores), 3, 7, 3) == pytest.approx(np.mean(overlaps), abs=1e-12)
+
+
 def test_heads_json_holds_what_identifies_a_selection():
     judge, _ = both()
     scores = heads.detect(judge, [candidate_set()])
@@ -140,6 +192,13 @@ def test_heads_json_holds_what_identifies_a_selection():
     assert np.array(content["scores"]).shape == (4, 4)
     assert content["probes"] == 2 and len(content["selected"]) == 3 and 0 <= content["stability"] <= 1
     assert content["dtype"] == "float64" and content["weights"] == judge.weights
+    noise = heads.HeadScores(np.random.default_rng(0).random((6, 4, 4)))
+    content = heads.describe(noise, [(1, 2)], knobs(seed=3, bootstrap=7, strategy="random"), judge)
+    assert content["stability"] == round(heads.stability(noise, 3, 7, 3), 4) and content["strategy"] == "random"
+    assert content["scores"] == np.round(noise.mean, 6).tolist() and content["selected"] == [[1, 2]]
+    assert (content["best"], content["mean"]) == (round(noise.mean.max(), 6), round(noise.mean.mean(), 6))
+    everything = heads.describe(noise, [(1, 2)], knobs(count=99), judge)
+    assert everything["stability"] == 1, "of all heads, whatever the count"
 
 
 def test_the_reranker_sums_calibrated_masses_of_the_heads():
@@ -150,6 +209,10 @@ def test_the_reranker_sums_calibrated_masses_of_the_heads():
     for low, high in ((1, 3), (0, 2), (0, 0)):  # below the last layer the judge is not run to its end
         expected = scores[:, low, 0] + scores[:, high, 2]
         torch.testing.assert_close(heads.rerank(judge, candidates, [(low, 0), (high, 2)]), expected, atol=0, rtol=0)
+    above = []
+    judge.model.model.layers[2].register_forward_hook(lambda *_: above.append(1))
+    heads.rerank(judge, candidates, [(0, 0), (1, 2)])
+    assert not above
 
 
 def test_a_reading_of_the_lowest_layers_gives_their_attention_and_no_loss():
@@ -189,11 +252,46 @@ def test_the_diagnosis_is_made_of_the_losses_it_names():
     assert "query+label *" in diagnostics.table(found)
 
 
+def test_the_diagnosis_draws_one_wrong_candidate_a_set_and_resamples_the_gaps_with_its_seed():
+    """Written out: which candidate, the interval, the rounding, positions as far as 32 where targets are that long."""
+    judge, _ = both(layers=2)
+    judge.prompt = Prompt(Letters(), Limits(target=64))
+    sets = [candidate_set((40, 12, 35, 33), questions=2, seed=s) for s in range(6)]
+    sets = [dataclasses.replace(s, questions=(dataclasses.replace(s.questions[0], gold=i % 4), s.questions[1])) for i, s in enumerate(sets)]
+    injection, gate = Injection(((0, 1), (1, 2)), "all"), 0.123456
+    found = diagnostics.measure(judge, sets, injection, gate, seed=4, resamples=50)
+    assert found == diagnostics.measure(judge, sets, injection, gate, seed=4, resamples=50)
+    generator, losses = np.random.default_rng(4), {"gold": [], "wrong": []}
+    for s in sets:
+        gold = s.questions[0].gold
+        wrong = int(generator.choice([j for j in range(4) if j != gold]))
+        one = dataclasses.replace(s, questions=s.questions[:1])
+        for name, j in (("gold", gold), ("wrong", wrong)):
+            p = torch.eye(4)[[j]]
+            losses[name].append(judge.target_losses(one, p, torch.tensor(gate), injection, per_token=True)[0].double().numpy())
+    used = found["rows"][2]
+    gaps = np.array([w.mean() - g.mean() for w, g in zip(losses["wrong"], losses["gold"], strict=True)])
+    drawn = np.random.default_rng(4).integers(0, 6, (50, 6))
+    low, high = np.percentile([gaps[row].mean() for row in drawn], [2.5, 97.5])
+    assert (used["gap_low"], used["gap_high"]) == (round(low, 6), round(high, 6)) and used["instances"] == 6
+    assert used["gap"] == round(gaps.mean(), 6) and used["gate"] == 0.1235 and used["used"]
+    positions = found["positions"]
+    assert [p["position"] for p in positions] == list(range(32)) and set(positions[0]) == {"position", "none", "uniform", "gold", "wrong"}
+    long_enough = [x[20] for x in losses["wrong"] if len(x) > 20]
+    assert 0 < len(long_enough) < 6 and positions[20]["wrong"] == round(np.mean(long_enough), 6)
+    lines = diagnostics.table(found).splitlines()
+    assert len(lines) == 5 and lines[0].split() == ["rows", "injected", "none", "uniform", "gold", "wrong", "gap", "95", "%", "interval"]
+    assert lines[3].split()[:2] == ["all", "*"] and lines[3].endswith(f"{used['gap']:>9.4f}   {low:.4f} to {high:.4f}")
+    assert lines[4] == "(nats per target token, 6 instances, g = 0.1235; * = used)"
+
+
 def test_a_gap_that_is_not_above_zero_stops_training_unless_forced():
     row = {"rows": "all", "gap": 0.01, "gap_low": -0.002, "gap_high": 0.022, "instances": 8, "used": True}
     with pytest.raises(DreamError, match=r"-0\.0020 to 0\.0220 over 8 instances.*injection\.force=true"):
         diagnostics.require_signal({"rows": [row]})
     diagnostics.require_signal({"rows": [row]}, force=True)
+    with pytest.raises(DreamError, match="does not tell the right candidate"):
+        diagnostics.require_signal({"rows": [row | {"used": False, "gap_low": 1.0}, row | {"gap_low": 0.0}]})
     diagnostics.require_signal({"rows": [row | {"gap_low": 0.001}]})
 
 
@@ -230,6 +328,14 @@ def test_flops_equal_what_the_counter_of_torch_counts_in_products_with_weights(l
     assert counted.suffixes == 2 * weights * rows + 3 * flops.attention_flops(shapes, seen)
     assert counted.documents == 2 * weights * reading.length + 3 * flops.attention_flops(shapes, flops.pairs(reading.length))
     assert (counted.backward == 0) == (lowest is None)
+
+
+def test_a_heads_width_is_what_the_config_says_or_its_share_of_the_hidden_size():
+    shapes = {"hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 5}
+    shares, wide = SimpleNamespace(**shapes), SimpleNamespace(**shapes, head_dim=7)
+    assert flops.head_width(shares) == 3 and isinstance(flops.head_width(shares), int) and flops.head_width(wide) == 7
+    assert flops.attention_flops(shares, 10) == 4 * 4 * 3 * 10 and flops.attention_flops(wide, 10) == 4 * 4 * 7 * 10
+    assert flops.weights_per_layer(wide) == 12 * 7 * (4 + 2 + 2 + 4) + 3 * 12 * 5
 
 
 def test_a_plain_step_reads_one_sequence_and_computes_all_logits():
