@@ -101,6 +101,8 @@ def mutants(path: Path) -> list[dict]:
                 return False
             if isinstance(node, cst.If) and isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING":
                 return False
+            if isinstance(node, cst.Assign) and not self.within and isinstance(node.value, cst.Subscript):
+                return False  # a name for a type
             if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
                 self.within.append(node)
             for kind, operator in operators:
