@@ -66,7 +66,7 @@ def mutants(path: Path) -> list[dict]:
     def arguments(node):
         """A positional argument becomes None, a keyword falls back on its default."""
         for i, given in enumerate(node.args):
-            if given.keyword is None and not given.star and not _is_none(given.value) and name(node) != "to":
+            if given.keyword is None and not given.star and not _is_none(given.value) and name(given.value) != "device":
                 yield node.with_changes(args=[*node.args[:i], given.with_changes(value=cst.Name("None")), *node.args[i + 1 :]])
             elif given.keyword is not None and given.keyword.value not in WITHOUT_EFFECT:
                 yield node.with_changes(args=[*node.args[:i], *node.args[i + 1 :]])
@@ -74,13 +74,19 @@ def mutants(path: Path) -> list[dict]:
     def string(node):
         yield from list(mutators.operator_string(node))[:1]
 
-    def name(call):
-        return call.func.attr.value if isinstance(call.func, cst.Attribute) else getattr(call.func, "value", "")
+    def swap(node):
+        if not (isinstance(node, cst.UnaryOperation) and isinstance(node.expression, cst.Integer)):  # -1 and 1 are one dimension
+            yield from mutators.operator_swap_op(node)
+
+    def name(node):
+        """The last name of what is called or looked up."""
+        node = getattr(node, "func", node)
+        return node.attr.value if isinstance(node, cst.Attribute) else getattr(node, "value", "")
 
     def _is_none(node):
         return isinstance(node, cst.Name) and node.value == "None"
 
-    replaced = {mutators.operator_arg_removal: arguments, mutators.operator_string: string}
+    replaced = {mutators.operator_arg_removal: arguments, mutators.operator_string: string, mutators.operator_swap_op: swap}
     operators = [(kind, replaced.get(op, op)) for kind, op in mutators.mutation_operators]
     operators += [(cst.SimpleStatementLine, statement), (cst.If, condition), (cst.While, condition)]
 
@@ -97,7 +103,7 @@ def mutants(path: Path) -> list[dict]:
                 return False
             if isinstance(node, cst.Expr) and isinstance(node.value, (cst.SimpleString, cst.ConcatenatedString)):
                 return False  # a docstring
-            if isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value in WITHOUT_EFFECT:
+            if isinstance(node, cst.Arg) and (name(node.value) == "device" or (node.keyword and node.keyword.value in WITHOUT_EFFECT)):
                 return False
             if isinstance(node, cst.If) and isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING":
                 return False

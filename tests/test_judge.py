@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CONFIGS, HEADS, Letters, both, candidate_set, random_model
-from transformers import AutoModelForCausalLM, GPT2Config
+from test_encoder import make_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
+from dream import config as configs
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
 from dream.judge import Injection, Judge, Limits, Prompt
@@ -417,6 +419,26 @@ def test_without_limits_the_pieces_spell_the_documented_text():
     candidates = CandidateSet("s", "t", ("0", "1"), ("First one.", "Second."), (Question("q", "which", 1),))
     text = "PASSAGES:\n\nFirst one.\n\nSecond.\n\nQUESTION: which\n\nTARGET PASSAGE:\n\nSecond."
     assert Prompt(Letters(bos=None)).layout(candidates).ids == Prompt(Letters()).tokens(text)
+
+
+def test_nothing_is_added_to_a_text_and_nothing_in_it_is_a_special_token(tmp_path):
+    make_tokenizer(tmp_path, special=True)  # adds <cls> and <eos> by itself
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    added, plain = tokenizer("the cat")["input_ids"], Prompt(tokenizer).tokens("the cat")
+    assert added == [3, *plain, 1] and len(plain) == 2
+    assert not {0, 1, 3} & set(Prompt(tokenizer).tokens("the <eos> cat <pad>"))
+
+
+def test_a_suffix_without_a_target_ends_after_the_question():
+    prompt = Prompt(Letters())
+    suffix = prompt.suffix("which")
+    assert suffix.ids == prompt.tokens("\n\nQUESTION: which") and suffix.query[1] == len(suffix.ids)
+    assert suffix.label == suffix.target == (len(suffix.ids),) * 2
+
+
+def test_lengths_are_the_papers_unless_the_config_says_otherwise():
+    paper = configs.load(overrides={"recipe": "paper"}).judge
+    assert Limits() == Limits(paper.passage_tokens, paper.query_tokens, paper.target_tokens)
 
 
 def test_an_empty_passage_is_named():

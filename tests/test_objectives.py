@@ -1,6 +1,7 @@
 """Each objective equals a slow reading of its definition; docs/objectives.md shows a working one."""
 
 import dataclasses
+import json
 import math
 import pathlib
 import re
@@ -8,6 +9,7 @@ import re
 import pytest
 import reference
 import torch
+from safetensors.torch import load_file
 from test_training import config, encoder_folder, make_config, make_sets, run, same, weights  # noqa: F401
 
 from dream import objectives
@@ -22,6 +24,56 @@ def test_a_new_objective_is_one_file(config, tmp_path, monkeypatch):  # noqa: F8
     result = run(config, "margin", key="margin")
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert not same(weights(result), weights(run(config, "infonce", key="other")))
+
+
+def test_objectives_are_found_by_name_and_a_mistyped_one_is_one_line():
+    for name in ("dream", "infonce", "replug", "revela"):
+        assert objectives.find(name).__name__.lower() == name and objectives.own_section(name) == (name,)
+    assert objectives.own_section("margin") == ()
+    with pytest.raises(DreamError, match=r"^objectives: 'inforce' is unknown. Did you mean infonce\?"):
+        objectives.find("inforce")
+    with pytest.raises(DreamError, match=r"^objectives: 'zzz' is unknown. Choose from .*dream, .*infonce, .*replug, revela"):
+        objectives.find("zzz")
+
+
+def test_what_an_objective_is_before_it_says_otherwise(config):  # noqa: F811
+    plain = objectives.Objective(config)
+    assert (plain.needs_judge, plain.needs_teacher, plain.expects_gradient) == (False, False, True)
+    assert (plain.flops, plain.step, plain.state(), plain.config) == (0, 0, {}, config) and plain.no_gradient.startswith("Its loss")
+    with pytest.raises(NotImplementedError):
+        plain.loss([], None)
+    needs = {name: (objectives.find(name).needs_judge, objectives.find(name).needs_teacher) for name in ("dream", "replug", "revela")}
+    assert needs == {"dream": (True, False), "replug": (False, True), "revela": (False, False)}
+    assert objectives.find("dream").no_gradient.startswith("Its loss does not depend on the scores: check heads")
+
+
+def test_tau_is_a_parameter_only_where_it_is_learned(encoder_folder):  # noqa: F811
+    for learned in (True, False):
+        tau = objectives.Temperature(make_config(encoder_folder, **{"temperature.learned": learned, "temperature.init": 0.3}))
+        assert tau().item() == pytest.approx(0.3) and tau().dtype == torch.float32
+        assert [n for n, _ in tau.named_parameters()] == ["log_tau"] * learned and list(tau.state_dict()) == ["log_tau"]
+
+
+def test_the_curves_show_the_golds_rank_and_the_entropy_of_p():
+    sets = make_sets(2, k=3, questions=2)  # golds: 0 and 1, then 1 and 2
+    scores = [torch.tensor([[0.3, 0.2, 0.1], [0.5, 0.5, 0.6]]), torch.tensor([[0.4, 0.1, 0.2], [0.0, 0.0, 0.9]])]
+    logs = objectives.ranking_logs(scores, sets, torch.tensor(0.5))
+    entropies = []
+    for row in torch.cat(scores).tolist():
+        p = [math.exp(s / 0.5) for s in row]
+        entropies.append(-sum(x / sum(p) * math.log(x / sum(p)) for x in p))
+    assert logs == {"gold_rank": (1 + 2 + 3 + 1) / 4, "entropy": pytest.approx(sum(entropies) / 4, abs=1e-6)}
+
+
+@pytest.mark.parametrize(("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"infonce.in_batch_negatives": True}), ("replug", {})])
+def test_every_objective_logs_its_scalars(encoder_folder, name, more):  # noqa: F811
+    objective = make(name, encoder_folder, **{"temperature.init": 0.3, f"{name}.temperature": 0.3, **more})
+    sets = make_sets(2)
+    _, logs = objective.loss(sets, Table())
+    gate = {"gate": pytest.approx(0.5), "gap": logs.get("gap")} if name == "dream" else {}
+    ranks = objectives.ranking_logs(objectives.similarities(sets, Table()), sets, objective.tau())
+    tau = objective.tau().item()
+    assert logs == {"tau": tau, **ranks, **gate} and objective.state() == {"tau": tau, **({"gate": gate["gate"]} if gate else {})}
 
 
 # ------------------------------------------------------------------------------------------------------ RePlug
@@ -305,6 +357,30 @@ def test_dream_equals_its_definition_in_loss_and_gradients(encoder_folder, lora)
     assert logs["gate"] == pytest.approx(objective.gamma.sigmoid().item())
 
 
+@pytest.mark.parametrize("control", [{"injection.gate": "off"}, {"injection.scores": "uniform"}])
+def test_a_control_cannot_train_the_judge(encoder_folder, control):  # noqa: F811
+    with pytest.raises(DreamError, match="dream.judge=lora trains the judge, but .* train nothing. Set dream.judge=frozen"):
+        make("dream", encoder_folder, **{"dream.judge": "lora"}, **control)
+
+
+def test_a_trained_judge_is_saved_as_an_adapter_that_names_its_base(encoder_folder, tmp_path):  # noqa: F811
+    objective = make("dream", encoder_folder, **{"dream.judge": "lora", "dream.r": 2, "dream.alpha": 6})
+    objective.judge.reference = "owner/judge"
+    objective.save(tmp_path)
+    folder = tmp_path / "judge_adapter"
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    settings, targets = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")), make_config(encoder_folder).training.lora.targets
+    assert settings["target_modules"] == sorted(targets) and settings["base_model_name_or_path"] == "owner/judge"
+    assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (2, 6, "LORA")
+    saved, trained = load_file(folder / "adapter_model.safetensors"), dict(objective.adapter.named_parameters())
+    assert len(saved) == 2 * 4 * len(targets)
+    for name, weight in saved.items():
+        assert torch.equal(weight, trained[name.replace(".weight", ".default.weight")])
+    frozen = make("dream", encoder_folder)
+    frozen.save(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_gap_is_measured_every_few_steps_and_changes_no_loss(encoder_folder):  # noqa: F811
     objective, encoder = make("dream", encoder_folder, **{"injection.gap_every": 3}), Table()
     sets, found = [reference.candidate_set(questions=2)], []
@@ -332,11 +408,16 @@ def test_every_objective_refuses_wrong_inputs_in_one_line(encoder_folder, name, 
     assert torch.isfinite(objective.loss(good, Table())[0])
     alone = dataclasses.replace(good[0], passages=good[0].passages[:1], passage_ids=good[0].passage_ids[:1])
     stray = dataclasses.replace(good[0], questions=(dataclasses.replace(good[0].questions[0], gold=4),))
+    two = dataclasses.replace(good[0], passages=good[0].passages[:2], passage_ids=good[0].passage_ids[:2])
+    if name != "replug":  # whose teacher knows four candidates
+        assert torch.isfinite(objective.loss([two], Table())[0]), "two candidates are enough"
+    copied = dataclasses.replace(good[0], passages=(*good[0].passages[:3], f"  {good[0].passages[0]}\n"))
     for sets, line in (
+        ([copied], "candidate set s0 has a copy of a target among its negatives"),
         ([], "holds no candidate set"),
         ([good[1], alone], "candidate set s0 has 1 candidates, at least two are needed"),
         ([dataclasses.replace(good[0], questions=())], "candidate set s0 has no question"),
-        ([stray], "whose target is not a candidate"),
+        ([stray], "candidate set s0 has a question whose target is not a candidate"),
     ):
         with pytest.raises(DreamError, match=line):
             objective.loss(sets, Table())
