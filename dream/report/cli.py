@@ -116,6 +116,13 @@ def tables(
     typer.echo("\n".join(render.render(t, format).rstrip("\n") + "\n" for t in built), nl=False)
 
 
+def _for_page(file: Path) -> Path:
+    """The file itself, if its name says that it is a page: nothing else is ever overwritten by one."""
+    if file.suffix != ".html":
+        raise DreamError(f"{str(file)!r} is no name of an HTML file", "Name one that ends in .html")
+    return file
+
+
 def _for_tables(folder: Path) -> Path:
     """The folder itself, if nothing but tables is lost when it is replaced."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -317,10 +324,10 @@ def explain(
     from dream.report import build, render
     from dream.report import explain as explaining
 
+    page = None if html is None else _for_page(html)
     found = explaining.explain(query_id, config.load(params), system, seed)
-    if html is not None:
-        build.write_text(html, explaining.page(found))
-    if html is not None:
+    if page is not None:
+        build.write_text(page, explaining.page(found))
         return show(asdict(found), json, lambda: str(html))
     lines = lambda width=110: explaining.lines(found, width)  # noqa: E731
     show(lambda: asdict(found), json, lambda: render.joined(lines()), lambda: render.Coloured(lines))
@@ -376,7 +383,7 @@ def page(
     from dream.report import build
     from dream.report import page as paging
 
-    build.write_text(out, paging.html(load(params, cells)))
+    build.write_text(_for_page(out), paging.html(load(params, cells)))
     show({"page": str(out), "bytes": out.stat().st_size}, json, lambda: str(out))
 
 
