@@ -228,6 +228,23 @@ class Published(Section):
     dtype: DType = "bfloat16"
 
 
+class Model(Section):
+    """A model that is loaded, and all the rules that its numbers depend on. None: as the model's own folder says."""
+
+    model: ModelReference  # packaged/…, a hub id (owner/name or owner/name@revision) or a folder
+    adapter: ModelReference | None = None  # a PEFT adapter on top of it
+    layers: Positive | None = None  # the first so many layers are kept; None: all
+    pooling: Literal["last", "mean", "cls"] | None = None
+    query_prompt: str | None = None  # put before every query, in training and evaluation
+    document_prompt: str | None = None
+    append_eos: bool = False  # end-of-text token behind every text
+    max_length: Positive | None = None  # longest input in evaluation, in tokens; None: what the folder says, at most 512
+    dtype: DType = "float32"  # of the weights as they are loaded
+    lora_targets: SomeNames | None = None  # None: the attention projections of its architecture
+    trust_remote_code: bool = False  # run code from the model's repository
+    licence: str = ""
+
+
 class RePlug(Tuned):
     direction: Literal["teacher_student", "student_teacher"]
     tau_lm: Annotated[float, Field(gt=0)]
