@@ -34,8 +34,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dream import objectives
+from dream import models, objectives
 from dream.config import Config
+from dream.config.sections import Training
 from dream.errors import DreamError
 from dream.files import replacing, replacing_folder, write_json
 from dream.instances import CandidateSet
@@ -101,13 +102,12 @@ def order(n: int, batch: int, step: int, seed: int) -> list[int]:
     return chosen
 
 
-def used(sets: Sequence[CandidateSet], config: Config) -> Sequence[CandidateSet]:
+def used(sets: Sequence[CandidateSet], knobs: Training) -> Sequence[CandidateSet]:
     """The sets that training takes: the first ``steps × batch``, the same for every objective and seed.
 
     Raises:
         DreamError: there are fewer sets than one batch.
     """
-    knobs = config.training
     if len(sets) < knobs.batch:
         raise DreamError(
             f"training.batch is {knobs.batch}, but only {len(sets)} candidate sets are prepared",
@@ -121,16 +121,17 @@ def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator).tolist()
 
 
-def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], judge: Any, heads, key: str) -> Result:
+def train(
+    config: Config, name: str, seed: int, sets: Sequence[CandidateSet], given: objectives.Given, key: str
+) -> Result:
     """Train one encoder with one objective and seed.
 
     Args:
-        config: the resolved config.
+        config: what the stage may read: ``roles.encoder``, ``encoder``, ``training``, ``temperature``, the objective's knobs.
         name: a registered objective.
         seed: of the adapter's initialisation and of the order of the sets.
         sets: the candidate sets; one step takes ``training.batch`` of them.
-        judge: the frozen LLM, or None where the objective asks none.
-        heads: the selected (layer, head) pairs.
+        given: what the objective needs of the judge: the frozen LLM, its heads, its teacher.
         key: names the resume folder; must change with everything that can change the result.
 
     Raises:
@@ -141,14 +142,23 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
 
     from dream.encoder import Encoder
 
-    config = config.tuned(name)
     knobs = config.training
-    sets = used(sets, config)
+    sets = used(sets, knobs)
     torch.set_num_threads(knobs.threads)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    encoder = Encoder.load(config, trainable=True, seed=seed, device=accelerator.device)
-    step = Step(encoder, objectives.find(name)(config, judge, heads)).to(accelerator.device)
+    encoder = Encoder.load(
+        models.rules(config.roles["encoder"], "encoder"),
+        trainable=True,
+        lora=knobs.lora,
+        seed=seed,
+        max_length=config.encoder.max_length,
+        token_budget=config.encoder.token_budget,
+        gradient_checkpointing=knobs.gradient_checkpointing,
+        device=accelerator.device,
+    )
+    objective = objectives.find(name)
+    step = Step(encoder, objective.build(config.knobs[name], config, given)).to(accelerator.device)
     _shard(accelerator, encoder, knobs)
     parameters = step.trained()
     optimizer = torch.optim.AdamW(groups(parameters, knobs), weight_decay=knobs.weight_decay)
@@ -351,8 +361,9 @@ def _shard(accelerator, encoder: nn.Module, knobs) -> None:
 
 
 def operations(objective: objectives.Objective, encoder: nn.Module) -> float:
-    """So far: the objective's, and per token of the encoder a forward pass and the gradient of its activations."""
-    return objective.flops + 2 * encoder.flops_per_token * encoder.trained_tokens
+    """So far: the objective's, and per token of the encoder a forward pass and, where one is taken, the activations' gradient."""
+    passes = 2 if objective.expects_gradient else 1
+    return objective.flops + passes * encoder.flops_per_token * encoder.trained_tokens
 
 
 def _norm(gradients) -> float:
@@ -365,7 +376,7 @@ def _guard(name: str, number: int, logs: dict[str, float], encoder_norm: float, 
     if not all(map(math.isfinite, (logs["loss"], encoder_norm, norm))):
         raise DreamError(
             f"{name}: loss {logs['loss']} and gradient norm {norm} at step {number + 1} are not both finite",
-            "Lower training.learning_rate, or set judge.dtype and encoder.dtype to float32",
+            "Lower training.learning_rate, or set the dtype of both models to float32",
         )
     if number == 0 and objective.expects_gradient and encoder_norm == 0:
         raise DreamError(
@@ -410,7 +421,7 @@ class Checkpoints:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         for old in sorted(self.folder.glob("step-*.pt"))[: -self.keep]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another run of the same key may have been faster
 
     def restore(self, parameters, optimizer, scheduler, result: Result) -> None:
         """Put the newest sound checkpoint into the given objects of every process; without one they stay as they are.

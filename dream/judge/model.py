@@ -177,11 +177,11 @@ class Judge:
         return cls(model, tokenizer, limits, reference, assets.content_hash(reference))
 
     @classmethod
-    def from_config(cls, config: Config, device: torch.device | str | None = None) -> Judge:
-        """The judge that params names, with the lengths of its section ``judge``."""
-        knobs = config.judge
+    def build(cls, config: Config, device: torch.device | str | None = None) -> Judge:
+        """The judge of a configuration: the record ``roles.judge`` with the lengths of the section ``judge``."""
+        record, knobs = config.roles["judge"], config.judge
         limits = Limits(knobs.passage_tokens, knobs.query_tokens, knobs.target_tokens)
-        return cls.load(config.size.judge, knobs.dtype, device, limits, knobs.quantization)
+        return cls.load(record.model, record.dtype, device, limits, record.quantization)
 
     @property
     def device(self) -> torch.device:
