@@ -61,7 +61,7 @@ class Size(Section):
     recipe: Literal["packaged", "smoke", "paper"]
 
 
-class Model(Section):
+class Choice(Section):
     size: str
 
 
@@ -287,7 +287,7 @@ class Report(Section):
 class Config(Section):
     """All of params.yaml, resolved for one size and one recipe."""
 
-    model: Model
+    model: Choice
     recipe: Literal["packaged", "smoke", "paper"]
     sizes: dict[Name, Size]
     objectives: Names
