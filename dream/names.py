@@ -101,7 +101,7 @@ def _known(config: Config) -> None:
 
 
 def _one_thing(config: Config) -> None:
-    from dream.data.tasks.lists import LISTS
+    from dream.data.lists import LISTS
 
     taken = {name.casefold(): what for name, what in _given()}
     mteb = {name for members in LISTS.values() for name in members}  # tell case apart: no file bears a task's name alone
@@ -116,12 +116,13 @@ def _one_thing(config: Config) -> None:
 
 def _given() -> Iterator[tuple[str, str]]:
     """Every name that the code gives, and what it stands for."""
+    from dream.data.lists import LISTS
     from dream.data.sources import SOURCES
-    from dream.data.tasks.lists import LISTS
     from dream.data.tasks.packaged import PACKAGED
 
     for what, found in (
-        ("a recipe", RECIPES), ("a file beside the tasks", ["made_with.json"]), ("a system", [*BUILT_IN, *RERANKERS, "hybrid"]),
+        ("a recipe", RECIPES), ("a file beside the tasks", ["made_with.json", "entry.json"]),
+        ("a system", [*BUILT_IN, *RERANKERS, "hybrid"]),
         ("an objective", objectives()), ("a packaged training source", SOURCES), ("a packaged task", PACKAGED),
         ("a list of mteb tasks", LISTS),
     ):  # fmt: skip
@@ -137,7 +138,7 @@ def _ends(name: str, lists: dict[str, list[str]], above: tuple[str, ...] = ()) -
 
 def _cells(config: Config) -> None:
     """Over everything that params.yaml defines, listed or not: a system switched on later meets no file of another."""
-    from dream.data.tasks.lists import LISTS
+    from dream.data.lists import LISTS
     from dream.data.tasks.packaged import PACKAGED
 
     systems = [(name, None) for name in (*BUILT_IN, *RERANKERS, *config.published)]

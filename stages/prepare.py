@@ -8,7 +8,7 @@ from dream.errors import exits_cleanly
 from dream.files import replacing_folder, write_json
 
 DATA = ("data", "questions", "own", "tasks", "task_lists")
-TASKS = ("data", "own", "tasks", "task_lists")
+TASKS = ("data", "own")
 
 
 @exits_cleanly
@@ -32,7 +32,8 @@ def main() -> None:
             prepare.write(prepared, data)
             write_json(data / "summary.json", prepared.records)
             manifest.stamp(data, config, *DATA)
-            manifest.stamp(tasks, config, *TASKS)
+            for entry in config.tasks:
+                manifest.stamp(tasks / entry, config, *TASKS)
         write_json("reports/cells/prepare.json", prepared.records)
         record.notes = {"passages": len(prepared.passages), "instances": len(prepared.instances)}
     for r in prepared.records:

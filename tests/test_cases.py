@@ -196,7 +196,7 @@ def test_ids_stay_text_from_file_to_cell(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = Path(__file__).parent.parent / "params.yaml"
     config = configs.load(params, overrides={"own": {"mine": path}, "tasks": ["mine"]})
-    tasks.write(tasks.build("mine", config))
+    tasks.write(tasks.build("mine", config), tasks.FOLDER / "mine")
     read = tasks.load("mine", config)
     assert set(read.judgements) == set(read.queries["id"]) == set(read.corpus["id"]) == set(names)
     system = systems.load("bm25", config)
@@ -248,7 +248,7 @@ def test_what_was_left_out_reaches_the_records(make, tmp_path):
     queries = pd.DataFrame({"source": [], "target_id": [], "query": []})
     _, instances, (source,) = prepare.training(config, queries, set())
     assert source["notes"] == "2 repeated judgements, equal to the first, counted once" and not instances.attrs
-    tasks.write(tasks.build("mine", config), tmp_path / "tasks")
+    tasks.write(tasks.build("mine", config), tmp_path / "tasks/mine")
     record = prepare.contamination(tasks.load("mine", config, tmp_path / "tasks"), set())
     assert record["notes"] == "1 repeated judgements, equal to the first, counted once"
 

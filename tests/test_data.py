@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dream import config as configs
-from dream.data import code, development, packaged, prepare, questions, sources, tasks
+from dream.data import code, development, lists, packaged, prepare, questions, sources, tasks
 from dream.data.sources import wikipedia
 from dream.data.tables import fingerprint, frames, normalise, quotas
 from dream.data.tasks import mteb as mteb_tasks
@@ -88,7 +88,7 @@ def test_held_out_shares_are_about_what_was_asked():
 
 def test_tasks_are_read_back_as_written(own, tmp_path):
     built = tasks.build("mine", own)
-    tasks.write(built, tmp_path / "tasks")
+    tasks.write(built, tmp_path / "tasks/mine")
     read = tasks.load("mine", own, tmp_path / "tasks")
     assert read.revision == built.revision and read.judgements == built.judgements and read.suite == "own"
     pd.testing.assert_frame_equal(read.corpus, built.corpus)
@@ -140,7 +140,7 @@ def test_unknown_and_unfit_tasks():
 def test_listed_tasks_are_mtebs_own():
     import mteb
 
-    listed = tasks.lists.LISTS
+    listed = lists.LISTS
     assert set(listed["beir"]) == {task.metadata.name for task in mteb.get_benchmark("BEIR").tasks}
     public = [t for t in mteb.get_benchmark("RTEB(beta)").tasks if t.metadata.is_public is not False]
     assert set(listed["rteb"]) == {task.metadata.name for task in public}

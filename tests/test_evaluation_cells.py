@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch, llama):
     shutil.copy(Path(__file__).parent.parent / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
-    write(make_task())
+    write(make_task(), "work/tasks/general")
 
     def config(**overrides):
         return load(
@@ -380,7 +380,8 @@ def test_the_stage_refuses_another_size_and_writes_its_run(project, monkeypatch,
     raw["sizes"]["tiny"] = config.size.model_dump()
     raw["own"] = {"tiny": "unused"}
     Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    manifest.stamp("work/tasks", config, "own")
+    write(make_task(), "work/tasks/tiny")
+    manifest.stamp("work/tasks/tiny", config, "own")
     with pytest.raises(SystemExit, match="--size 3b was asked for"):
         stage.main(["--size", "3b", "--system", "bm25", "--tasks", "tiny"])
     stage.main(["--size", "tiny", "--system", "bm25", "--tasks", "tiny"])

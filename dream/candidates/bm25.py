@@ -15,12 +15,14 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
 
-from dream.config import BM25
+if TYPE_CHECKING:
+    from dream.config import BM25
+
 
 WORDS = re.compile(r"(?u)\b\w\w+\b")  # bm25s's own pattern
 LARGE = 100_000  # documents; in a smaller index it is faster to score all of them

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 
 from dream.candidates.bm25 import BM25Index
 from dream.candidates.sets import Texts
-from dream.config import Config
 from dream.instances import passage_texts
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def keep(questions: pd.DataFrame, passages: pd.DataFrame, config: Config) -> pd.DataFrame:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dream import assets
 from dream.assets import hub, models
 from dream.assets.registry import DATA, MODELS, WHEELS
-from dream.config import Config
 from dream.data import sources, tasks
 from dream.files import sha256
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def model_references(config: Config) -> dict[str, str]:

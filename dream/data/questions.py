@@ -10,15 +10,18 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm import tqdm
 
 from dream import assets
-from dream.config import Config
 from dream.data import sources
 from dream.data.tables import rng
 from dream.files import value_hash
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 COLUMNS = ["source", "target_id", "query"]
 PATH = Path("work/questions/questions.parquet")  # what stage questions writes

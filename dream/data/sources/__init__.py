@@ -7,13 +7,17 @@ params that have ``qrels/train.tsv`` are sources too.
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
 from dream.data.sources import boolq, code, own, qasper, squad, wikipedia
 from dream.data.sources.base import Source
+from dream.data.tables import INSTANCES, text_id
 from dream.errors import DreamError
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 _ALL = (boolq.SOURCE, squad.SOURCE, squad.GENERATED, qasper.SOURCE, code.SOURCE, wikipedia.SOURCE)
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
@@ -60,8 +64,6 @@ def load(name: str, config: Config, questions: pd.DataFrame | None = None) -> tu
 
 def asked(name: str, passages: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
     """Instances from generated questions; passages without one give none."""
-    from dream.data.tables import INSTANCES, text_id
-
     groups = dict(zip(passages["passage_id"], passages["group"], strict=True))
     rows = [
         (text_id(f"{name}-q", query, target), name, groups[target], query, target)

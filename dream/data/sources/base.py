@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
+if TYPE_CHECKING:
+    from dream.config import Config
+
 
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from dream.assets import hub
+from dream.data.lists import LISTS, suite
 from dream.data.tables import CORPUS, QRELS, QUERIES, copies, grade
 from dream.data.tasks.base import Task, make
-from dream.data.tasks.lists import LISTS, suite
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 

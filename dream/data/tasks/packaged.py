@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
 from dream.data import code, development, packaged
 from dream.data.packaged import Pair
 from dream.data.sources.squad import in_training
 from dream.data.tables import CORPUS, QRELS, QUERIES, draw, rng, text_id
 from dream.data.tasks.base import Task, make
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 Texts = Iterable[tuple[str, str]]
 
