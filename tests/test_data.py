@@ -1,6 +1,9 @@
 """Sources and tasks: draws, mixing, decontamination, question writing, and what a user can get wrong."""
 
+import dataclasses
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,7 @@ from dream.data.tables import fingerprint, frames, normalise, quotas
 from dream.data.tasks import mteb as mteb_tasks
 from dream.data.tasks.packaged import drawn_down, tables
 from dream.errors import DreamError
+from dream.files import folder_hash, read_json
 
 
 def write_set(folder, train=True):
@@ -94,6 +98,39 @@ def test_tasks_are_read_back_as_written(own, tmp_path):
     pd.testing.assert_frame_equal(read.corpus, built.corpus)
     with pytest.raises(DreamError, match=r"task\.json is missing. Run `dvc repro`"):
         tasks.load("mine", own, tmp_path / "nowhere")
+
+
+def test_every_entry_has_its_own_tasks(tmp_path, monkeypatch):
+    """A task in two lists stands in both; a list of mteb tasks is one small file; another list changes no byte."""
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    sets = {name: write_set(tmp_path / name) for name in ("one", "two")}
+    lists = {"task_lists.a": ["one", "two"], "task_lists.b": ["two", "SciFact"], "task_lists.c": ["SciFact"]}
+    config = configs.load(overrides={"own": sets, "data.sources": [], "data.instances": 8, "tasks": ["a", "b", "c", "one"], **lists})
+    loaded, root = tasks.build("two", config), tmp_path / "tasks"
+    monkeypatch.setattr(mteb_tasks, "parts", lambda name: iter([dataclasses.replace(loaded, name=name)]))
+    records = prepare.prepare(config, folder=root).records
+    assert [r["name"] for r in records if r["kind"] == "task"] == ["one", "two", "SciFact"]
+    members = {entry: sorted(p.name for p in (root / entry).iterdir()) for entry in config.tasks}
+    assert members == {"a": ["entry.json", "one", "two"], "b": ["entry.json", "two"], "c": ["entry.json"], "one": ["entry.json", "one"]}
+    assert read_json(root / "b/entry.json") == {"tasks": ["two", "SciFact"]}
+    assert tasks.written(root).keys() == {"one", "two"} and tasks.written(root / "none") == {}
+    before = {entry: folder_hash(root / entry) for entry in "ac"}
+    more = config.model_copy(update={"task_lists": {**config.task_lists, "b": ["two", "one"]}})
+    tasks.write_entry("b", more, root / "b")
+    assert {entry: folder_hash(root / entry) for entry in "ac"} == before
+    shutil.rmtree(root / "a")  # evaluating b needs b alone
+    assert tasks.load("two", config.model_copy(update={"tasks": ["b"]}), root).revision == loaded.revision
+    with pytest.raises(DreamError, match="task one is in no entry of tasks. List it under `tasks`"):
+        tasks.load("one", config.model_copy(update={"tasks": ["b"]}), root)
+
+
+def test_of_a_task_in_two_entries_readers_take_the_newest(tmp_path):
+    for age, entry in enumerate(("new", "old", ".killed")):
+        file = tmp_path / entry / "boolq/task.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file, (1000 - age, 1000 - age) if entry != ".killed" else None)
+    assert tasks.written(tmp_path) == {"boolq": tmp_path / "new/boolq"}
 
 
 def test_revision_follows_every_table():

@@ -380,11 +380,11 @@ def test_the_stage_refuses_another_size_and_writes_its_run(project, monkeypatch,
     raw["sizes"]["tiny"] = config.size.model_dump()
     raw["own"] = {"tiny": "unused"}
     Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    write(make_task(), "work/tasks/tiny")
+    Path("work/tasks/general").rename("work/tasks/tiny")  # an entry's evaluation needs its own folder alone
     manifest.stamp("work/tasks/tiny", config, "own")
     with pytest.raises(SystemExit, match="--size 3b was asked for"):
         stage.main(["--size", "3b", "--system", "bm25", "--tasks", "tiny"])
     stage.main(["--size", "tiny", "--system", "bm25", "--tasks", "tiny"])
     assert "nDCG@10" in capsys.readouterr().out
     (run,) = json.loads((manifest.RUNS / "evaluate-bm25-tiny.json").read_text())
-    assert run["stage"] == "evaluate" and run["cell"] == "bm25-tiny"
+    assert run["stage"] == "evaluate" and run["cell"] == "bm25-tiny" and set(run["inputs"]) == {"work/tasks/tiny"}
