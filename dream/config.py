@@ -335,6 +335,22 @@ class Config(Section):
         """The entry of ``sizes`` that ``model.size`` names."""
         return self.sizes[self.model.size]
 
+    @property
+    def roles(self) -> dict[str, Model]:
+        """The records of the models in use, by role: encoder, judge, generator, dense, and references that are models."""
+        remote = {"trust_remote_code": self.encoder.trust_remote_code}
+        return {
+            "encoder": Model(model=self.size.encoder, layers=self.size.encoder_layers, **remote),
+            "judge": Model(model=self.size.judge, **remote),
+            "generator": Model(model=self.questions.generator, dtype=self.questions.dtype, **remote),
+            "dense": Model(model=self.candidates.dense_model),
+            **{
+                name: Model(model=self.published[name].model, adapter=self.published[name].adapter, **remote)
+                for name in self.references
+                if name in self.published
+            },
+        }
+
     def tuned(self, objective: str) -> Config:
         """The config as one objective trains with it: its section's learning rate and temperature in the common ones' place."""
         own = getattr(self, objective, None)

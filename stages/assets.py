@@ -1,4 +1,4 @@
-"""Stage assets: models and data of the resolved config → shared cache; what they are → work/assets/assets.json."""
+"""Stage assets: models and data of the resolved config → shared cache; what they are → work/assets: a JSON per role, data.json."""
 
 import argparse
 
@@ -24,19 +24,19 @@ def main() -> None:
         from dream.evaluation import systems
 
         needs.check_available(config)
-        records = needs.ensure(config)
+        found, data = needs.models(needs.roles(config)), needs.data(config)
         config.heads.require(*models.attention_heads(assets.model_path(config.size.judge)))
         encoder.check_lengths(config)
         for name in set(config.references) & set(config.published):
             systems.resolve(name, config)
         with replacing_folder("work/assets") as folder:
-            write_json(folder / "assets.json", {"assets": records, "code": code.versions()})
+            for role, model in found.items():
+                write_json(folder / f"{role}.json", model)
+            write_json(folder / "data.json", {"assets": data, "code": code.versions()})
             manifest.stamp(folder, config, *SECTIONS)
-        record.notes = {"assets": len(records)}
-    for entry in records:
-        print(
-            f"[assets] {entry['kind']:5} {entry['name']} ({entry['used_for']}), {entry.get('licence', 'see its card')}"
-        )
+        record.notes = {"assets": len(found) + len(data)}
+    for entry in [*({**model, "used_for": role} for role, model in found.items()), *data]:
+        print(f"[assets] {entry['kind']:5} {entry['name']} ({entry['used_for']}), {entry.get('licence', 'see its card')}")
 
 
 if __name__ == "__main__":

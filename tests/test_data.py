@@ -316,7 +316,7 @@ def test_question_writing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     asked = []
 
     class Writer:
-        def __init__(self, config): ...
+        def __init__(self, record, settings): ...
 
         def __call__(self, texts):
             asked.extend(texts)

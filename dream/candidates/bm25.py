@@ -89,9 +89,7 @@ class BM25Index:
         progress: show progress bars.
     """
 
-    def __init__(
-        self, texts: Iterable[str], settings: BM25, ids: Sequence[str] | None = None, progress: bool = False
-    ) -> None:
+    def __init__(self, texts: Iterable[str], settings: BM25, ids: Sequence[str] | None = None, progress: bool = False) -> None:
         import bm25s
 
         self.progress = progress

@@ -56,7 +56,7 @@ def _bm25(config: Config, passages: pd.DataFrame) -> Search:
 
 
 def _dense(config: Config, passages: pd.DataFrame) -> Search:
-    index = DenseIndex(list(passage_texts(passages)), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
+    index = DenseIndex(list(passage_texts(passages)), config.roles["dense"], list(passages["passage_id"]), progress=True)
     return lambda queries: (index.search(queries, max(DEPTH, config.candidates.count))[0].tolist(), None)
 
 

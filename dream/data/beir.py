@@ -137,13 +137,9 @@ def read(path: str, split: str = "test") -> BeirSet:
     queries = queries[queries["id"].isin(relevant)].reset_index(drop=True)
     mute = queries["id"][queries["text"].map(blank)]
     if len(mute):
-        raise DreamError(
-            f"{label}/queries.jsonl: query {mute.iloc[0]!r} has no text", "Give it a text or remove its judgements"
-        )
+        raise DreamError(f"{label}/queries.jsonl: query {mute.iloc[0]!r} has no text", "Give it a text or remove its judgements")
     if queries.empty:
-        raise DreamError(
-            f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used"
-        )
+        raise DreamError(f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used")
     return BeirSet(corpus.reset_index(drop=True), queries, qrels, notes)
 
 
@@ -200,9 +196,7 @@ def _qrels(path: Path, label: str, queries: set[str], corpus: set[str], counts: 
         judged = grade(fields[2], place)
         for name, known, what in ((fields[0], queries, "queries"), (fields[1], corpus, "corpus")):
             if name not in known:
-                raise DreamError(
-                    f"{place}: id {name!r} is not in {what}.jsonl", "Correct the id or remove this judgement"
-                )
+                raise DreamError(f"{place}: id {name!r} is not in {what}.jsonl", "Correct the id or remove this judgement")
         before, first = rows.setdefault((fields[0], fields[1]), (judged, place))
         if before != judged:
             raise DreamError(

@@ -43,9 +43,7 @@ class Task:
     def judgements(self) -> dict[str, dict[str, int]]:
         """qrels as query id → document id → relevance."""
         found: dict[str, dict[str, int]] = {}
-        for query, doc, grade in zip(
-            self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True
-        ):
+        for query, doc, grade in zip(self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True):
             found.setdefault(query, {})[doc] = int(grade)
         return found
 
