@@ -1,4 +1,4 @@
-"""Stage assets: models and data of the resolved config → shared cache; what they are → work/assets: a JSON per role, data.json."""
+"""Stage assets: models and data of the config → shared cache; what they are → work/assets, a JSON per role and one of data."""
 
 import argparse
 

@@ -76,6 +76,15 @@ def test_pip_failure_is_one_line(wheel, cache, monkeypatch):
     assert "\n" not in str(caught.value) and left(cache) == []
 
 
+def test_what_pip_says_may_be_in_any_encoding(wheel, cache, tmp_path, monkeypatch):
+    pip = tmp_path / "pip"
+    pip.write_bytes(b"#!/bin/sh\nprintf 'ERROR: Zugriff verweigert f\\374r Gr\\303\\274n\\n' >&2\nexit 1\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(wheels.sys, "executable", str(pip))
+    with pytest.raises(DreamError, match=r"pip could not fetch tiny-asset==1.0 \(Zugriff verweigert f\ufffdr Gr\u00fcn\)"):
+        wheels.unpacked(wheel)
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device", "x")])
 def test_interrupted_fetch_leaves_nothing_and_the_next_run_completes(wheel, cache, monkeypatch, fault):
     def breaks(*args):

@@ -217,7 +217,7 @@ def test_what_dvc_writes_is_read_back(tmp_path_factory, value):
 
 
 BROKEN = {
-    "a: 1\na: 2": r"line 2 is not valid YAML .found duplicate key", "a:\n\t- b": "line 2 is not valid YAML .found character",
+    "a: 1\na: 2": r"line 2 is not valid YAML .the key \"a\" stands twice in one mapping.\. Correct it", "a:\n\t- b": "line 2 is not valid YAML .found character",
     "a: &a {b: *a}": "Circular reference", "a: [": "line 1", "a: 1\n---\nb: 2": "another document", "a: \x00": "unacceptable character",
     "a: !!python/object:os.system x": "could not determine a constructor", "a: " + "9" * 5000: "integer", "a: " + "[" * 40: "line 1",
     "? [a]\n: 1": "keys must be", "a: \"\\ud800\"": "surrogates not allowed", "a: !!int abc": "invalid literal", "a: *b": "undefined alias", "a: =": "constructor", "a: !!bool maybe": "maybe",

@@ -33,7 +33,8 @@ class DenseIndex:
 
     Args:
         texts: documents, title and text joined.
-        record: the encoder; where it says nothing of pooling, a folder without sentence-transformers files is mean pooled.
+        record: the encoder; where neither it nor its folder says how to pool, the library takes the mean, of a causal model
+            the last token.
         ids: one per text, unique.
 
     Raises:
