@@ -147,8 +147,9 @@ def clean(answer: str) -> str:
 
 def _journal(config: Config) -> Path:
     """Answers by passage: what else they depend on is in the folder's name."""
-    writer = config.roles["generator"].model_dump(include={"model", "adapter", "layers", "dtype"})
-    key = value_hash([writer, config.questions.model_dump(include={"prompt", "max_new_tokens", "batch"})])[:16]
+    writer, asked = config.roles["generator"], config.questions
+    model = [writer.model, writer.adapter, writer.layers, writer.dtype]
+    key = value_hash([*model, asked.prompt, asked.max_new_tokens, asked.batch])[:16]
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
 
 

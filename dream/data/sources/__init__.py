@@ -29,6 +29,11 @@ def of(config: Config) -> list[str]:
     return list(dict.fromkeys([*config.data.sources, *trained]))
 
 
+def reads(config: Config) -> list[str]:
+    """Settings that :func:`of` and :func:`load` read for the config's sources, as ``section.knob``; a stage needs no others."""
+    return list(dict.fromkeys(["data.sources", "own", *(knob for name in of(config) for knob in get(name, config).reads)]))
+
+
 def get(name: str, config: Config) -> Source:
     """The source of this name.
 

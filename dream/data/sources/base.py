@@ -30,6 +30,7 @@ class Source:
         passages: config → passages alone, of sources whose questions are generated.
         assets: packaged data that it reads.
         check: stops with one line if something else that it needs is not at hand.
+        reads: settings that its functions read, as ``section.knob``.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     passages: Callable[[Config], pd.DataFrame] | None = None
     assets: tuple[str, ...] = ()
     check: Callable[[Config], None] = _nothing
+    reads: tuple[str, ...] = ()
 
     @property
     def needs_questions(self) -> bool:

@@ -47,6 +47,7 @@ SOURCE = Source(
     licence="CC BY-SA 4.0",
     load=load,
     assets=("squad",),
+    reads=("tasks", "task_lists", "own"),
 )
 GENERATED = Source(
     name="squad-generated",
@@ -55,4 +56,5 @@ GENERATED = Source(
     licence="CC BY-SA 4.0",
     passages=passages,
     assets=("squad",),
+    reads=("tasks", "task_lists", "own"),
 )

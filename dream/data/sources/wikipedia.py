@@ -106,4 +106,5 @@ SOURCE = Source(
     licence="CC BY-SA 3.0",
     passages=passages,
     check=check,
+    reads=("data.sources", "data.instances", "data.development", "data.passage_words", "data.seed", "questions.per_set"),
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.data import beir
+from dream.data import beir, sources
 from dream.data.lists import of, resolve
 from dream.data.tasks import mteb, own, packaged
 from dream.data.tasks.base import Task
@@ -27,7 +27,21 @@ if TYPE_CHECKING:
 
 FOLDER = Path("work/tasks")
 TABLES = ("corpus", "queries", "qrels")
-__all__ = ["Task", "assets", "build", "check", "kind", "load", "of", "parts", "resolve", "write", "write_entry", "written"]
+__all__ = [
+    "Task",
+    "assets",
+    "build",
+    "check",
+    "kind",
+    "load",
+    "of",
+    "parts",
+    "reads",
+    "resolve",
+    "write",
+    "write_entry",
+    "written",
+]
 
 
 def kind(name: str, config: Config) -> str:
@@ -38,6 +52,15 @@ def kind(name: str, config: Config) -> str:
 def assets(name: str) -> tuple[str, ...]:
     """Packaged data that a task reads."""
     return PACKAGED[name].assets if name in PACKAGED else ()
+
+
+def reads(names: list[str], config: Config) -> list[str]:
+    """Settings that :func:`build` reads for these tasks, as ``section.knob``: a stage that writes them may have no others."""
+    found = ["own"]
+    for task in (PACKAGED[name] for name in names if name in PACKAGED):
+        found += ["data.task_queries", "data.task_documents", "data.seed"]
+        found += [knob for listed in task.reads for knob in (sources.reads(config) if listed == "sources" else [listed])]
+    return list(dict.fromkeys(found))
 
 
 def check(names: list[str], config: Config) -> None:
