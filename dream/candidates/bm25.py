@@ -100,10 +100,11 @@ class BM25Index:
         documents.order = np.argsort(self.ids, kind="stable")
         self.ids = self.ids[documents.order]
         vocabulary = self._tokenizer.get_vocab_dict()
+        kept: Documents | list[list[int]] = documents
         if not documents.words:  # nothing but stop words: every score is 0
-            documents, vocabulary = [[0]] * len(self.ids), {"": 0}
+            kept, vocabulary = [[0]] * len(self.ids), {"": 0}
         self._index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b, csc_backend="scipy")
-        self._index.index(bm25s.tokenization.Tokenized(documents, dict(vocabulary)), show_progress=progress)
+        self._index.index(bm25s.tokenization.Tokenized(kept, dict(vocabulary)), show_progress=progress)
         self._finder = TopDocuments(self._index)
 
     def __len__(self) -> int:
@@ -148,7 +149,7 @@ class Documents:
         for words in documents:
             self.words.extend(words)
             self.ends.append(len(self.words))
-        self.order: Sequence[int] = range(len(self))
+        self.order: Sequence[int] | np.ndarray = range(len(self))
 
     def __len__(self) -> int:
         return len(self.ends) - 1

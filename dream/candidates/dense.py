@@ -9,7 +9,7 @@ is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,12 +86,11 @@ def load(record: Model) -> SentenceTransformer:
     similarity = str(model.similarity_fn_name)
     if similarity != "cosine" and not (similarity in ("dot", "euclidean") and isinstance(model[-1], Normalize)):
         raise DreamError(f"{name} compares vectors by {similarity}", "Choose one by cosine")
-    for module in model if record.pooling else ():
-        has, wanted = getattr(module, "pooling_mode", None), POOLING[record.pooling]
-        if has and has != wanted and (folder / "modules.json").is_file():
-            raise DreamError(f"{name}: the model's own pooling is {has}, not {wanted}", "Leave pooling out of its record")
-        if has:
-            module.pooling_mode = wanted
+    modules: list[Any] = [module for module in model if record.pooling and hasattr(module, "pooling_mode")]
+    for module in modules:
+        has, module.pooling_mode = module.pooling_mode, POOLING[str(record.pooling)]
+        if has != module.pooling_mode and (folder / "modules.json").is_file():
+            raise DreamError(f"{name}: the model's own pooling is {has}, not {record.pooling}", "Leave pooling out of its record")
     limits = (model.max_seq_length, record.max_length, MAX_LENGTH)
     model.max_seq_length = min(limit for limit in limits if limit)
     return model

@@ -121,8 +121,8 @@ def read(path: str, split: str = "test") -> BeirSet:
     Raises:
         DreamError: a file is missing, a line is malformed (file:line), an id is unknown or repeated, nothing is left.
     """
-    folder, counts, notes = folder_of(path), Counter(), []
-    label = Path(path).name
+    folder, label = folder_of(path), Path(path).name
+    counts: Counter[str] = Counter()
     for name in ("queries.jsonl", f"qrels/{split}.tsv"):
         if not (folder / name).is_file():
             raise DreamError(f"{path} holds no {name}", FORM)
@@ -130,7 +130,7 @@ def read(path: str, split: str = "test") -> BeirSet:
     queries = _table(folder / "queries.jsonl", label, QUERIES, counts)
     qrels = _qrels(folder / "qrels" / f"{split}.tsv", label, set(queries["id"]), set(corpus["id"]), counts)
 
-    notes += [f"{count} {what}" for what, count in counts.items()]
+    notes = [f"{count} {what}" for what, count in counts.items()]
     empty = corpus["title"].map(blank) & corpus["text"].map(blank)
     if empty.any():
         notes.append(f"{int(empty.sum())} documents without title and text left out")

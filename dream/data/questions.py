@@ -130,7 +130,7 @@ class Writer:
         if not self.tokenizer.chat_template:
             return (self.tokenizer.bos_token or "") + prompt
         turn = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def clean(answer: str) -> str:
@@ -157,14 +157,15 @@ def _read(journal: Path) -> dict[str, str]:
     """Answers written so far; a line that was cut by an interruption is dropped from the file."""
     if not journal.exists():
         return {}
-    whole, done = 0, {}
+    whole = 0
+    done: dict[str, str] = {}
     with open(journal, "rb") as stream:
         for line in stream:
             try:
-                name, question = json.loads(line) if line.endswith(b"\n") else (None, None)
+                name, question = json.loads(line)
             except ValueError:
                 break
-            if name is None:
+            if not line.endswith(b"\n"):
                 break
             done[name] = question
             whole += len(line)

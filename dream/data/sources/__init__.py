@@ -60,7 +60,7 @@ def load(name: str, config: Config, questions: pd.DataFrame | None = None) -> tu
         DreamError: unknown name, data that is missing or malformed, or no questions for a source that needs them.
     """
     source = get(name, config)
-    if not source.needs_questions:
+    if source.load:
         return source.load(config)
     passages = source.passages(config)
     written = pd.DataFrame({"target_id": [], "query": []}) if questions is None else questions

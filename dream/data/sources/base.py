@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from dream.data.tables import Tables
+
 if TYPE_CHECKING:
     from dream.config import Config
 
 
-Tables = tuple[pd.DataFrame, pd.DataFrame]
-
-
 def _nothing(config: Config) -> None:
     """A source that needs nothing beyond its assets."""
+
+
+def _no_passages(config: Config) -> pd.DataFrame:
+    raise NotImplementedError("a source gives load or passages")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Source:
     description: str
     licence: str
     load: Callable[[Config], Tables] | None = None
-    passages: Callable[[Config], pd.DataFrame] | None = None
+    passages: Callable[[Config], pd.DataFrame] = _no_passages
     assets: tuple[str, ...] = ()
     check: Callable[[Config], None] = _nothing
     reads: tuple[str, ...] = ()

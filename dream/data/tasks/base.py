@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -48,7 +49,7 @@ class Task:
         return found
 
 
-def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more) -> Task:
+def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more: Any) -> Task:
     """A :class:`Task` with its tables in the order of their ids and its revision.
 
     Raises:

@@ -31,7 +31,7 @@ def _get(name: str) -> list[Any]:
     import mteb
 
     try:
-        task = mteb.get_task(name, hf_subsets=SUBSETS.get(name), **({"eval_splits": ["dev"]} if name == "MSMARCO" else {}))
+        task = mteb.get_task(name, hf_subsets=SUBSETS.get(name), eval_splits=["dev"] if name == "MSMARCO" else None)
     except KeyError:
         names = [task.metadata.name for task in mteb.get_tasks(task_types=["Retrieval"])]
         near = difflib.get_close_matches(name, [*PACKAGED, *LISTS, *names], n=1)
