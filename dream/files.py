@@ -108,6 +108,7 @@ def read_yaml(path: Path | str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        problem = re.sub(r'^found duplicate key (".*?") with value .*', r"the key \1 stands twice in one mapping", problem)
         raise DreamError(f"{path}{place} is not valid YAML ({problem})", "Correct it, or take it from git again") from None
 
 

@@ -33,9 +33,10 @@ def results(tmp_path_factory):
 def work(tmp_path_factory, results):
     """A work folder with texts (one of them hostile) and hits of the general tasks."""
     folder = tmp_path_factory.mktemp("work")
-    for task, count in (("boolq", 40), ("drop", 30), ("mbpp", 25)):
-        place = folder / "tasks" / task
+    for entry, task, count in (("general", "boolq", 40), ("general", "drop", 30), ("domain", "mbpp", 25)):
+        place = folder / "tasks" / entry / task
         place.mkdir(parents=True)
+        (place / "task.json").write_text("{}", encoding="utf-8")
         ids = [f"{task}-{i}" for i in range(count)]
         documents = [f"{task}-d{i}" for i in range(count)]
         pd.DataFrame({"id": ids, "text": [f"{HOSTILE} question {i}" for i in range(count)]}).to_parquet(place /

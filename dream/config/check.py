@@ -12,7 +12,7 @@ from typing import Any
 from dream import names as rules
 from dream.config.sections import Config
 from dream.data.sources import SOURCES
-from dream.data.tasks.lists import LISTS
+from dream.data.lists import LISTS
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 from dream.knobs import RECIPES
@@ -111,7 +111,7 @@ def _one_thing(config: Config) -> None:
 def _given() -> Iterator[tuple[str, str]]:
     """Every name that the code gives, and what it stands for."""
     for what, found in (
-        ("a recipe", RECIPES), ("a file beside the tasks", ["made_with.json"]), ("a system", [*built_in(), *rerankers(), "hybrid"]),
+        ("a recipe", RECIPES), ("a file beside the tasks", ["entry.json"]), ("a system", [*built_in(), *rerankers(), "hybrid"]),
         ("an objective", trained()), ("a packaged training source", SOURCES), ("a packaged task", PACKAGED),
         ("a list of mteb tasks", LISTS),
     ):  # fmt: skip

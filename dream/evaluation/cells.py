@@ -53,11 +53,11 @@ def make(
     """
     names = tasks.resolve([entry], config)
     cell = cell_name(name, seed, entry)
-    folders = [tasks.FOLDER / task for task in names if tasks.kind(task, config) != "mteb"]
-    manifest.check(tasks.FOLDER, config)
-    with manifest.recording(config, f"evaluate-{cell}", [*folders, *inputs]) as record:
+    folder = tasks.FOLDER / entry
+    manifest.check(folder, config)
+    with manifest.recording(config, f"evaluate-{cell}", [folder, *inputs]) as record:
         system = load(names)
-        table, records = run(system, seed, names, config)
+        table, records = run(system, seed, names, config.model_copy(update={"tasks": [entry]}))  # its own folder's tasks
         write(cell, system, table, records, config)
         record.flops = system.flops
     for row in records:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dream.data.tasks import written
 from dream.errors import DreamError
 from dream.evaluation import stats
 from dream.report import runs, tables
@@ -154,7 +155,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
         text, hits = "", {}
         corpus = task_texts(row.task, work)
         if corpus is None:
-            missing.add(str(work / "tasks" / row.task))
+            missing.add(f"task {row.task}")
         else:
             text = corpus["queries"].get(row.query_id, "")
             for one in (ours, theirs):
@@ -175,7 +176,9 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
 @cache
 def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     """``{"queries": id → text, "documents": id → text, "relevant": query id → ids}`` of a task folder, or None."""
-    folder = work / "tasks" / task
+    folder = written(work / "tasks").get(task)
+    if folder is None:
+        return None
     paths = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
     if not all(path.exists() for path in paths.values()):
         return None

@@ -197,20 +197,20 @@ def settings(config: Config | None) -> Iterator[Check]:
 @check
 def assets(config: Config | None) -> Iterator[Check]:
     """Files whose checksums were recorded when they were made, against what they are now."""
-    from dream.files import read_json
+    from dream.data import needs
 
-    path = Path("work/assets/assets.json")
+    path = Path("work/assets/data.json")
     if not path.exists():
         yield Check("assets", NOTE, f"{path} is not there yet", "Run `dvc repro assets`")
         return
     from dream import assets as room
 
     try:
-        records = read_json(path)
+        records = needs.recorded(path.parent)
     except DreamError as error:
         yield Check("assets", PROBLEM, error.what, error.remedy)
         return
-    for record in records if isinstance(records, list) else records.get("assets", []):
+    for record in records:
         name, wanted = record.get("name", "?"), record.get("content_sha256")
         try:
             if room.kind(name) == "hub":

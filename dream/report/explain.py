@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dream.config import Config
+from dream.data.tasks import written
 from dream.errors import DreamError, visible
 from dream.files import read_json
 from dream.report import compare
@@ -52,20 +53,19 @@ def find(query_id: str, config: Config, system: str, work: Path = WORK):
             for question in candidates.questions:
                 if question.id == query_id:
                     return replace(candidates, questions=(question,))
-    folder = work / "tasks"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        texts = compare.task_texts(path.name, work)
+    for task in sorted(written(work / "tasks")):
+        texts = compare.task_texts(task, work)
         if texts is None or query_id not in texts["queries"]:
             continue
         gold = sorted(texts["relevant"].get(query_id, ()))[:1]
         if not gold:
-            raise DreamError(f"query {query_id} of {path.name} has no relevant document", "Choose another query")
-        ids = (gold + _hits(path.name, query_id, config, system, work, set(gold)))[: config.candidates.count]
+            raise DreamError(f"query {query_id} of {task} has no relevant document", "Choose another query")
+        ids = (gold + _hits(task, query_id, config, system, work, set(gold)))[: config.candidates.count]
         if len(ids) < 2:
             raise DreamError(f"no hits of {system} for query {query_id} are at hand", "Run `dvc repro` or `dvc pull`")
         passages = tuple(texts["documents"][i] for i in ids)
         return CandidateSet(
-            query_id, path.name, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),)
+            query_id, task, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),)
         )
     raise DreamError(
         f"query {query_id!r} is in no training set and no task under {work}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -43,14 +44,12 @@ class Task:
     def judgements(self) -> dict[str, dict[str, int]]:
         """qrels as query id → document id → relevance."""
         found: dict[str, dict[str, int]] = {}
-        for query, doc, grade in zip(
-            self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True
-        ):
+        for query, doc, grade in zip(self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True):
             found.setdefault(query, {})[doc] = int(grade)
         return found
 
 
-def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more) -> Task:
+def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more: Any) -> Task:
     """A :class:`Task` with its tables in the order of their ids and its revision.
 
     Raises:
