@@ -102,6 +102,23 @@ def test_tasks_are_read_back_as_written(own, tmp_path):
         tasks.load("mine", own, tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("judged", "line"),
+    [
+        ([("q", "d", 1), ("q", "d", 2)], "task t: document 'd' is judged twice for query 'q'. Keep one"),
+        ([("q", "d", 1), ("q", "d", 1)], "task t: document 'd' is judged twice for query 'q'. Keep one"),
+        ([("q", "d", 1.0), ("q", "e", 0.5)], "task t: grade 0.5 is no whole number"),
+        ([("q", "d", 1.0), ("q", "e", float("nan"))], "task t: grade nan is no whole number"),
+    ],
+)
+def test_no_task_holds_a_grade_that_a_score_would_change(judged, line):
+    """A score keeps one grade of a pair, as a whole number."""
+    corpus = pd.DataFrame([("d", "", "x"), ("e", "", "y")], columns=["id", "title", "text"])
+    queries = pd.DataFrame([("q", "ask")], columns=["id", "text"])
+    with pytest.raises(DreamError, match=line):
+        tasks.base.make("t", "own", corpus, queries, pd.DataFrame(judged, columns=["query_id", "doc_id", "relevance"]))
+
+
 def test_every_entry_has_its_own_tasks(tmp_path, monkeypatch):
     """A task in two lists stands in both; a list of mteb tasks is one small file; another list changes no byte."""
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
