@@ -47,6 +47,7 @@ Name = Annotated[str, AfterValidator(names.require)]
 Names = Annotated[list[Name], AfterValidator(distinct)]
 SomeNames = Annotated[list[Name], Field(min_length=1), AfterValidator(distinct)]
 ModelReference = Annotated[str, AfterValidator(_model)]
+Recipes = dict[str, dict[str, Any]]  # recipe → knob → value
 
 
 class Section(BaseModel):
@@ -58,7 +59,7 @@ class Section(BaseModel):
 class Knobs(Section):
     """Settings of one objective or evaluated system; ``recipes`` holds what each recipe sets in the defaults' place."""
 
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {}
+    recipes: ClassVar[Recipes] = {}
 
     @classmethod
     def resolve(cls, recipe: str, overrides: dict[str, Any] | None = None) -> Self:
@@ -74,7 +75,7 @@ class Knobs(Section):
     def described(cls) -> Iterator[tuple[str, str]]:
         """Every knob with the sentence that stands below it in the source."""
         for owner in reversed([c for c in cls.__mro__ if issubclass(c, Knobs) and c is not Knobs]):
-            body = ast.parse(inspect.cleandoc(f"if 1:\n{inspect.getsource(owner)}")).body[0].body[0].body
+            body = ast.parse(inspect.getsource(owner)).body[0].body
             for line, below in zip(body, [*body[1:], None], strict=True):
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id in cls.model_fields:
                     text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""

@@ -45,11 +45,14 @@ def cell(system: str, seed: int | None, entry: str) -> str:
     return "-".join(str(part) for part in (system, seed, entry) if part is not None)
 
 
-def registered(folder: str, decorator: str = "register") -> list[str]:
-    """The names that the files of ``dream/<folder>`` register, read without importing them: that would load torch.
+def registered(folder: str, decorator: str = "register") -> dict[str, str]:
+    """Name → module of what the files of ``dream/<folder>`` register, read without importing them: that would load torch.
 
-    >>> "infonce" in registered("objectives"), "bm25" in registered("systems")
-    (True, True)
+    >>> registered("objectives")["infonce"], "bm25" in registered("systems")
+    ('infonce', True)
     """
-    texts = (path.read_text(encoding="utf-8") for path in (Path(__file__).parent / folder).glob("*.py"))
-    return sorted(name for text in texts for name in re.findall(rf'^@{decorator}\("([^"]+)"\)', text, re.MULTILINE))
+    found = {}
+    for path in sorted((Path(__file__).parent / folder).glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found |= dict.fromkeys(re.findall(rf'^@{decorator}\("([^"]+)"\)', text, re.MULTILINE), path.stem)
+    return found

@@ -14,12 +14,15 @@ def main() -> None:
     config = stages.load("assets")
     with manifest.recording("assets") as record:
         from dream import assets, models
+        from dream.assets.models import attention_heads
         from dream.data import code, needs
 
         needs.check_available(config)
         found, data = needs.models(config.roles), needs.data(config)
-        config.heads.require(*models.attention_heads(assets.model_path(config.roles["judge"].model)))
-        models.check_lengths(config)
+        config.heads.require(*attention_heads(assets.model_path(config.roles["judge"].model)))
+        models.check_length(config.roles["encoder"], config.encoder.max_length)
+        for name in {"encoder", *config.references} & set(config.roles):
+            models.rules(config.roles[name], f"models.{name}")
         with replacing_folder("reports/assets") as folder:
             for role in ("encoder", "judge", "generator", "dense", *config.references):  # those not in use: an empty record
                 write_json(folder / f"{role}.json", found.get(role, found["encoder"] if role == "untrained" else {}))

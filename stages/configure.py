@@ -18,7 +18,8 @@ def main() -> None:
     # DVC leaves a parameter named `size` out of its run-cache key (treeverse/dvc#10296), so the command has it too.
     if config.model.size != args.size:
         raise DreamError(
-            f"--size {args.size} was asked for, but params.yaml says model.size: {config.model.size}", "Run it through `dvc repro`"
+            f"--size {args.size} was asked for, but params.yaml says model.size: {config.model.size}",
+            "Run it through `dvc repro`",
         )
     from dream.config import stages
 

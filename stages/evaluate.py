@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     import torch
 
-    from dream.evaluation import cells
+    from dream import cells
 
     torch.set_num_threads(config.training.threads)
     cells.make(config, asked.system, asked.seed, asked.tasks)

@@ -1,10 +1,9 @@
-"""Stage given: what one objective is given by the judge (its heads, if there is a signal; its teacher) → work/given/<objective>."""
+"""Stage given: what an objective needs of the judge (its heads, if there is a signal; its teacher) → work/given/<objective>."""
 
 import argparse
 import shutil
 from pathlib import Path
 
-from dream import manifest
 from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import read_json, replacing_folder

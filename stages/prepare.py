@@ -1,6 +1,8 @@
 """Stage prepare: sources and tasks → training data (work/data) that holds no evaluation query, tasks (work/tasks)."""
 
 import argparse
+import tempfile
+from pathlib import Path
 
 from dream import manifest
 from dream.config import stages
@@ -12,7 +14,7 @@ from dream.files import replacing_folder, write_json
 def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__).parse_args()
     config = stages.load("prepare")
-    with manifest.recording("prepare", inputs=["reports/assets/data.json", "work/questions"]) as record:
+    with manifest.recording("prepare", inputs=["work/questions"]) as record:
         import pandas as pd
 
         from dream.data import prepare
@@ -20,8 +22,8 @@ def main() -> None:
 
         manifest.check("questions", "work/questions")
         questions = pd.read_parquet(PATH)
-        with replacing_folder("work/data") as data, replacing_folder("work/tasks") as tasks:
-            prepared = prepare.prepare(config, questions, tasks)
+        with replacing_folder("work/data") as data, tempfile.TemporaryDirectory() as scratch:
+            prepared = prepare.prepare(config, questions, Path(scratch))
             prepare.write(prepared, data)
             write_json(data / "summary.json", prepared.records)
         write_json("reports/cells/prepare.json", prepared.records)

@@ -12,7 +12,7 @@ from dream.files import replacing_folder
 def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.questions", description=__doc__).parse_args()
     config = stages.load("questions")
-    with manifest.recording("questions", inputs=["reports/assets/data.json"]) as record:
+    with manifest.recording("questions", inputs=["reports/assets/generator.json"]) as record:
         import pandas as pd
 
         from dream.candidates import round_trip

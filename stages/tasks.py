@@ -1,12 +1,11 @@
 """Stage tasks: the evaluation tasks of one entry of `tasks` → work/tasks/<entry>, packaged and own sets (mteb keeps its own)."""
 
 import argparse
-from pathlib import Path
 
 from dream import manifest
 from dream.config import stages
 from dream.errors import exits_cleanly
-from dream.files import replacing_folder, write_json
+from dream.files import replacing_folder
 
 
 @exits_cleanly
@@ -19,12 +18,8 @@ def main() -> None:
     from dream.data import tasks
 
     manifest.check("questions", "work/questions")
-    names = tasks.of(config)
-    with replacing_folder(Path("work/tasks") / entry) as folder:
-        for name in names:
-            if tasks.kind(name, config) != "mteb":
-                tasks.write(tasks.build(name, config), folder)
-        write_json(folder / "entry.json", {"tasks": names})
+    with replacing_folder(tasks.FOLDER / entry) as folder:
+        names = tasks.write_entry(entry, config, folder)
     print(f"[tasks-{entry}] {', '.join(names)}")
 
 

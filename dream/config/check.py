@@ -6,30 +6,31 @@ are one name, as on file systems that do not tell them apart.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 from dream import names as rules
 from dream.config.sections import Config
-from dream.data.sources import SOURCES
 from dream.data.lists import LISTS
+from dream.data.sources import SOURCES
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 from dream.knobs import RECIPES
 from dream.names import hint
 
 
-def trained() -> list[str]:
+def trained() -> dict[str, str]:
     """Names of the objectives."""
     return rules.registered("objectives")
 
 
-def built_in() -> list[str]:
+def built_in() -> dict[str, str]:
     """Names of the evaluated systems that have a file of their own and need no entry in params.yaml."""
     return rules.registered("systems")
 
 
-def rerankers() -> list[str]:
+def rerankers() -> dict[str, str]:
     """Names of the systems in which the judge reranks the hits of another."""
     return rules.registered("systems", "reranker")
 
@@ -40,16 +41,11 @@ def carriers() -> set[str]:
 
 
 def carrier(name: str) -> Any:
-    """The class of an objective or a system that has knobs of its own; None for all others."""
+    """The class of an objective or of a system with a file of its own; None for all others."""
     if name in trained():
-        from dream.objectives import find
-
-        return find(name)
+        return importlib.import_module("dream.objectives").find(name)
     if name in rerankers() or name in built_in():
-        from dream.systems import find as system
-
-        found = system(name)
-        return found if getattr(found, "Knobs", None) else None
+        return importlib.import_module("dream.systems").find(name)
     return None
 
 
@@ -137,7 +133,8 @@ def _cells(config: Config) -> None:
             theirs = seen.setdefault(rules.cell(*ours).casefold(), ours)
             if theirs != ours:
                 raise DreamError(
-                    f"{_said(*theirs)} and {_said(*ours)} would share the file {rules.cell(*ours)}", "Rename a model or a task list"
+                    f"{_said(*theirs)} and {_said(*ours)} would share the file {rules.cell(*ours)}",
+                    "Rename a model or a task list",
                 )
 
 

@@ -99,8 +99,8 @@ def _knobs(config: Config, carried: dict[str, Any]) -> dict[str, knobs.Knobs]:
     """The settings that objectives and systems carry in their own files: of those that run or are named in params.yaml."""
     found = {}
     for name in dict.fromkeys([*config.objectives, *config.rerankers, *config.references, *carried]):
-        carrier = check.carrier(name)
-        if carrier is None:
+        carrier = check.carrier(name) if name in check.carriers() - {"bm25", "untrained"} else None
+        if carrier is None or carrier.Knobs is None:
             continue
         overrides = carried.get(name)
         if overrides is not None and not isinstance(overrides, dict):

@@ -8,7 +8,18 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dream.errors import DreamError
 from dream.knobs import (
-    DType, Fraction, ModelReference, Name, Names, Pooling, Positive, Processes, Section, Seed, SomeNames, distinct,
+    DType,
+    Fraction,
+    ModelReference,
+    Name,
+    Names,
+    Pooling,
+    Positive,
+    Processes,
+    Section,
+    Seed,
+    SomeNames,
+    distinct,
 )  # fmt: skip
 
 
@@ -186,7 +197,7 @@ class Config(Section):
     """All of params.yaml, resolved for one size and one recipe; of a stage, the part that the stage may read.
 
     ``probes`` counts the candidate sets at the end that no run trains on: heads are scored, and the gap before training is
-    measured, on them. ``roles`` holds the records of the models in use: ``encoder`` (trained, and the system ``untrained``), ``judge``,
+    measured, on them. ``roles`` holds the records of the models in use: ``encoder`` (trained, and ``untrained``), ``judge``,
     ``generator`` of questions, ``dense`` of candidates, and every reference that is a model under its own name. ``knobs``
     holds the settings that objectives and systems carry in their own files, by name.
     """

@@ -1,8 +1,9 @@
 """What each stage may read: one small JSON per stage, objective and evaluated system under ``reports/config``.
 
 The stage ``configure`` writes them (:func:`files`), every other stage reads its own (:func:`load`) and nothing else of
-params.yaml: a knob that is not in the file cannot be read, so no stage depends on a knob that DVC does not see. Two configurations
-that agree in a file share the stage's result: sizes share the judge's heads, objectives share all but their own knobs.
+params.yaml: a knob that is not in the file cannot be read, so no stage depends on a knob that DVC does not see. Two
+configurations that agree in a file share the stage's result: sizes share the judge's heads, objectives share all but their own
+knobs.
 
 Beside knobs, the file of an objective or a system holds ``code``, the content hashes of the files that only it uses.
 """
@@ -17,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from dream.config import check
 from dream.config.sections import Config
-from dream.data import sources, tasks
+from dream.data import needs, sources, tasks
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256
 from dream.names import cell
@@ -25,27 +26,23 @@ from dream.names import cell
 FOLDER = Path("reports/config")
 ROOT = Path(__file__).resolve().parent.parent.parent
 JUDGE = ("roles.judge", "judge", "training.threads")
-ASSETS = ("references", "rerankers", "data.sources", "candidates.source", "candidates.count", "judge", "heads", "encoder")
-QUESTIONS = ("roles.generator", "questions", "data.passage_words", "data.seed")
-TASKS = ("sources", "task_queries", "task_documents", "passage_words", "development", "seed")
-DENSE = ("dense", "hybrid")  # candidate sources that need an encoder
+ASSETS = ("references", "candidates.source", "candidates.count", "judge", "heads", "encoder")
+QUESTIONS = ("roles.generator", "questions", "data.seed")
 
 
 def files(config: Config) -> dict[str, dict[str, Any]]:
     """File name (without ending) → what it holds, for every stage of the pipeline that this configuration runs."""
-    evaluated, trained_on = _tasks(config, config.tasks), {"own": dict(config.own)}
-    asked = any(sources.get(name, config).needs_questions for name in sources.of(config))
+    evaluated, trained_on = _tasks(config, config.tasks), _part(config, *sources.reads(config))
+    roles = needs.roles(config)
+    used = [f"roles.{role}" for role in roles]
+    asked = QUESTIONS if "generator" in roles else ()
+    filtered = ("bm25",) if asked and config.questions.round_trip else ()
+    dense = ("roles.dense",) if "dense" in roles else ()
     found = {
-        "assets": _join(_part(config, *ASSETS, *_needed(config, asked)), evaluated, trained_on),
-        "questions": _join(
-            _part(config, "data.sources", *(QUESTIONS if asked else ()), *(("bm25",) if asked and config.questions.round_trip else ())),
-            trained_on,
-        ),
+        "assets": _join(_part(config, *used, *ASSETS), evaluated, trained_on),
+        "questions": _join(_part(config, *asked, *filtered), trained_on if asked else _part(config, "data.sources", "own")),
         "prepare": _join(_part(config, "data"), evaluated, trained_on),
-        "candidates": _join(
-            _part(config, "data.sources", "candidates", "bm25", *(("roles.dense",) if config.candidates.source in DENSE else ())),
-            trained_on,
-        ),
+        "candidates": _part(config, "candidates", "bm25", "own", *dense),
         "heads": _part(config, *JUDGE, "heads"),
         "signal": _part(config, *JUDGE, "heads.seed", *_named("injection", "rows", "budget", "gate_init", "diagnostic")),
         "report": config.model_dump(mode="json"),
@@ -54,7 +51,8 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
         found |= _of_objective(config, name)
     for entry in config.tasks:
         members = _tasks(config, [entry])
-        found[f"tasks-{entry}"] = _join(_part(config, *_named("data", *TASKS)), members, trained_on)
+        reads = [knob for knob in tasks.reads(tasks.resolve([entry], config), config) if knob != "own"]
+        found[f"tasks-{entry}"] = _join(_part(config, *reads), evaluated if "tasks" in reads else members, _own(config, reads))
         for name in [*config.objectives, *config.evaluated_only]:
             own = _part(config, "evaluate", "training.threads", *_reads(config, name))
             code = {} if name in config.objectives else _code(config, name)
@@ -76,13 +74,6 @@ def load(name: str, folder: Path | str = FOLDER) -> Config:
     built = _build(Config, values)
     built.knobs.update({name: check.carrier(name).Knobs.model_validate(own) for name, own in carried.items()})
     return built
-
-
-def _needed(config: Config, asked: bool) -> list[str]:
-    """The roles whose models this configuration loads."""
-    dense = config.candidates.source in DENSE
-    named = ["encoder", "judge", *(["generator"] if asked else []), *(["dense"] if dense else [])]
-    return _named("roles", *dict.fromkeys([*named, *(name for name in config.references if name in config.models)]))
 
 
 def _of_objective(config: Config, name: str) -> dict[str, dict[str, Any]]:
@@ -127,6 +118,11 @@ def _tasks(config: Config, entries: Iterable[str]) -> dict[str, Any]:
         "task_lists": {entry: names for entry, names in lists.items() if names != [entry]},
         "own": {name: path for name, path in config.own.items() if name in members},
     }
+
+
+def _own(config: Config, reads: list[str]) -> dict[str, Any]:
+    """All own sets, for an entry that asks about the training sources: those with training judgements are sources too."""
+    return {"own": dict(config.own)} if "data.sources" in reads else {}
 
 
 def _named(section: str, *keys: str) -> list[str]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from dream.config import Config
 
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
 CHUNK = 512  # document tokens read at a time on a CPU in float32; in bfloat16 one piece is a third faster (AMX)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -191,7 +192,7 @@ class Judge:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    def add_lora(self, r: int, alpha: int, targets: Sequence[str]) -> PeftModel:
+    def add_lora(self, r: int, alpha: int, targets: Sequence[str] | None = None) -> PeftModel:
         """Put a LoRA into the judge's body, in place; its weights (float32 at least) are the only ones that are trained.
 
         The output matrix never gets one: :mod:`dream.judge.loss` takes it as frozen. B starts at 0, so the judge is
@@ -205,10 +206,11 @@ class Judge:
         """
         from peft import LoraConfig, get_peft_model
 
-        from dream.encoder import check_targets
+        from dream.encoder import attention_projections, check_targets
 
         if hasattr(self.model, "peft_config"):
             raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")
+        targets = targets or attention_projections(self.model, self.reference)
         check_targets(self.model, targets, self.reference)
         settings = LoraConfig(
             task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=list(targets), exclude_modules=["lm_head"]

@@ -8,33 +8,53 @@ A prompt holds at most ``qrhead.per_prompt`` passages, each cut at ``judge.passa
 in several prompts in BM25's order and ranked together by score. Scores of two prompts come from two softmaxes, so one
 prompt for all is the plain reading and the default of every recipe.
 
-This file is a room of its own: what is evaluated without the judge does not depend on the judge's code or heads.
-Importing it puts the system into the registry (``dream/evaluation/systems.py``).
+What is evaluated without the judge does not depend on the judge's code or heads.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import Field
 from tqdm import tqdm
 
-from dream import manifest
-from dream.config import Config
+from dream import knobs, manifest
 from dream.data.tasks.base import Task
 from dream.errors import DreamError
-from dream.evaluation import metrics, systems
+from dream.evaluation import metrics
 from dream.files import read_json
 from dream.instances import CandidateSet, Question
 from dream.judge import Judge, heads
 from dream.judge.flops import fast_step
 from dream.judge.prompt import HEADER, QUESTION, SEPARATOR
+from dream.knobs import Positive, Recipes
+from dream.systems import Run, System, documents, find, reranker
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 HEADS = Path("work/heads")
 
 
-class QRHead:
+class Knobs(knobs.Knobs):
+    """Settings of the reranker."""
+
+    depth: Positive = 40
+    """BM25's best documents that are reranked; the others keep their order below."""
+    per_prompt: Annotated[Positive, Field(ge=2)] = 40
+    """Passages the judge reads in one prompt; more documents are several prompts."""
+
+    recipes: ClassVar[Recipes] = {
+        "packaged": {"depth": 8, "per_prompt": 8},
+        "smoke": {"depth": 4, "per_prompt": 4},
+        "paper": {"depth": 40, "per_prompt": 40},
+    }
+
+
+@reranker("qrhead")
+class QRHead(System):
     """The judge as a reranker of another system's hits.
 
     ``flops`` counts the judge's operations so far; the first stage is not counted, as in its own row.
@@ -42,19 +62,24 @@ class QRHead:
     Args:
         judge: the frozen LLM.
         selected: the ``(layer, head)`` pairs whose attention is summed.
-        config: sections ``qrhead`` and ``heads.drop_low_tokens``; the others travel as settings.
+        knobs: how many documents, and how many in a prompt.
+        drop_low_tokens: see ``heads.drop_low_tokens``.
         first: the system that finds the candidates.
 
     Raises:
         DreamError: a full prompt is longer than the judge's positions.
     """
 
+    Knobs = Knobs
+    reads = ("bm25", "roles.judge", "judge", "heads.drop_low_tokens", "knobs.qrhead")
+    uses = ("dream/candidates/bm25.py", "dream/systems/bm25.py")
     name = "qrhead"
-    sections = ("bm25", "evaluate", "judge", "heads", "qrhead")
 
-    def __init__(self, judge: Judge, selected: list[tuple[int, int]], config: Config, first: systems.System) -> None:
-        self.judge, self.selected, self.first, self.knobs = judge, selected, first, config.qrhead
-        self.drop_low_tokens, self.flops = config.heads.drop_low_tokens, 0.0
+    def __init__(
+        self, judge: Judge, selected: list[tuple[int, int]], knobs: Knobs, drop_low_tokens: bool, first: System
+    ) -> None:
+        self.judge, self.selected, self.first, self.knobs = judge, selected, first, knobs
+        self.drop_low_tokens, self.flops = drop_low_tokens, 0.0
         _require_room(judge, self.knobs.per_prompt)
         limits = judge.prompt.limits
         self.settings = {
@@ -70,9 +95,24 @@ class QRHead:
             "first_stage": first.settings,
         }
 
-    def search(self, task: Task, depth: int) -> systems.Run:
+    @classmethod
+    def build(cls, config: Config, device: str | None = None) -> QRHead:
+        """The reranker with the heads of ``work/heads``.
+
+        Raises:
+            DreamError: the heads are missing or were selected with other settings or in another judge.
+        """
+        manifest.check("heads", HEADS)
+        found: dict[str, Any] = read_json(HEADS / "heads.json")
+        judge = Judge.build(config, device)
+        if found["weights"] != judge.weights:
+            raise DreamError(f"{HEADS} belongs to other weights than {judge.reference}", "Run `dvc repro heads`")
+        selected = [tuple(head) for head in found["selected"]]
+        return cls(judge, selected, config.knobs["qrhead"], config.heads.drop_low_tokens, find("bm25").build(config))
+
+    def search(self, task: Task, depth: int) -> Run:
         """The first stage's ``depth`` hits of every query, the best ``qrhead.depth`` of them reranked."""
-        texts = dict(zip(task.corpus["id"], systems.documents(task), strict=True))
+        texts = dict(zip(task.corpus["id"], documents(task), strict=True))
         queries = dict(zip(task.queries["id"], task.queries["text"], strict=True))
         found = self.first.search(task, depth)
         bar = tqdm(found.items(), desc=f"rerank {task.name}", unit="query", mininterval=1)
@@ -119,20 +159,3 @@ def _require_room(judge: Judge, passages: int) -> None:
             f"qrhead.per_prompt is {passages}: a prompt has up to {longest} tokens, the judge reads {room}",
             "Lower qrhead.per_prompt or judge.passage_tokens",
         )
-
-
-def build(config: Config, device: str | None = None) -> QRHead:
-    """The reranker that params describes, with the heads of ``work/heads``.
-
-    Raises:
-        DreamError: the heads are missing or were selected with other settings or another judge.
-    """
-    manifest.check(HEADS, config)
-    found: dict[str, Any] = read_json(HEADS / "heads.json")
-    judge = Judge.from_config(config, device)
-    if found["weights"] != judge.weights:
-        raise DreamError(f"{HEADS} belongs to other weights than {config.size.judge}", "Run `dvc repro heads`")
-    return QRHead(judge, [tuple(head) for head in found["selected"]], config, systems.load("bm25", config))
-
-
-systems.BUILDERS[QRHead.name] = build

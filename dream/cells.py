@@ -5,21 +5,24 @@ Embeddings are cached by content, so a cell that was stopped starts again and sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dream import manifest
-from dream.config import Config
+from dream import manifest, systems
+from dream import names as names_of
 from dream.data import tasks
 from dream.data.tasks.base import Task
 from dream.errors import DreamError, exits_cleanly
-from dream.evaluation import geometry, metrics, systems
+from dream.evaluation import geometry, metrics
 from dream.files import replacing, replacing_folder, write_json
+from dream.systems.encoder import TRAINED, Dense
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 WORK, CELLS = Path("work/evaluate"), Path("reports/cells/evaluate")
 SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
@@ -28,42 +31,27 @@ SHOWN = 10  # hits kept per query
 RULES = "ties: −score, then id; grades of 0 and below are not relevant; unjudged hits are not relevant"
 
 
-def cell_name(system: str, seed: int | None, entry: str) -> str:
-    """``<system>-<tasks>``, or ``<objective>-<seed>-<tasks>`` for a trained system."""
-    return f"{system}-{entry}" if seed is None else f"{system}-{seed}-{entry}"
-
-
-def make(
-    config: Config,
-    name: str,
-    seed: int | None,
-    entry: str,
-    load: Callable[[list[str]], systems.System],
-    inputs: Sequence[Path] = (),
-) -> None:
-    """Evaluate one system on a task or a list of tasks, write its cell and its run record, print its scores.
+def make(config: Config, name: str, seed: int | None, entry: str) -> None:
+    """Evaluate one system on an entry of ``tasks``, write its cell and its run record, print its scores.
 
     Args:
-        config: the resolved config.
+        config: what the stage may read.
         name: of the system.
         seed: of a trained system.
         entry: a task, or a list of ``task_lists``.
-        load: gives the system for the names of the tasks; called inside the record, so that its cost counts.
-        inputs: folders that the system reads besides those of the tasks.
     """
-    names = tasks.resolve([entry], config)
-    cell = cell_name(name, seed, entry)
-    folder = tasks.FOLDER / entry
-    manifest.check(folder, config)
-    with manifest.recording(config, f"evaluate-{cell}", [folder, *inputs]) as record:
-        system = load(names)
-        table, records = run(system, seed, names, config.model_copy(update={"tasks": [entry]}))  # its own folder's tasks
-        write(cell, system, table, records, config)
+    names, cell = tasks.resolve([entry], config), names_of.cell(name, seed, entry)
+    inputs = [tasks.FOLDER / entry, *([TRAINED / f"{name}-{seed}"] if seed is not None else [])]
+    manifest.check(f"tasks-{entry}", tasks.FOLDER / entry)
+    with manifest.recording(f"evaluate-{cell}", f"evaluate-{names_of.cell(name, None, entry)}", inputs) as record:
+        system = systems.load(name, config, seed)
+        if config.evaluate.workers > 1 and isinstance(system, Dense):
+            encode_in_parallel(name, seed, names, config, config.evaluate.workers)
+        table, records = run(system, seed, names, config)
+        record.outputs = write(cell, table, records)
         record.flops = system.flops
     for row in records:
-        print(
-            f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True
-        )
+        print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True)
 
 
 def run(
@@ -116,9 +104,9 @@ def score(system: systems.System, task: Task, config: Config) -> tuple[pd.DataFr
             "rules": RULES,
         },
     }
-    if "bm25" in system.sections:
+    if "bm25" in system.reads:
         record["wordless_queries"] = sum(not found.get(q) for q in table["query_id"])
-    if isinstance(system, systems.Dense):
+    if isinstance(system, Dense):
         record.update(_geometry(system, task))
     if task.part:
         table["query_id"] = [f"{task.part}:{q}" for q in table["query_id"]]
@@ -178,16 +166,15 @@ def check(task: Task) -> None:
             )
 
 
-def write(
-    cell: str, system: systems.System, table: pd.DataFrame, records: list[dict[str, Any]], config: Config
-) -> None:
-    """Write work/evaluate/<cell>/ and reports/cells/evaluate/<cell>.{csv,json}: no dates, sorted, rounded."""
+def write(cell: str, table: pd.DataFrame, records: list[dict[str, Any]]) -> list[Path | str]:
+    """Write work/evaluate/<cell>/ and reports/cells/evaluate/<cell>.{csv,json}: no dates, sorted, rounded; return the latter."""
     with replacing_folder(WORK / cell) as folder:
         table.to_parquet(folder / "queries.parquet", index=False)
-        manifest.stamp(folder, config, *system.sections)
-    with replacing(CELLS / f"{cell}.csv") as temporary:
+    scores, means = CELLS / f"{cell}.csv", CELLS / f"{cell}.json"
+    with replacing(scores) as temporary:
         table[ROWS].to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
-    write_json(CELLS / f"{cell}.json", records)
+    write_json(means, records)
+    return [scores, means]
 
 
 def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Config, workers: int) -> None:
@@ -225,11 +212,11 @@ def _encode(name: str, seed: int | None, names: list[str], config: Config, devic
     for task in names:
         for part in tasks.parts(task, config):
             check(part)
-            if isinstance(system, systems.Dense):
+            if isinstance(system, Dense):
                 system.corpus(part)
 
 
-def _geometry(system: systems.Dense, task: Task) -> dict[str, Any]:
+def _geometry(system: Dense, task: Task) -> dict[str, Any]:
     left, right = geometry.pairs(task.queries, task.corpus, task.qrels)
     queries, corpus = system.vectors(task)
     return geometry.measure(queries[left], np.asarray(corpus[right], np.float32))

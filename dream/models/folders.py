@@ -55,7 +55,7 @@ class Folder:
     lower_case: bool = False
     head: tuple[tuple[str, str], ...] = ()
 
-    def prompt(self, kind: str, entry: str) -> str:
+    def prompt(self, kind: str, key: str) -> str:
         """The folder's prompt for ``query`` or ``document``.
 
         Raises:
@@ -68,7 +68,7 @@ class Folder:
         if named:
             raise DreamError(
                 f"{self.path} has prompts ({', '.join(sorted(set(named)))}) but none named {kind}",
-                f'Set {kind}_prompt in published.{entry} ("" for none)',
+                f'Set {key}.{kind}_prompt ("" for none)',
             )
         return ""
 
