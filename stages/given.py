@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dream.config import stages
 from dream.errors import exits_cleanly
-from dream.files import read_json, replacing_folder
+from dream.files import read_json, replacing_folder, write_json
 
 
 @exits_cleanly
@@ -17,7 +17,7 @@ def main() -> None:
 
     config, needs = stages.load(f"given-{name}"), read_json(stages.FOLDER / f"given-{name}.json")["needs"]
     files = []
-    if "judge" in needs:
+    if {"judge", "lm"} & set(needs):
         files.append("reports/assets/judge.json")
     if "heads" in needs:
         from dream.judge import diagnostics
@@ -27,6 +27,7 @@ def main() -> None:
     if "teacher" in needs:
         files.append(f"work/teacher/{name}/teacher.parquet")
     with replacing_folder(Path("work/given") / name) as folder:
+        write_json(folder / "needs.json", needs)
         for file in files:
             shutil.copy(file, folder)
     print(f"[given-{name}] {', '.join(files) or 'nothing: this objective asks no judge'}")

@@ -21,7 +21,7 @@ import numpy as np
 import regex
 
 if TYPE_CHECKING:
-    from dream.config import BM25
+    from dream.config.sections import BM25
 
 
 WORDS = re.compile(r"(?u)\b\w\w+\b")  # bm25s's own pattern

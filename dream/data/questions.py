@@ -21,7 +21,8 @@ from dream.data.tables import rng
 from dream.files import value_hash
 
 if TYPE_CHECKING:
-    from dream.config import Config, Model, Questions
+    from dream.config import Config, Model
+    from dream.config.sections import Questions
 
 COLUMNS = ["source", "target_id", "query"]
 PATH = Path("work/questions/questions.parquet")  # what stage questions writes

@@ -14,18 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dream.config import Heads
 from dream.errors import DreamError
 from dream.instances import CandidateSet
 from dream.judge.attention import Injection
 from dream.judge.model import Judge
+
+if TYPE_CHECKING:
+    from dream.config.sections import Heads
 
 DEPTH = 10
 
