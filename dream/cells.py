@@ -54,9 +54,7 @@ def make(config: Config, name: str, seed: int | None, entry: str) -> None:
         print(f"[evaluate-{cell}] {row['task']}: nDCG@10 {row['ndcg_at_10']:.3f} ({row['queries']} queries)", flush=True)
 
 
-def run(
-    system: systems.System, seed: int | None, names: list[str], config: Config
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def run(system: systems.System, seed: int | None, names: list[str], config: Config) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Evaluate a system on tasks.
 
     Returns:
@@ -71,9 +69,7 @@ def run(
             tables.append(table.assign(suite=record["suite"], task=name, system=system.name, seed=seed))
         records.append({"system": system.name, "seed": seed, **_remarked(merge([record for _, record in scored]), config)})
     table = pd.concat(tables, ignore_index=True).sort_values(["suite", "task", "query_id"], ignore_index=True)
-    return table.astype({"seed": "Int64"})[[*ROWS, "hits", "scores"]], sorted(
-        records, key=lambda r: (r["suite"], r["task"])
-    )
+    return table.astype({"seed": "Int64"})[[*ROWS, "hits", "scores"]], sorted(records, key=lambda r: (r["suite"], r["task"]))
 
 
 def score(system: systems.System, task: Task, config: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -161,9 +157,7 @@ def check(task: Task) -> None:
     for column, table in (("query_id", task.queries), ("doc_id", task.corpus)):
         unknown = task.qrels[column][~task.qrels[column].isin(table["id"])]
         if len(unknown):
-            raise DreamError(
-                f"{label}: its judgements name {unknown.iloc[0]!r}, which it does not hold", "Correct the qrels"
-            )
+            raise DreamError(f"{label}: its judgements name {unknown.iloc[0]!r}, which it does not hold", "Correct the qrels")
 
 
 def write(cell: str, table: pd.DataFrame, records: list[dict[str, Any]]) -> list[Path | str]:

@@ -174,7 +174,8 @@ def _members(opened: zipfile.ZipFile, archive: Path | str, prefixes: list[str] |
             raise DreamError(f"{archive} holds no {prefix}", "Delete it and run again")
     if prefixes is not None:
         found = [info for info in found if info.filename.startswith(tuple(prefixes))]
-    files, folders = set(), set()
+    files: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for info in found:
         path = PurePosixPath(info.filename)
         if fault := _fault(info, path, files, folders):

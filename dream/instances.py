@@ -108,9 +108,7 @@ def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/can
                     source=row.source,
                     passage_ids=tuple(row.passage_ids),
                     passages=tuple(passages[i] for i in row.passage_ids),
-                    questions=tuple(
-                        Question(i, queries[i], int(g)) for i, g in zip(row.instance_ids, row.gold, strict=True)
-                    ),
+                    questions=tuple(Question(i, queries[i], int(g)) for i, g in zip(row.instance_ids, row.gold, strict=True)),
                 )
             )
         except KeyError as error:

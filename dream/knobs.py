@@ -75,7 +75,8 @@ class Knobs(Section):
     def described(cls) -> Iterator[tuple[str, str]]:
         """Every knob with the sentence that stands below it in the source."""
         for owner in reversed([c for c in cls.__mro__ if issubclass(c, Knobs) and c is not Knobs]):
-            body = ast.parse(inspect.getsource(owner)).body[0].body
+            (parsed,) = ast.parse(inspect.getsource(owner)).body
+            body = getattr(parsed, "body", [])
             for line, below in zip(body, [*body[1:], None], strict=True):
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id in cls.model_fields:
                     text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""

@@ -51,7 +51,7 @@ def registered(folder: str, decorator: str = "register") -> dict[str, str]:
     >>> registered("objectives")["infonce"], "bm25" in registered("systems")
     ('infonce', True)
     """
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted((Path(__file__).parent / folder).glob("*.py")):
         text = path.read_text(encoding="utf-8")
         found |= dict.fromkeys(re.findall(rf'^@{decorator}\("([^"]+)"\)', text, re.MULTILINE), path.stem)

@@ -27,7 +27,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pandas as pd
 import torch
@@ -35,11 +35,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dream import models, objectives
-from dream.config import Config
-from dream.config.sections import Training
 from dream.errors import DreamError
 from dream.files import replacing, replacing_folder, write_json
 from dream.instances import CandidateSet
+
+if TYPE_CHECKING:
+    from dream.config import Config
+    from dream.config.sections import Training
+    from dream.encoder import Encoder
 
 COLLAPSED_GATE = 1e-3
 
@@ -75,9 +78,10 @@ class Report:
 class Step(nn.Module):
     """Encoder and objective as one module, so that data-parallel wrappers see every trained parameter."""
 
-    def __init__(self, encoder: nn.Module, objective: objectives.Objective) -> None:
+    def __init__(self, encoder: Encoder, objective: objectives.Objective) -> None:
         super().__init__()
-        self.encoder, self.objective = encoder, objective
+        self.encoder: Any = encoder
+        self.objective: Any = objective
 
     def forward(self, sets: Sequence[CandidateSet]) -> tuple[Tensor, dict[str, float]]:
         return self.objective.loss(sets, self.encoder)
@@ -121,9 +125,7 @@ def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator).tolist()
 
 
-def train(
-    config: Config, name: str, seed: int, sets: Sequence[CandidateSet], given: objectives.Given, key: str
-) -> Result:
+def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], given: objectives.Given, key: str) -> Result:
     """Train one encoder with one objective and seed.
 
     Args:
@@ -164,16 +166,15 @@ def train(
     optimizer = torch.optim.AdamW(groups(parameters, knobs), weight_decay=knobs.weight_decay)
     start = scalars(parameters)
     kind = "constant_with_warmup" if knobs.schedule == "constant" else knobs.schedule
-    scheduler = get_scheduler(
-        kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps
-    )
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps)
     result, checkpoints = Result(step, knobs.micro_batch), Checkpoints(key, knobs.keep_checkpoints)
     checkpoints.restore(parameters, optimizer, scheduler, result)
     result.micro = min(result.micro, math.ceil(knobs.batch / accelerator.num_processes))  # work for every process
     main = accelerator.is_main_process
-    with _stopping_on_signals() as stop, tqdm(
-        total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main
-    ) as bar:
+    with (
+        _stopping_on_signals() as stop,
+        tqdm(total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main) as bar,
+    ):
         for number in range(result.steps, knobs.steps):
             batch = [sets[i] for i in order(len(sets), knobs.batch, number, seed)]
             step.objective.step = number
@@ -336,7 +337,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error).lower() for text in texts)
 
 
-def _shard(accelerator, encoder: nn.Module, knobs) -> None:
+def _shard(accelerator, encoder: Encoder, knobs) -> None:
     """Under an FSDP configuration spread the encoder's frozen weights over the processes; what is trained stays whole.
 
     Gathering a layer's weights is a joint act: every process must make the same number of forward passes. So each piece is
@@ -360,7 +361,7 @@ def _shard(accelerator, encoder: nn.Module, knobs) -> None:
     encoder.token_budget = sys.maxsize
 
 
-def operations(objective: objectives.Objective, encoder: nn.Module) -> float:
+def operations(objective: objectives.Objective, encoder: Encoder) -> float:
     """So far: the objective's, and per token of the encoder a forward pass and, where one is taken, the activations' gradient."""
     passes = 2 if objective.expects_gradient else 1
     return objective.flops + passes * encoder.flops_per_token * encoder.trained_tokens

@@ -123,7 +123,7 @@ def _ends(name: str, lists: dict[str, list[str]], above: tuple[str, ...] = ()) -
 
 def _cells(config: Config) -> None:
     """Over everything that params.yaml defines, listed or not: a system switched on later meets no file of another."""
-    systems = [(name, None) for name in (*built_in(), *rerankers(), *config.models)]
+    systems: list[tuple[str, int | None]] = [(name, None) for name in (*built_in(), *rerankers(), *config.models)]
     systems += [(name, seed) for name in trained() for seed in config.seeds]
     entries = dict.fromkeys([*config.tasks, *config.task_lists, *config.own, *PACKAGED, *LISTS])
     seen: dict[str, tuple[str, int | None, str]] = {}

@@ -56,7 +56,7 @@ def resolve(raw: dict[str, Any], source: str = "params.yaml") -> Config:
 
 
 def _resolve(raw: dict[str, Any]) -> Config:
-    sizes, model = (raw.get(key) if isinstance(raw.get(key), dict) else {} for key in ("sizes", "model"))
+    sizes, model = _section(raw, "sizes"), _section(raw, "model")
     size = model.get("size")
     if not isinstance(size, str) or not isinstance(sizes.get(size), dict):
         raise DreamError(f"model.size {size!r} is not defined", f"Choose one of {', '.join(map(str, sizes))}, or add it to sizes")
@@ -78,6 +78,11 @@ def _resolve(raw: dict[str, Any]) -> Config:
     config = config.model_copy(update={"probes": probes, "roles": _roles(config), "knobs": _knobs(config, carried)})
     check.objectives(config)
     return config
+
+
+def _section(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _roles(config: Config) -> dict[str, Model]:

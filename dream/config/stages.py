@@ -166,7 +166,7 @@ def _build(section: type[BaseModel], values: dict[str, Any]) -> Any:
     found = {}
     for key, value in values.items():
         field = section.model_fields.get(key)
-        kind = field.annotation if field else None
+        kind: Any = field.annotation if field else None
         if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
             found[key] = _build(kind, value)
         elif field:

@@ -89,12 +89,11 @@ def with_adapter(
     settings.task_type = "FEATURE_EXTRACTION"
     try:
         weights = load_file(folder / "adapter_model.safetensors")
-        prefix, whole, outside = backbone.base_model_prefix, backbone, ()
+        prefix, whole = str(backbone.base_model_prefix), backbone
+        outside: tuple[str, ...] = ()
         if any(name.startswith(f"base_model.model.{prefix}.") for name in weights):
             with torch.device("meta"), quiet():
-                whole = AutoModelForCausalLM.from_config(
-                    copy.deepcopy(backbone.config), trust_remote_code=trust_remote_code
-                )
+                whole = AutoModelForCausalLM.from_config(copy.deepcopy(backbone.config), trust_remote_code=trust_remote_code)
             setattr(whole, prefix, backbone)
             whole.tie_weights()
             outside = tuple(f"base_model.model.{name}." for name, _ in whole.named_children() if name != prefix)
@@ -145,7 +144,7 @@ def check_adapter(adapter: str, reference: str) -> tuple[Path, Any, str]:
         raise DreamError(f"adapter {adapter} is of kind {kind}", f"Those that are read: {', '.join(ADAPTERS)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft: keys that it does not know; they are refused here
-        settings = PeftConfig.from_pretrained(folder)
+        settings = PeftConfig.from_pretrained(str(folder))
     known = {field.name for field in dataclasses.fields(settings)} - set(REFUSED)
     if strange := sorted(key for key, value in raw.items() if value and key not in known):
         raise DreamError(

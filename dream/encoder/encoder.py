@@ -80,7 +80,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         tokenizer: Any,
         *,
         pooling: str = "last",
@@ -97,10 +97,10 @@ class Encoder(nn.Module):
         if pooling not in POOLINGS:
             raise DreamError(f"pooling {pooling!r} is not known", f"Choose one of {', '.join(POOLINGS)}")
         if append_eos and tokenizer.eos_token_id is None:
-            raise DreamError(
-                f"{reference or 'the tokenizer'} has no end-of-text token", "Set append_eos to false in its record"
-            )
-        self.backbone, self.tokenizer, self.head = backbone, tokenizer, head
+            raise DreamError(f"{reference or 'the tokenizer'} has no end-of-text token", "Set append_eos to false in its record")
+        self.backbone: Any = backbone
+        self.tokenizer: Any = tokenizer
+        self.head: nn.Sequential | None = head
         self.pooling, self.append_eos = pooling, append_eos
         self.query_prompt, self.document_prompt = query_prompt, document_prompt
         self.token_budget, self.padding_side, self.reference = token_budget, padding_side, reference
@@ -258,7 +258,7 @@ class Encoder(nn.Module):
     @property
     def dimension(self) -> int:
         """Components of an embedding."""
-        sizes = [m.get_embedding_dimension() for m in self.head or () if hasattr(m, "get_embedding_dimension")]
+        sizes = [m.get_embedding_dimension() for m in list[Any](self.head or ()) if hasattr(m, "get_embedding_dimension")]
         return sizes[-1] if sizes else self.backbone.config.hidden_size
 
     @property
@@ -294,7 +294,7 @@ class Encoder(nn.Module):
         words = tokenizer_content(self.tokenizer)
         rules = {"config": config, "words": words, "pooling": self.pooling, "append_eos": self.append_eos}
         if self.head is not None:
-            rules["head"] = [(type(module).__name__, module.get_config_dict()) for module in self.head]
+            rules["head"] = [(type(module).__name__, module.get_config_dict()) for module in list[Any](self.head)]
         digest.update(value_hash(rules).encode())
         return digest.hexdigest()
 
@@ -371,7 +371,7 @@ class Encoder(nn.Module):
                     bar.update(sum(map(len, sequences[rows])))
         finally:
             self.train(was_training)
-            if isinstance(progress, str):
+            if isinstance(progress, str) and bar is not None:
                 bar.close()
         self.tokens += total
         out = out[where]
@@ -406,7 +406,7 @@ class Encoder(nn.Module):
     def _embed(self, sequences: list[list[int]]) -> Tensor:
         """One batch: padded, through the backbone, pooled, normalised; [n, d] float32."""
         batch = self.pad(sequences)
-        inputs: dict[str, Tensor] = {"input_ids": batch.ids}
+        inputs: dict[str, Any] = {"input_ids": batch.ids}
         if batch.side == "left":
             inputs["position_ids"] = (batch.mask.long().cumsum(1) - 1).clamp(min=0)
         if batch.side == "left" or not self._causal:

@@ -70,8 +70,7 @@ class Injection:
         for layer, head in self.heads:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise DreamError(
-                    f"head ({layer}, {head}) does not exist: the judge has layers 0 to {layers - 1} "
-                    f"with heads 0 to {heads - 1}",
+                    f"head ({layer}, {head}) does not exist: the judge has layers 0 to {layers - 1} with heads 0 to {heads - 1}",
                     "Give zero-based (layer, query head) pairs of this judge",
                 )
 

@@ -64,9 +64,7 @@ def asked(suffixes: Sequence[Suffix]) -> tuple[list[int], int]:
     return [len(s.ids) - 1 for s in suffixes], sum(s.target[1] - s.target[0] for s in suffixes)
 
 
-def fast_step(
-    config: Any, documents: int, suffixes: list[int], targets: int, lowest: int | None, adapter: int = 0
-) -> Flops:
+def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lowest: int | None, adapter: int = 0) -> Flops:
     """Operations of :meth:`dream.judge.Judge.target_losses` and its backward pass.
 
     Args:

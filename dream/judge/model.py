@@ -82,7 +82,7 @@ class _Recorder(DynamicCache):
         super().__init__()
         self.expected = layers
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs):
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         found = super().update(key, value, layer_idx, *args, **kwargs)
         if layer_idx == self.expected - 1:
             raise _Stop
@@ -174,7 +174,7 @@ class Judge:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if quantization == "none":
-            model = model.to(device)
+            model = model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
         return cls(model, tokenizer, limits, reference, assets.content_hash(reference))
 
     @classmethod
@@ -217,15 +217,16 @@ class Judge:
         )
         return get_peft_model(self.model, settings).eval()
 
-    def read(self, candidates: CandidateSet | Documents, layers: int | None = None) -> Reading:
-        """Keys and values of a set's documents in every layer, or in the lowest ``layers``, once. See :class:`Reading`."""
+    def read(self, candidates: CandidateSet | Documents, depth: int | None = None) -> Reading:
+        """Keys and values of a set's documents in every layer, or in the lowest ``depth``, once. See :class:`Reading`."""
         documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
         self._assert_ours()
-        recorder = _Recorder(layers or self.layers)
+        recorder = _Recorder(depth or self.layers)
         for ids in torch.tensor([documents.ids], device=self.device).split(self.chunk or len(documents.ids), dim=1):
             with contextlib.suppress(_Stop):
                 self.model.base_model(input_ids=ids, past_key_values=recorder, use_cache=True)
-        return Reading(documents, tuple((layer.keys, layer.values) for layer in recorder.layers))
+        layers: list[Any] = list(recorder.layers)
+        return Reading(documents, tuple((layer.keys, layer.values) for layer in layers))
 
     def target_losses(
         self,
@@ -236,7 +237,7 @@ class Judge:
         *,
         reading: Reading | None = None,
         per_token: bool = False,
-    ) -> Tensor | list[Tensor]:
+    ) -> Any:
         """Mean cross-entropy of every question's target, with the retriever's scores injected (paper, equation 10).
 
         Args:
@@ -284,8 +285,7 @@ class Judge:
         suffixes = [self.prompt.suffix(text) for text in (*(q.text for q in candidates.questions), EMPTY_QUERY)]
         packed = self._pack(reading, [s.ids for s in suffixes])
         groups = [
-            torch.tensor(s.rows("query"), device=self.device) + start
-            for start, s in zip(packed.starts, suffixes, strict=True)
+            torch.tensor(s.rows("query"), device=self.device) + start for start, s in zip(packed.starts, suffixes, strict=True)
         ]
         places = [b for span in reading.documents.spans for b in range(*span)]
         masses = Masses(groups, torch.tensor(places, device=self.device))

@@ -23,8 +23,7 @@ from dream.files import read_json as read_any
 POOLING = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 # Every file name that the library has given to the settings of its Transformer module.
 TRANSFORMER = [
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ]
 ARGUMENTS = tuple(f"{of}_{name}" for of in ("model", "tokenizer", "processor", "config") for name in ("args", "kwargs"))
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -64,7 +63,7 @@ class Folder:
         if kind in self.prompts:
             return self.prompts[kind]
         others = {"query": [name for name, text in self.prompts.items() if text], "document": ["passage", "corpus"]}[kind]
-        named = [name for name in (*others, self.default_prompt) if self.prompts.get(name)]
+        named = [name for name in (*others, self.default_prompt or "") if self.prompts.get(name)]
         if named:
             raise DreamError(
                 f"{self.path} has prompts ({', '.join(sorted(set(named)))}) but none named {kind}",
@@ -78,7 +77,7 @@ class Folder:
             return None
         from sentence_transformers.base.modules import Dense, Normalize
 
-        kinds = {"Dense": Dense, "Normalize": Normalize}
+        kinds: dict[str, Any] = {"Dense": Dense, "Normalize": Normalize}
         modules = [kinds[kind].load(str(self.path), subfolder=path) for kind, path in self.head]
         return nn.Sequential(*modules).requires_grad_(False)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dream.judge.model import Reading
 
 
-class Knobs(Tuned):
+class DreamKnobs(Tuned):
     """Settings of DREAM beside the section ``injection``; the packaged temperature by the search of docs/search.md."""
 
     judge: Literal["frozen", "lora"] = "frozen"
@@ -65,7 +65,7 @@ class Dream(Objective):
         lora: rank, alpha and targets (None: the attention projections) of a LoRA on the judge; None: it stays frozen.
     """
 
-    Knobs = Knobs
+    Knobs = DreamKnobs
     needs = frozenset({"judge", "heads"})
     uses = ("dream/judge",)
     no_gradient = "Its loss does not depend on the scores: check heads, injection.rows and injection.gate"
@@ -105,7 +105,7 @@ class Dream(Objective):
         self.adapter: Any = judge.add_lora(*lora) if lora else None
 
     @classmethod
-    def build(cls, knobs: Knobs, config: Config, given: Given) -> Dream:
+    def build(cls, knobs: DreamKnobs, config: Config, given: Given) -> Dream:
         start, injection = config.temperature, config.injection
         own = {name: getattr(injection, name) for name in ("rows", "budget", "gate", "gate_init", "scores", "gap_every")}
         if knobs.judge == "lora":
@@ -114,7 +114,7 @@ class Dream(Objective):
         return cls(given.judge, given.heads, start.init, start.learned, **own)
 
     @classmethod
-    def check(cls, knobs: Knobs, config: Config) -> None:
+    def check(cls, knobs: DreamKnobs, config: Config) -> None:
         if knobs.judge == "lora" and (config.injection.gate == "off" or config.injection.scores == "uniform"):
             raise DreamError(
                 "dream.judge=lora trains the judge, but injection.gate=off and injection.scores=uniform train nothing",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dream.config import Config
 
 
-class Knobs(Tuned):
+class InfoNCEKnobs(Tuned):
     """Settings of InfoNCE; the packaged ones by the search of docs/search.md."""
 
     in_batch_negatives: bool = False
@@ -41,18 +41,18 @@ class InfoNCE(Objective):
         in_batch_negatives: passages of the batch's other sets are negatives too.
     """
 
-    Knobs = Knobs
+    Knobs = InfoNCEKnobs
 
     def __init__(self, temperature: float = 0.05, learn_temperature: bool = True, in_batch_negatives: bool = False) -> None:
         super().__init__()
         self.tau, self.in_batch_negatives = Temperature(temperature, learn_temperature), in_batch_negatives
 
     @classmethod
-    def build(cls, knobs: Knobs, config: Config, given: Given) -> InfoNCE:
+    def build(cls, knobs: InfoNCEKnobs, config: Config, given: Given) -> InfoNCE:
         return cls(config.temperature.init, config.temperature.learned, knobs.in_batch_negatives)
 
     @classmethod
-    def check(cls, knobs: Knobs, config: Config) -> None:
+    def check(cls, knobs: InfoNCEKnobs, config: Config) -> None:
         if knobs.in_batch_negatives and config.training.micro_batch == 1:
             raise DreamError(
                 "infonce.in_batch_negatives: training.micro_batch is 1, so no other set is at hand to take negatives from",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dream.config import Config
 
 
-class Knobs(Tuned):
+class RePlugKnobs(Tuned):
     """Settings of REPLUG LSR; the packaged ones by the search of docs/search.md."""
 
     direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
@@ -48,10 +48,10 @@ class RePlug(Objective):
         teacher: question id → the judge's mean log-likelihood of the target given each candidate.
         temperature: tau at the start.
         learn_temperature: whether log tau is optimised.
-        direction, tau_lm, mask_target: see :class:`Knobs`.
+        direction, tau_lm, mask_target: see :class:`RePlugKnobs`.
     """
 
-    Knobs = Knobs
+    Knobs = RePlugKnobs
     needs = frozenset({"teacher"})
 
     def __init__(
@@ -69,7 +69,7 @@ class RePlug(Objective):
         self.direction, self.tau_lm, self.mask_target = direction, tau_lm, mask_target
 
     @classmethod
-    def build(cls, knobs: Knobs, config: Config, given: Given) -> RePlug:
+    def build(cls, knobs: RePlugKnobs, config: Config, given: Given) -> RePlug:
         own = knobs.model_dump(include={"direction", "tau_lm", "mask_target"})
         return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own)
 
@@ -82,8 +82,8 @@ class RePlug(Objective):
 
     def _divergence(self, scores: Tensor, candidates: CandidateSet, tau: Tensor) -> Tensor:
         """KL of every question of a set, ``[questions]``."""
-        teacher = [self._likelihoods(q.id, candidates) for q in candidates.questions]
-        teacher = torch.tensor(teacher, dtype=scores.dtype, device=scores.device)
+        likelihoods = [self._likelihoods(q.id, candidates) for q in candidates.questions]
+        teacher = torch.tensor(likelihoods, dtype=scores.dtype, device=scores.device)
         student, teacher = scores / tau, teacher / self.tau_lm
         if self.mask_target:
             keep = torch.ones_like(scores, dtype=torch.bool)
@@ -107,4 +107,3 @@ class RePlug(Objective):
 
     def state(self) -> dict[str, float]:
         return {"tau": self.tau().item()}
-

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ATTENTION = "dream_revela"
 
 
-class Knobs(settings.Knobs):
+class RevelaKnobs(settings.Knobs):
     """Settings of Revela; the paper's tau teaches the packaged recipe nothing (docs/search.md)."""
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -96,6 +96,7 @@ def others(query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scaling:
     logits = at_least_float32(flat(query) @ flat(keys).mT) * scaling
     logits = logits.view(heads, n, length, n, length)  # head, chunk i, row, chunk j, column
     weights = logits.masked_fill(~chunks.real, float("-inf")).softmax(-1)
+    assert chunks.similarity is not None  # the second pass
     share = chunks.similarity.to(weights.dtype)[:, None]
     if chunks.normalise:
         norms = values.norm(dim=-1).transpose(0, 1)[:, None, None]
@@ -120,10 +121,10 @@ class Revela(Objective):
         tokenizer: its tokenizer.
         tau: fixed temperature of Sim.
         passage_tokens: longest chunk.
-        value_normalisation: see :class:`Knobs`.
+        value_normalisation: see :class:`RevelaKnobs`.
     """
 
-    Knobs = Knobs
+    Knobs = RevelaKnobs
     needs = frozenset({"lm"})
     uses = ("dream/judge",)
     no_gradient = "So small a temperature makes Sim a choice of one chunk, which has no gradient: raise revela.tau"
@@ -137,7 +138,7 @@ class Revela(Objective):
         self.trained_weights = sum(p.numel() for p in self.lm.parameters() if p.requires_grad)
 
     @classmethod
-    def build(cls, knobs: Knobs, config: Config, given: Given) -> Revela:
+    def build(cls, knobs: RevelaKnobs, config: Config, given: Given) -> Revela:
         from dream import assets
 
         record = config.roles["judge"]
@@ -220,7 +221,7 @@ def load_lm(path: str, dtype: str = "float32", lora: tuple[int, int] | None = (2
 
     AttentionInterface.register(ATTENTION, in_batch_attention)
     settings = copy.deepcopy(AutoConfig.from_pretrained(path))
-    lm = AutoModelForCausalLM.from_pretrained(
+    lm: Any = AutoModelForCausalLM.from_pretrained(
         path, config=settings, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=ATTENTION
     )
     if lm.config._attn_implementation != ATTENTION:

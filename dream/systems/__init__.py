@@ -42,7 +42,7 @@ class System:
     uses: ClassVar[tuple[str, ...]] = ()
     name: str
     settings: dict[str, Any]
-    flops: float
+    flops: Any
 
     @classmethod
     def build(cls, config: Config, device: str | None = None) -> Self:

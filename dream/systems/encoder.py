@@ -46,7 +46,7 @@ class Dense(System):
         if encoder.adapter_base:
             more["adapter_base"] = encoder.adapter_base
         if encoder.head is not None:
-            more["head"] = [{"module": type(module).__name__, **module.get_config_dict()} for module in encoder.head]
+            more["head"] = [{"module": type(module).__name__, **module.get_config_dict()} for module in list[Any](encoder.head)]
         self.settings = {
             "model": rules.model,
             "adapter": adapter or rules.adapter,
@@ -113,7 +113,7 @@ class Dense(System):
         )
 
     @property
-    def _limits(self) -> dict[str, int]:
+    def _limits(self) -> dict[str, Any]:
         return {"max_length": self.rules.max_length, "token_budget": self.knobs.token_budget}
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 HEADS = Path("work/heads")
 
 
-class Knobs(knobs.Knobs):
+class QRHeadKnobs(knobs.Knobs):
     """Settings of the reranker."""
 
     depth: Positive = 40
@@ -70,13 +70,13 @@ class QRHead(System):
         DreamError: a full prompt is longer than the judge's positions.
     """
 
-    Knobs = Knobs
+    Knobs = QRHeadKnobs
     reads = ("bm25", "roles.judge", "judge", "heads.drop_low_tokens", "knobs.qrhead")
     uses = ("dream/candidates/bm25.py", "dream/systems/bm25.py")
     name = "qrhead"
 
     def __init__(
-        self, judge: Judge, selected: list[tuple[int, int]], knobs: Knobs, drop_low_tokens: bool, first: System
+        self, judge: Judge, selected: list[tuple[int, int]], knobs: QRHeadKnobs, drop_low_tokens: bool, first: System
     ) -> None:
         self.judge, self.selected, self.first, self.knobs = judge, selected, first, knobs
         self.drop_low_tokens, self.flops = drop_low_tokens, 0.0
