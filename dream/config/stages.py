@@ -69,9 +69,18 @@ def load(name: str, folder: Path | str = FOLDER) -> Config:
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         raise DreamError(f"{path} is missing", "Run it through `dvc repro`, whose first stage writes it")
-    values = {key: value for key, value in read_json(path).items() if key != "code"}
+    return _cut(read_json(path))
+
+
+def cut(config: Config, name: str) -> Config:
+    """The same of a whole configuration in memory: what the stage with this file would read."""
+    return _cut(files(config)[name])
+
+
+def _cut(settings: dict[str, Any]) -> Config:
+    values = {key: value for key, value in settings.items() if key not in ("code", "needs")}
     carried = values.pop("knobs", {})
-    built = _build(Config, values)
+    built: Config = _build(Config, values)
     built.knobs.update({name: check.carrier(name).Knobs.model_validate(own) for name, own in carried.items()})
     return built
 
