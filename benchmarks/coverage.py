@@ -1,4 +1,4 @@
-"""How often the intervals of dream/evaluation/stats.py hold the truth, on made-up scores whose truth is known.
+"""How often the intervals of dream/report/stats.py hold the truth, on made-up scores whose truth is known.
 
     python -m benchmarks.coverage        # about two minutes; writes reports/bench/coverage.md, which docs/evaluation.md shows
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dream.errors import exits_cleanly
-from dream.evaluation import stats
+from dream.report import stats
 from dream.files import replacing
 
 FILE = Path("reports/bench/coverage.md")

@@ -180,7 +180,7 @@ def test_references_are_tested_as_before_beside_systems_with_two_seeds(two_seeds
 
 def test_three_seeds_widen_the_interval_and_weaken_the_test(results, two_seeds):
     """The fixture's seeds differ in every query: their spread is part of the answer."""
-    from dream.evaluation import stats
+    from dream.report import stats
 
     tasks = ["boolq"]
     ours = results.values("dream", tasks)
@@ -668,7 +668,7 @@ def test_a_published_system_is_said_to_follow_its_own_rules(results):
     from dream import config
 
     root = Path(__file__).parent.parent
-    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "cells")
+    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "results")
     (note,) = [n for n in notes.footnotes(committed) if n.startswith("minilm:")]
     assert "packaged/minilm" in note and "mean pooling" in note and "256 tokens" in note
     assert not [n for n in notes.footnotes(results) if n.startswith("minilm:")]

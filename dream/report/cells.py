@@ -2,7 +2,7 @@
 
 Ids and names are text, whatever they look like, and a cell's table must hold what its record says: as many queries, the same
 means. Nothing here globs: a file left over from another list of systems is never picked up, and a listed cell that is missing
-stops the report with its path and the command that makes it. Every cell has a run record (``reports/cells/runs``) that
+stops the report with its path and the command that makes it. Every cell has a run record (``reports/results/runs``) that
 holds the resolved configuration it was made with; :func:`check_agreement` compares them, so that numbers of two
 configurations never stand in one table.
 """
@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 
 from dream import names
-from dream.config import Config
+from dream.config import Config, stages
 from dream.errors import DreamError
-from dream.evaluation import stats
-from dream.files import read_json
+from dream.files import read_json, sha256
+from dream.report import stats
 
-CELLS = Path("reports/cells")
+CELLS = Path("reports/results")
 METRIC = "ndcg_at_10"
 SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
 TEXTS = ["suite", "task", "system", "seed", "query_id"]
@@ -33,17 +33,10 @@ QUERY_COLUMNS = [*TEXTS, *SCORES]
 RECORD_KEYS = ["suite", "task", "system", "seed", "queries", "documents", *SCORES, "settings"]
 ROUNDING = 2e-6  # by which two means of the same scores may differ: scores and means have six decimals
 
-# Sections that a cell's own stage reads. What it only reads through its inputs (the training data of an evaluation,
-# say) is compared by the content hash of those inputs instead: a changed knob that changed no content is no mismatch.
-STAGE_SECTIONS = {"prepare": ("data",), "candidates": ("candidates", "bm25"), "heads": ("judge", "heads", "injection")}
-SYSTEM_SECTIONS = {"bm25": ("bm25", "evaluate"), "qrhead": ("bm25", "judge", "heads", "qrhead", "evaluate")}
-ENCODER_SECTIONS = ("encoder", "evaluate")  # of every other evaluated system
-TRAIN_SECTIONS = ("training", "encoder", "temperature")
-JUDGE_SECTIONS = ("judge", "injection")
 # Knobs that cannot change a number.
 HARMLESS = {
-    "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "injection.force",
-    "evaluate.token_budget", "evaluate.search_chunk", "evaluate.workers",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.log_every",
+    "evaluate.token_budget", "evaluate.search_chunk", "evaluate.workers", "injection.force",
 }  # fmt: skip
 
 
@@ -74,7 +67,7 @@ class Cell:
         """The DVC stage that makes the cell."""
         if self.seed is not None:
             return "evaluate"
-        return "rerank" if self.system == "qrhead" else "reference"
+        return "rerank" if self.system in names.registered("systems", "reranker") else "reference"
 
 
 @dataclass(frozen=True)
@@ -82,13 +75,15 @@ class Results:
     """Everything a report is made from, in memory.
 
     ``queries`` has one row per system, seed and query; ``records`` one per system, seed and task; ``runs`` the run
-    record of every stage and cell by name; ``curves`` the training curve of every training run.
+    record of every stage and cell by name; ``wanted`` what each stage would read now;
+    ``curves`` the training curve of every training run.
     """
 
     config: Config
     queries: pd.DataFrame
     records: pd.DataFrame
     runs: dict[str, dict[str, Any]]
+    wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # intervals, computed once
@@ -127,7 +122,7 @@ class Results:
         return self._tables[system, task].mean(axis=1)
 
     def values(self, system: str, tasks: list[str]) -> list[np.ndarray]:
-        """nDCG@10 for :mod:`dream.evaluation.stats`: ``[seeds, queries]`` of a trained system, else ``[queries]``.
+        """nDCG@10 for :mod:`dream.report.stats`: ``[seeds, queries]`` of a trained system, else ``[queries]``.
 
         One array a task, several for a task of several parts (mteb's CQADupstackRetrieval), which is the mean over them;
         :meth:`weights` has what each array weighs.
@@ -146,11 +141,11 @@ class Results:
 
     def _parts(self, task: str) -> list[Any]:
         """Which of a task's queries belong to each of its parts."""
-        names = self.record(self.systems[0], task).get("parts")
-        if not isinstance(names, dict):
+        parts = self.record(self.systems[0], task).get("parts")
+        if not isinstance(parts, dict):
             return [slice(None)]
         ids = self._tables[self.systems[0], task].index
-        return [ids.str.startswith(f"{name}:") for name in names]
+        return [ids.str.startswith(f"{name}:") for name in parts]
 
     def seed_means(self, system: str, tasks: list[str]) -> list[float]:
         """Mean nDCG@10 over the tasks of each training run; empty for a system that is not trained here."""
@@ -200,8 +195,13 @@ def expected(config: Config) -> list[Cell]:
     return references + trained
 
 
-def load(config: Config, folder: Path | str = CELLS) -> Results:
+def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str, Any]] | None = None) -> Results:
     """Read every listed cell and check that all of them belong to one configuration.
+
+    Args:
+        config: lists systems, seeds and tasks.
+        folder: of the small results.
+        wanted: what every stage read, by file of ``reports/config`` (default: what this configuration gives).
 
     Raises:
         DreamError: a listed cell or its run record is missing or has another schema, two cells were made with
@@ -210,21 +210,20 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
     folder = Path(folder)
     cells = expected(config)
     if not cells:
-        raise DreamError(
-            "params lists nothing to report", "Name systems in references or objectives, and tasks in tasks"
-        )
+        raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
     if not folder.is_dir() or not any(folder.rglob("*")):
         raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
     runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in cells}
     trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
-    runs |= {
-        f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained
-    }
-    for stage in ("assets", "questions", "prepare", "candidates", "heads", "teacher"):
+    runs |= {f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained}
+    tasks = [f"tasks-{entry}" for entry in config.tasks]
+    teachers = [f"teacher-{name}" for name in config.objectives]
+    for stage in ("assets", "questions", *tasks, "prepare", "candidates", "heads", "signal", *teachers):
         path = folder / "runs" / f"{stage}.json"
         if path.exists():
             runs[stage] = _read_run(path, f"dvc repro {stage}")
-    check_agreement(config, runs, folder)
+    wanted = wanted or stages.files(config)
+    check_agreement(wanted, runs, folder)
     records = {cell: _read_records(cell, folder) for cell in cells}
     queries = pd.concat([_read_queries(cell, folder, records[cell]) for cell in cells], ignore_index=True)
     records = pd.concat(records.values(), ignore_index=True)
@@ -235,7 +234,7 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
         raise DreamError(f"two cells of {one.system} have different scores on {one.task}", "Run `dvc repro` so that both agree")
     records = records.drop_duplicates(keys, ignore_index=True)
     curves = {run: _read_curve(run, folder, runs) for run in trained if (folder / "train" / f"{run}.csv").exists()}
-    results = Results(config, queries, records, runs, curves, _read_extras(folder))
+    results = Results(config, queries, records, runs, wanted, curves, _read_extras(folder))
     _check_queries(results)
     return results
 
@@ -253,8 +252,12 @@ def _read_run(path: Path, command: str) -> dict[str, Any]:
         raise _missing(path, command)
     value = read_json(path)
     record = value[0] if isinstance(value, list) and value else value
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise DreamError(f"{path} has another schema (it holds no resolved config)", f"Run `{command}` to make it anew")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or not isinstance(record.get("settings"), str):
+        raise DreamError(f"{path} has another schema (it does not say what its stage read)", f"Run `{command}` to make it anew")
+    for file, digest in (record.get("outputs") or {}).items():
+        place = path.parent.parent / Path(file).relative_to(CELLS)
+        if place.exists() and sha256(place) != digest:
+            raise DreamError(f"{place} is not what its stage wrote", f"Run `{command}`, or take it from git again")
     return record
 
 
@@ -414,23 +417,10 @@ def _check_queries(results: Results) -> None:
                 raise DreamError(f"cells {a} and {b} were scored on different revisions of {task}", remedy)
 
 
-def relevant_settings(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The flat ``{knob: value}`` of a stored config on which the run called ``name`` depends directly."""
-    size = str(config.get("model", {}).get("size"))
-    settings = {"model.size": size, "recipe": config.get("recipe")}
-    settings |= _flat(config.get("sizes", {}).get(size, {}), f"sizes.{size}")
-    stage, _, cell = name.partition("-")
-    system = cell.partition("-")[0]
-    sections = STAGE_SECTIONS.get(stage, ())
-    if stage == "evaluate":
-        sections = SYSTEM_SECTIONS.get(system, ENCODER_SECTIONS)
-        for published, rules in config.get("published", {}).items():
-            settings |= _flat(rules, f"published.{published}") if cell.startswith(f"{published}-") else {}
-    elif stage == "train":
-        sections = (*TRAIN_SECTIONS, *(() if system == "infonce" else JUDGE_SECTIONS), system)
-    for section in sections:
-        settings |= _flat(config.get(section, {}), section)
-    return {key: value for key, value in settings.items() if key not in HARMLESS}
+def settings(record: dict[str, Any]) -> dict[str, Any]:
+    """The flat ``{knob: value}`` of what a stage read (a file of ``reports/config``), without code and harmless knobs."""
+    flat = {k: v for name, part in record.items() if name not in ("code", "needs") for k, v in _flat(part, name).items()}
+    return {key: value for key, value in flat.items() if key not in HARMLESS}
 
 
 def _flat(value: Any, prefix: str) -> dict[str, Any]:
@@ -444,42 +434,37 @@ def _flat(value: Any, prefix: str) -> dict[str, Any]:
     return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}").items()}
 
 
-def check_agreement(config: Config, runs: dict[str, dict[str, Any]], folder: Path = CELLS) -> None:
-    """Stop if two runs were made with different settings or inputs, or with others than params says. Both are named.
+def check_agreement(wanted: dict[str, dict[str, Any]], runs: dict[str, dict[str, Any]], folder: Path = CELLS) -> None:
+    """Stop if a stage read other settings than it would now, or two read inputs of one name and different content.
 
-    A knob that no run knows came after all of them and cannot be compared: :func:`later` lists those, the report's
-    footnotes name them.
+    A knob that a run does not know came after it and cannot be compared: :func:`later` lists those, the report's footnotes
+    name them.
+
+    Args:
+        wanted: what every stage would read (``dream/config/stages.py``), by file name.
+        runs: the run records by name.
+        folder: where they lie.
     """
-    now, new = config.model_dump(mode="json"), later(config, runs)
     for name, record in runs.items():
-        theirs, ours = relevant_settings(name, record["config"]), relevant_settings(name, now)
-        for key in dict.fromkeys([*ours, *theirs]):
-            if key not in new and theirs.get(key) != ours.get(key):
-                raise _disagreement(key, name, theirs.get(key), ours.get(key), runs, folder)
+        path, file = folder / "runs" / f"{name}.json", record["settings"]
+        if file not in wanted:
+            raise DreamError(f"{path} was made for {file}, which params does not ask for", "Run `dvc repro`")
+        theirs, ours = settings(record["config"]), settings(wanted[file])
+        for key in theirs:
+            if key not in ours or theirs[key] != ours[key]:
+                now = repr(ours[key]) if key in ours else "no such setting"
+                was = f"{path} was made with {key} = {theirs[key]!r}, params says {now}"
+                raise DreamError(was, "Run `dvc repro` so that both agree")
     _check_inputs(runs, folder)
 
 
-def later(config: Config, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The knobs (and values) on which these runs would depend, had they not been made before the knobs existed."""
-    now = config.model_dump(mode="json")
-    known = {key for name, record in runs.items() for key in relevant_settings(name, record["config"])}
-    ours = {key: value for name in runs for key, value in relevant_settings(name, now).items()}
-    return {key: value for key, value in ours.items() if key not in known and value is not None}
-
-
-def _disagreement(key: str, name: str, was: Any, now: Any, runs: dict[str, dict[str, Any]], folder: Path) -> DreamError:
-    """The error for a knob: names a second run that agrees with params when there is one, else params."""
-    path = folder / "runs" / f"{name}.json"
-    for other, record in runs.items():
-        settings = relevant_settings(other, record["config"])
-        if other != name and key in settings and settings[key] == now:
-            return DreamError(
-                f"{path} was made with {key} = {was!r}, {folder / 'runs' / f'{other}.json'} with {now!r}",
-                "Run `dvc repro` so that all cells agree",
-            )
-    return DreamError(
-        f"{path} was made with {key} = {was!r}, params says {now!r}", "Run `dvc repro` so that both agree"
-    )
+def later(wanted: dict[str, dict[str, Any]], runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The knobs (and values) that stages would read now and did not know when they ran."""
+    found: dict[str, Any] = {}
+    for record in runs.values():
+        known = settings(record["config"])
+        found |= {k: v for k, v in settings(wanted[record["settings"]]).items() if k not in known and v is not None}
+    return found
 
 
 def _check_inputs(runs: dict[str, dict[str, Any]], folder: Path) -> None:

@@ -20,7 +20,7 @@ from dream.errors import DreamError, exits_cleanly, visible
 app = typer.Typer(
     name="dream-report",
     help="Tables, plots and answers from the results of a DREAM benchmark.\n\n"
-    "Everything is read from small files that git tracks (reports/cells): no model, no GPU and no network are needed.",
+    "Everything is read from small files that git tracks (reports/results): no model, no GPU and no network are needed.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -34,7 +34,7 @@ Experiment = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Read this experiment, branch or commit from git instead.")
 ]
 Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
-PARAMS, CELLS = Path("params.yaml"), Path("reports/cells")
+PARAMS, CELLS = Path("params.yaml"), Path("reports/results")
 
 
 def examples(*lines: str) -> str:
@@ -164,9 +164,7 @@ def plots(
     show(names, json, lambda: "\n".join(names))
 
 
-@app.command(
-    epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10")
-)
+@app.command(epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10"))
 def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
@@ -303,9 +301,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html")
-)
+@app.command(epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html"))
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
     system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
@@ -367,7 +363,7 @@ def export(
     folders = exporting.export(config.load(params), system, seed, out, formats, force, push, cells)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
-        found["pushed"] = exporting.push(*folders.values(), push)
+        found["pushed"] = exporting.push(next(iter(folders.values())), push)
     show(found, json, lambda: "\n".join(found.values()))
 
 

@@ -18,8 +18,7 @@ import pandas as pd
 
 from dream.data.tasks import written
 from dream.errors import DreamError
-from dream.evaluation import stats
-from dream.report import runs, tables
+from dream.report import runs, stats, tables
 from dream.report.cells import Results
 from dream.report.notes import untested
 from dream.report.render import Cell, Line, Table, cells, grouped, number, one_line
@@ -64,9 +63,7 @@ def side(name: str, load: Callable[[], Results]) -> Side:
 def sides(ours: str, theirs: str, load: Callable[[], Results]) -> tuple[Side, Side]:
     """Open both sides, reading the workspace once."""
     if ours == theirs:
-        raise DreamError(
-            f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream infonce`"
-        )
+        raise DreamError(f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream infonce`")
     once = cache(load)
     return side(ours, once), side(theirs, once)
 
@@ -75,9 +72,7 @@ def table(ours: Side, theirs: Side) -> Table:
     """Paired differences on the tasks that both were evaluated on, and over all of them."""
     shared = [pair for pair in ours.results.tasks if pair in theirs.results.tasks]
     if not shared:
-        raise DreamError(
-            f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks"
-        )
+        raise DreamError(f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks")
     scopes = [(suite, task, [task]) for suite, task in shared] + [("all", "mean", [task for _, task in shared])]
     data, rows, within = [], [], []
     for suite, label, tasks in scopes:
@@ -85,8 +80,8 @@ def table(ours: Side, theirs: Side) -> Table:
         means = [stats.mean(one.results.values(one.system, tasks), one.results.weights(tasks)) for one in (ours, theirs)]
         ranges = [end for one in (ours, theirs) for end in tables.seed_range(one.results, one.system, tasks)]
         won, lost = int((gaps > 1e-9).sum()), int((gaps < -1e-9).sum())
-        row = (suite, label, *means, found.value, found.low, found.high, found.p, None, won, lost, len(gaps), *ranges)
-        data.append(dict(zip(KEYS, row, strict=True)))
+        values = (suite, label, *means, found.value, found.low, found.high, found.p, None, won, lost, len(gaps), *ranges)
+        data.append(dict(zip(KEYS, values, strict=True)))
         within += [label] if tables.within_seeds(ours.results, ours.system, theirs.results, theirs.system, tasks) else []
     tables.corrected(data[:-1])
     tables.corrected(data[-1:])
@@ -140,7 +135,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
     """The queries that changed most, half of them wins and half losses, and a remark on what could not be shown."""
     frames = []
     for _, task in ours.results.tasks:
-        if task in dict(map(reversed, theirs.results.tasks)):
+        if task in {name for _, name in theirs.results.tasks}:
             a, b = aligned(ours, theirs, task)
             ids = ours.results.scores(ours.system, task).index
             frames.append(pd.DataFrame({"task": task, "query_id": ids, "ours": a, "theirs": b}))
@@ -166,9 +161,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
                     hits[one.label] = [_document(d, corpus, row.query_id) for d in found[:SHOWN]]
         shown.append(Change(row.task, row.query_id, row.ours, row.theirs, text, hits))
     remark = (
-        f"Not at hand, so not shown: {', '.join(sorted(missing))} (`dvc repro` or `dvc pull` brings them)."
-        if missing
-        else ""
+        f"Not at hand, so not shown: {', '.join(sorted(missing))} (`dvc repro` or `dvc pull` brings them)." if missing else ""
     )
     return shown, remark
 
@@ -190,8 +183,7 @@ def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     return {
         "queries": dict(zip(queries["id"].astype(str), queries["text"], strict=True)),
         "documents": {
-            str(i): f"{title} {text}".strip()
-            for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+            str(i): f"{title} {text}".strip() for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
         },
         "relevant": relevant,
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dream.config import Config
+from dream.config import Config, stages
 from dream.data.tasks import written
 from dream.errors import DreamError, visible
 from dream.files import read_json
@@ -64,9 +64,7 @@ def find(query_id: str, config: Config, system: str, work: Path = WORK):
         if len(ids) < 2:
             raise DreamError(f"no hits of {system} for query {query_id} are at hand", "Run `dvc repro` or `dvc pull`")
         passages = tuple(texts["documents"][i] for i in ids)
-        return CandidateSet(
-            query_id, task, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),)
-        )
+        return CandidateSet(query_id, task, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),))
     raise DreamError(
         f"query {query_id!r} is in no training set and no task under {work}",
         "`dream-report compare A B` prints ids of evaluation queries; run `dvc repro` first if work/ is empty",
@@ -103,18 +101,22 @@ def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0,
 
     from dream.encoder import Encoder
     from dream.judge import Injection, Judge
+    from dream.models import rules
 
     torch.set_num_threads(config.training.threads)
     question, k = candidates.questions[0], len(candidates.passages)
     with torch.no_grad():
-        encoder = Encoder.load(config, folder / "adapter")
-        vectors = encoder.embed([question.text, *candidates.passages]).float()
+        encoder = Encoder.load(
+            rules(config.roles["encoder"], "models.encoder"), adapter=folder / "adapter", max_length=config.encoder.max_length
+        )
+        texts = [encoder.query_prompt + question.text, *(encoder.document_prompt + p for p in candidates.passages)]
+        vectors = encoder.embed(texts).float()
         similarities = vectors[1:] @ vectors[0]
         tau, gate = (
-            float(state.get("tau", config.tuned(system).temperature.init)),
+            float(state.get("tau", stages.cut(config, f"train-{system}").temperature.init)),
             float(state.get("gate", config.injection.gate_init)),
         )
-        judge = Judge.from_config(config)
+        judge = Judge.build(config)
         device = judge.device  # the encoder's may be another one
         p = (similarities / tau).softmax(0).to(device)
         heads = [tuple(head) for head in selected]
@@ -172,8 +174,7 @@ def page(found: Explanation) -> str:
     """A small self-contained page: tokens coloured by what injection changed."""
     e = lambda text: html.escape(visible(text, keep="\n"))  # noqa: E731
     rows = "".join(
-        f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td>"
-        f"<td>{e(r['text'])}</td></tr>"
+        f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td><td>{e(r['text'])}</td></tr>"
         for r in sorted(found.candidates, key=lambda r: -r["p"])
     )
     tokens = "".join(

@@ -144,9 +144,7 @@ def _cautions() -> list[str]:
     """What a reader must know about the printed numbers themselves, computed from the reference files."""
     reference, revela = printed(), printed("revela_paper")
     beir = reference[reference["suite"] == "BEIR"]
-    shared = revela[(revela["task_set"] == "BEIR-8 shared") & (revela["method"] == "Revela")].set_index("size")[
-        "mean_ndcg_at_10"
-    ]
+    shared = revela[(revela["task_set"] == "BEIR-8 shared") & (revela["method"] == "Revela")].set_index("size")["mean_ndcg_at_10"]
     without = beir[beir["task"] != "CQADupstackRetrieval"]
     means = without.groupby(["size", "method"])["ndcg_at_10"].mean()
     gains = "; ".join(

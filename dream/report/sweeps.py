@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dream.config import RECIPES
 from dream.errors import DreamError, run_to_its_end
-from dream.evaluation import stats
 from dream.files import read_yaml, replacing_folder
-from dream.report import build, compare, render, runs, tables
+from dream.knobs import RECIPES
+from dream.report import build, compare, render, runs, stats, tables
 from dream.report import cells as reading
 from dream.report.cells import Results
 from dream.report.notes import untested
