@@ -159,7 +159,7 @@ def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> 
     merged.save_pretrained(folder)
     length = _write_tokenizer(folder, encoder, config)
     rules, kinds = _rules(config), ["Transformer", "Pooling"]
-    for module in encoder.head or ():
+    for module in list[Any](encoder.head or ()):
         kinds.append(type(module).__name__)
         place = folder / f"{len(kinds) - 1}_{kinds[-1]}"
         place.mkdir()
@@ -263,7 +263,8 @@ def model_card(
         kind=kind, name=name, system=system, description=objective_line(system), config=config, seed=seed,
         base=None if _carried(config) else reference, revision=revision, encoder=_encoder_line(config),
         data=data, synthetic=any(row["generated"] for row in data), generator=config.roles["generator"].model,
-        judged=bool(objectives.find(system).needs), rules=_rules(config), judge=judge.model, state=read_json(MODELS / f"{system}-{seed}" / "state.json"),
+        judged=bool(objectives.find(system).needs), rules=_rules(config), judge=judge.model,
+        state=read_json(MODELS / f"{system}-{seed}" / "state.json"),
         recipe=yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True, width=100),
         scores=table, reason=reason, licence=licence(config), version=__version__, arxiv=ARXIV,
         llama="llama" in f"{encoder.model} {judge.model}".lower(),

@@ -74,7 +74,8 @@ def table(ours: Side, theirs: Side) -> Table:
     if not shared:
         raise DreamError(f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks")
     scopes = [(suite, task, [task]) for suite, task in shared] + [("all", "mean", [task for _, task in shared])]
-    data, rows, within = [], [], []
+    data: list[dict[str, Any]] = []
+    rows, within = [], []
     for suite, label, tasks in scopes:
         found, gaps = difference(ours, theirs, tasks), np.concatenate([np.subtract(*aligned(ours, theirs, t)) for t in tasks])
         means = [stats.mean(one.results.values(one.system, tasks), one.results.weights(tasks)) for one in (ours, theirs)]

@@ -360,7 +360,7 @@ def cost(results: Results) -> Table:
         )
         for r in found
     ]  # fmt: skip
-    hardware = next((run["hardware"] for run in results.runs.values() if run.get("hardware")), {})
+    hardware: dict[str, Any] = next((run["hardware"] for run in results.runs.values() if run.get("hardware")), {})
     devices = ", ".join(hardware.get("accelerators") or ["no accelerator"])
     notes = [
         "Per training run: mean over seeds; evaluation: all tasks of one run. Peak: the process's, device memory if larger.",
