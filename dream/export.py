@@ -32,7 +32,8 @@ from dream.errors import DreamError
 from dream.evaluation.folders import POOLING
 from dream.evaluation.systems import MODELS
 from dream.files import read_json, replacing_folder, write_json
-from dream.report import cells as reading
+from dream.report.results import agreement
+from dream.report.results import cells as reading
 
 FORMATS = ("peft", "sentence-transformers")
 MODULES = ("Transformer", "Pooling", "Normalize")
@@ -300,7 +301,7 @@ def scores(config: Config, system: str, seed: int, cells: Path | str = reading.C
     Returns:
         The table, or None with the reason: no scores are here, or they belong to another configuration or model.
     """
-    from dream.report import render, tables
+    from dream.report.tables import registry, render
 
     alone = config.model_copy(update={"objectives": [system], "seeds": [seed]})
     try:
@@ -308,7 +309,7 @@ def scores(config: Config, system: str, seed: int, cells: Path | str = reading.C
         _check_model(results.runs, system, seed)
     except DreamError as error:
         return None, error.what
-    lines = render.markdown(tables.main(results)).splitlines()
+    lines = render.markdown(registry.main(results)).splitlines()
     return "\n".join(lines[2:]), ""
 
 
@@ -329,7 +330,7 @@ def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
         made = read_json(run)[0]["config"]
         now = config.model_dump(mode="json")
         if all(made.get(key) == now[key] for key in ("data", "own", "questions")) and (
-            reading.relevant_settings("prepare", made) == reading.relevant_settings("prepare", now)
+            agreement.relevant_settings("prepare", made) == agreement.relevant_settings("prepare", now)
         ):
             counts = {row["name"]: row["instances"] for row in read_json(path) if row["kind"] == "source"}
     rows = []

@@ -13,12 +13,14 @@ def main() -> None:
     args = parser.parse_args()
 
     config = configs.load_for_stage(args.size)
-    from dream.report import build, cells, render, tables
+    from dream.report import build
+    from dream.report.results import cells
+    from dream.report.tables import registry, render
 
     print(f"[report] size {config.model.size}, recipe {config.recipe}", flush=True)
     results = cells.load(config)
     written = build.write_all(results)
-    print(render.plain(tables.main(results)))
+    print(render.plain(registry.main(results)))
     print(f"[report] reports/: {', '.join(written)}")
 
 

@@ -16,9 +16,9 @@ from typing import Any
 from dream.config import Config
 from dream.errors import DreamError, visible
 from dream.files import read_json
-from dream.report import compare
-from dream.report.compare import clip
-from dream.report.render import Line
+from dream.report.commands import compare
+from dream.report.commands.compare import clip
+from dream.report.tables.render import Line
 
 WORK = Path("work")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dream.config import Config
-from dream.evaluation import stats
-from dream.report.cells import Results, later
+from dream.report import stats
+from dream.report.results.agreement import later
+from dream.report.results.cells import Results
 
 
 def footnotes(results: Results) -> list[str]:
