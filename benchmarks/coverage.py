@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from dream.errors import exits_cleanly
-from dream.report import stats
 from dream.files import replacing
+from dream.report import stats
 
 FILE = Path("reports/bench/coverage.md")
 QUERIES, LEVEL = (120, 60), 0.35  # queries of each task; the true mean of every system

@@ -32,7 +32,7 @@ from dream.encoder import DTYPES, ORIGINS, Encoder, quiet, split_revision
 from dream.errors import DreamError
 from dream.files import read_json, replacing_folder, write_json
 from dream.models.folders import POOLING
-from dream.report import cells as reading
+from dream.report.results import cells as reading
 from dream.systems.encoder import TRAINED as MODELS
 
 FORMATS = ("peft", "sentence-transformers")
@@ -312,7 +312,7 @@ def scores(config: Config, system: str, seed: int, cells: Path | str = reading.C
     Returns:
         The table, or None with the reason: no scores are here, or they belong to another configuration or model.
     """
-    from dream.report import render, tables
+    from dream.report.tables import registry, render
 
     alone = config.model_copy(update={"objectives": [system], "seeds": [seed]})
     try:
@@ -320,7 +320,7 @@ def scores(config: Config, system: str, seed: int, cells: Path | str = reading.C
         _check_model(results.runs, system, seed)
     except DreamError as error:
         return None, error.what
-    lines = render.markdown(tables.main(results)).splitlines()
+    lines = render.markdown(registry.main(results)).splitlines()
     return "\n".join(lines[2:]), ""
 
 

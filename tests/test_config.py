@@ -396,7 +396,7 @@ def test_the_ambiguous_cell_is_named():
 def test_names_that_the_code_gives_are_those_it_knows():
     from dream import objectives, rerank
     from dream.evaluation import cells, systems
-    from dream.report.cells import Cell
+    from dream.report.results.cells import Cell
 
     objectives.find("dream")
     ours = {name for name, kind in objectives.REGISTRY.items() if kind.__module__.startswith("dream.objectives.")}
@@ -455,7 +455,7 @@ def test_the_guide_downloads_what_is_pinned():
 
 
 def test_the_size_of_a_pinned_model_is_known_offline():
-    from dream.report import plan
+    from dream.planning import plan
 
     for size in RAW["sizes"].values():
         for reference in (size["encoder"], size["judge"]):

@@ -16,7 +16,11 @@ from report_fixture import edit_json, make_cells, make_config, write_params
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cells, compare, explain, page, paper, plan, render, runs, sweeps, tables
+from dream.planning import plan
+from dream.report import page
+from dream.report.commands import compare, experiments, explain, paper, sweeps
+from dream.report.results import cells, runs
+from dream.report.tables import measures, render
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted" \x1b]0;pwn\x07 \u202e'
@@ -154,7 +158,7 @@ def test_a_row_that_was_run_is_compared(results):
         frame["task"] = frame["task"].replace({"boolq": "SciFact"})
     renamed = replace(results, records=records, queries=queries, cache={})
     row = next(r for r in paper.rows(renamed) if (r["task"], r["method"]) == ("SciFact", "bm25"))
-    ours = tables.measured(renamed, "bm25", ["SciFact"])
+    ours = measures.measured(renamed, "bm25", ["SciFact"])
     assert row["state"] == "run" and row["difference"] == pytest.approx(ours.value - 0.6644)
     assert row["inside"] == (ours.low <= 0.6644 <= ours.high)
     assert next(r for r in paper.rows(renamed) if (r["task"], r["method"], r["size"]) == ("SciFact", "dream", "1b"))[
@@ -196,7 +200,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_runs_collects_the_workspace_commits_and_experiments(repository):
-    table = runs.collect(commits=2)
+    table = experiments.collect(commits=2)
     assert table.data["experiment"].iloc[0] == "workspace"
     assert "my-exp" in set(table.data["experiment"])
     assert dict(zip(table.data["experiment"], table.data["bm25.k1"], strict=True))["my-exp"] == 0.9
@@ -214,7 +218,7 @@ def test_a_commit_from_before_a_knob_is_still_read(repository):
     _git(repository, "commit", "-qam", "before the knob")
     (repository / "params.yaml").write_text(today)
     make_cells(repository, make_config(**{"bm25.k1": 1.2}))
-    table = runs.collect(commits=1)
+    table = experiments.collect(commits=1)
     shown = {row[0].text: row[table.head.index("bm25.b")].text for row in table.rows}
     assert shown.pop("workspace") == "0.4" and set(shown) == {table.rows[4][0].text, "my-exp"}
     assert shown[table.rows[4][0].text] == "–" and not [note for note in table.notes if note.startswith("Not shown")]

@@ -1,6 +1,6 @@
 """The plots of a report, one function each in a registry.
 
-What stays the same when a plot is added: a function of :class:`~dream.report.cells.Results` returns a figure, or None
+What stays the same when a plot is added: a function of :class:`~dream.report.results.cells.Results` returns a figure, or None
 when
 its cells are not there; files, the command line and the page find it through :data:`PLOTS`. Colours are those of Okabe
 and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
@@ -24,8 +24,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dream.errors import DreamError
-from dream.report import tables
-from dream.report.cells import Results
+from dream.report.results.cells import Results
+from dream.report.tables import measures, registry
 
 PLOTS: dict[str, Callable[[Results], Figure | None]] = {}
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00"]
@@ -112,12 +112,12 @@ def look(results: Results, system: str) -> dict:
 @plot("systems")
 def systems(results: Results) -> Figure:
     """Every system on every task with its interval; the means below a line of their own."""
-    scopes = [(label, tasks) for _, label, tasks in tables.scopes(results) if label != "mean"]
+    scopes = [(label, tasks) for _, label, tasks in measures.scopes(results) if label != "mean"]
     scopes += [(f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()]
     count = len(results.systems)
     figure, axis = plt.subplots(figsize=(7, 0.9 + len(scopes) * (0.2 + 0.13 * count)))
     for index, system in enumerate(results.systems):
-        found = [tables.measured(results, system, tasks) for _, tasks in scopes]
+        found = [measures.measured(results, system, tasks) for _, tasks in scopes]
         values, y = np.array([f.value for f in found]), np.arange(len(scopes)) + _offset(index, count)
         errors = np.abs(np.array([[f.low for f in found], [f.high for f in found]]) - values)
         axis.errorbar(
@@ -137,7 +137,7 @@ def systems(results: Results) -> Figure:
     axis.set_yticks(range(len(scopes)), [label for label, _ in scopes])
     axis.set(
         ylim=(len(scopes) - 0.5, -0.5),
-        xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over {tables.over(results)}",
+        xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over {measures.over(results)}",
     )
     axis.grid(axis="y", visible=False)
     axis.set_xlim(left=-0.01)
@@ -202,8 +202,8 @@ def pair(results: Results) -> tuple[str, str | None]:
     others = [s for s in results.config.objectives if s != results.reference] or [
         s for s in results.systems if s != results.reference
     ]
-    tasks = tables.overall(results)[2]
-    return results.reference, max(others, key=lambda s: tables.measured(results, s, tasks).value, default=None)
+    tasks = measures.overall(results)[2]
+    return results.reference, max(others, key=lambda s: measures.measured(results, s, tasks).value, default=None)
 
 
 def scatter(results: Results, ours: str, theirs: str) -> Figure:
@@ -242,7 +242,7 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
 @plot("heads")
 def heads(results: Results) -> Figure | None:
     """Score of every attention head of the judge, the selected ones framed."""
-    found = tables.head_scores(results)
+    found = registry.head_scores(results)
     if found is None:
         return None
     grid = found.pivot(index="head", columns="layer", values="score").sort_index()
@@ -268,7 +268,7 @@ def heads(results: Results) -> Figure | None:
 def diagnostic(results: Results) -> Figure | None:
     """The judge's loss with nothing, uniform, right and wrong scores injected, for every row setting that was
     measured."""
-    found = tables.diagnostic_rows(results)
+    found = registry.diagnostic_rows(results)
     kinds = [k for k in ("none", "uniform", "gold", "wrong") if found and all(isinstance(r.get(k), float | int) for r in found)]
     if not kinds:
         return None
@@ -305,15 +305,15 @@ def cost(results: Results) -> Figure | None:
     Floating-point operations (or pairs, where a stage counts none) rather than hours: they are the same on every
     machine and in every run, so the picture is too. Hours stand in the cost table.
     """
-    rows = {r["system"]: r["flops"] for r in tables.cost_rows(results) if r["stage"] == "train"}
+    rows = {r["system"]: r["flops"] for r in registry.cost_rows(results) if r["stage"] == "train"}
     if not rows:
         return None
     counted = all(rows.values())
     spent = rows if counted else {system: results.pairs_trained(system) for system in rows}
-    tasks = tables.overall(results)[2]
+    tasks = measures.overall(results)[2]
     figure, axis = plt.subplots(figsize=(5, 3.2))
     for system in results.systems:
-        found = tables.measured(results, system, tasks)
+        found = measures.measured(results, system, tasks)
         if system in rows:
             axis.errorbar(
                 spent[system], found.value, yerr=[[found.value - found.low], [found.high - found.value]],

@@ -18,11 +18,13 @@ import pandas as pd
 
 from dream.data.tasks import written
 from dream.errors import DreamError
-from dream.report import runs, stats, tables
-from dream.report.cells import Results
-from dream.report.notes import untested
-from dream.report.render import Cell, Line, Table, cells, grouped, number, one_line
-from dream.report.tables import LEVEL, _p, _signed, ranged
+from dream.report import stats
+from dream.report.results import runs
+from dream.report.results.cells import Results
+from dream.report.tables import measures
+from dream.report.tables.measures import LEVEL
+from dream.report.tables.notes import untested
+from dream.report.tables.render import Field, Line, Table, fields, grouped, number, one_line, p_value, ranged, signed
 
 WORK = Path("work")
 KEYS = ["suite", "task", "ours", "theirs", "difference", "ci_low", "ci_high", "p", "p_holm", "won", "lost", "queries",
@@ -79,23 +81,23 @@ def table(ours: Side, theirs: Side) -> Table:
     for suite, label, tasks in scopes:
         found, gaps = difference(ours, theirs, tasks), np.concatenate([np.subtract(*aligned(ours, theirs, t)) for t in tasks])
         means = [stats.mean(one.results.values(one.system, tasks), one.results.weights(tasks)) for one in (ours, theirs)]
-        ranges = [end for one in (ours, theirs) for end in tables.seed_range(one.results, one.system, tasks)]
+        ranges = [end for one in (ours, theirs) for end in measures.seed_range(one.results, one.system, tasks)]
         won, lost = int((gaps > 1e-9).sum()), int((gaps < -1e-9).sum())
         values = (suite, label, *means, found.value, found.low, found.high, found.p, None, won, lost, len(gaps), *ranges)
         data.append(dict(zip(KEYS, values, strict=True)))
-        within += [label] if tables.within_seeds(ours.results, ours.system, theirs.results, theirs.system, tasks) else []
-    tables.corrected(data[:-1])
-    tables.corrected(data[-1:])
+        within += [label] if measures.within_seeds(ours.results, ours.system, theirs.results, theirs.system, tasks) else []
+    measures.corrected(data[:-1])
+    measures.corrected(data[-1:])
     for row in data:
-        p = Cell(_p(row["p_holm"]), row["p_holm"] is not None and row["p_holm"] < LEVEL)
-        interval = f"[{_signed(row['ci_low'])}, {_signed(row['ci_high'])}]"
+        p = Field(p_value(row["p_holm"]), row["p_holm"] is not None and row["p_holm"] < LEVEL)
+        interval = f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
         seeds = [ranged(row[f"{who}seed_low"], row[f"{who}seed_high"]) for who in ("", "theirs_")]
-        ends = [row["suite"], row["task"], number(row["ours"]), number(row["theirs"]), _signed(row["difference"]), interval]
-        rows.append(cells(*ends, p, row["won"], row["lost"], grouped(row["queries"]), *seeds))
+        ends = [row["suite"], row["task"], number(row["ours"]), number(row["theirs"]), signed(row["difference"]), interval]
+        rows.append(fields(*ends, p, row["won"], row["lost"], grouped(row["queries"]), *seeds))
     head = ["Suite", "Task", ours.label, theirs.label, "Difference", "Interval", "p", "Won", "Lost", "Queries",
             f"Seeds of {ours.label}", f"Seeds of {theirs.label}"]  # fmt: skip
     few = {one.label: len(one.results.seeds(one.system)) for one in (ours, theirs)}
-    percent, over = f"{ours.results.config.report.confidence:.0%}", tables.over(ours.results, theirs.results)
+    percent, over = f"{ours.results.config.report.confidence:.0%}", measures.over(ours.results, theirs.results)
     notes = [
         f"nDCG@10. Difference: {ours.label} minus {theirs.label}, {percent} interval over {over}; "
         "p: paired test over the same, Holm-corrected over the tasks (the mean is one test of its own).",
@@ -118,7 +120,7 @@ def difference(ours: Side, theirs: Side, tasks: list[str]) -> stats.Difference:
     """Paired difference over some tasks; stop if they were scored on different queries."""
     for task in tasks:
         aligned(ours, theirs, task)
-    return tables.difference(ours.results, ours.system, theirs.results, theirs.system, tasks)
+    return measures.difference(ours.results, ours.system, theirs.results, theirs.system, tasks)
 
 
 def aligned(ours: Side, theirs: Side, task: str) -> tuple[np.ndarray, np.ndarray]:

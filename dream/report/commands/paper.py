@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from dream.report import sweeps, tables
-from dream.report.cells import Results
-from dream.report.render import Cell, Table, cells, number
-from dream.report.tables import _signed
+from dream.report.commands import sweeps
+from dream.report.results.cells import Results
+from dream.report.tables import measures
+from dream.report.tables.render import Field, Table, fields, number, signed
 
 KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "difference",
         "inside", "state"]  # fmt: skip
@@ -44,8 +44,8 @@ def _row(results: Results | None, row: dict[str, Any]) -> dict[str, Any]:
     found["state"] = _why_not(results, row)
     if results is None or found["state"]:
         return found
-    ours = tables.measured(results, row["method"], [row["task"]])
-    low, high = tables.seed_range(results, row["method"], [row["task"]])
+    ours = measures.measured(results, row["method"], [row["task"]])
+    low, high = measures.seed_range(results, row["method"], [row["task"]])
     found |= {
         "reproduced": ours.value, "ci_low": ours.low, "ci_high": ours.high, "seed_low": low, "seed_high": high,
         "difference": ours.value - row["ndcg_at_10"], "inside": bool(ours.low <= row["ndcg_at_10"] <= ours.high), "state": "run",
@@ -75,7 +75,7 @@ def table(results: Results | None, every_row: bool = False) -> Table:
     found = rows(results)
     frame = pd.DataFrame(found, columns=KEYS)
     ran = int((frame["state"] == "run").sum())
-    over = tables.over(*([results] if results else []))
+    over = measures.over(*([results] if results else []))
     notes = [
         f"{ran} of {len(frame)} printed numbers have been run here. A mean is compared only where all its tasks were.",
         f"Inside: the printed number lies in our interval over {over}. It is one run of the paper's: how far its seeds lie apart "
@@ -104,9 +104,9 @@ def table(results: Results | None, every_row: bool = False) -> Table:
 
 def _every(found: list[dict[str, Any]]) -> list[list]:
     return [
-        cells(
+        fields(
             r["suite"], r["task"], r["size"] or "–", r["method"], number(r["printed"], 4), number(r["reproduced"], 4),
-            "–" if r["difference"] is None else _signed(r["difference"]), _yes(r["inside"]), r["state"],
+            "–" if r["difference"] is None else signed(r["difference"]), _yes(r["inside"]), r["state"],
         )
         for r in found
     ]  # fmt: skip
@@ -120,20 +120,20 @@ def _means(frame: pd.DataFrame, results: Results | None) -> list[list]:
         state = "run" if complete else f"{len(ran)} of {len(part)} tasks" if len(ran) else part["state"].iloc[0]
         value = low = high = None
         if complete and results is not None:
-            value, low, high = tables.measured(results, method, list(part["task"]))
+            value, low, high = measures.measured(results, method, list(part["task"]))
         mean = part["printed"].mean()
         body.append(
-            cells(
+            fields(
                 suite, len(part), size or "–", method, number(mean), _ours(results, method, list(part["task"]), value),
-                "–" if value is None else _signed(value - mean), _yes(None if value is None else low <= mean <= high),
+                "–" if value is None else signed(value - mean), _yes(None if value is None else low <= mean <= high),
                 state,
             )
         )  # fmt: skip
     return body
 
 
-def _ours(results: Results | None, method: str, tasks: list[str], value: float | None) -> Cell:
-    return Cell(number(value), source="" if value is None or results is None else tables.source(results, method, tasks))
+def _ours(results: Results | None, method: str, tasks: list[str], value: float | None) -> Field:
+    return Field(number(value), source="" if value is None or results is None else measures.source(results, method, tasks))
 
 
 def _yes(value: bool | None) -> str:
@@ -148,8 +148,8 @@ def _cautions() -> list[str]:
     without = beir[beir["task"] != "CQADupstackRetrieval"]
     means = without.groupby(["size", "method"])["ndcg_at_10"].mean()
     gains = "; ".join(
-        f"{size}: {_signed(means[size, 'dream'] - means[size, 'revela'])} as printed, "
-        f"{_signed(means[size, 'dream'] - value)} "
+        f"{size}: {signed(means[size, 'dream'] - means[size, 'revela'])} as printed, "
+        f"{signed(means[size, 'dream'] - value)} "
         "against Revela's own paper"
         for size, value in shared.items()
     )
@@ -183,7 +183,7 @@ def ablations(folder: Path | str = sweeps.FOLDER) -> Table:
         ours = _collected(sweep, point, folder)
         setting, value = f"{row['heads']}, judge {row['judge']}", number(row["mean_ndcg_at_10"])
         data.append({**row, "sweep": sweep, "point": point, "here": ours})
-        rows.append(cells(row["ablation"], setting, row["size"], row["suite"], value, number(ours), sweep))
+        rows.append(fields(row["ablation"], setting, row["size"], row["suite"], value, number(ours), sweep))
     notes = [
         "Here: mean nDCG@10 over the packaged tasks with the packaged models, other data than the paper's: the order can be "
         "compared, the height cannot. A dash: `dream-report sweep NAME --run --collect` has not been run.",
@@ -207,7 +207,7 @@ def scaling() -> Table:
     """The paper's comparison with larger public models, as printed; nothing of it can be run without a GPU and the hub."""
     frame = printed("paper_scaling")
     printed_means = ["beir_mean_ndcg_at_10", "rteb_mean_ndcg_at_10"]
-    rows = [cells(r["system"], *(number(r[key]) for key in printed_means)) for r in frame.to_dict("records")]
+    rows = [fields(r["system"], *(number(r[key]) for key in printed_means)) for r in frame.to_dict("records")]
     notes = ["As printed; not run here. `dream-report plan --size 8b` says what DREAM-8B would cost; BGE-large, E5-mistral and "
              "Qwen3-Embedding-0.6B are entries of `published` in params.yaml."]  # fmt: skip
     return Table("paper-scaling", "The paper's DREAM-8B beside public models", frame, ["System", "BEIR", "RTEB"], rows, notes)

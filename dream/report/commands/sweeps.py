@@ -20,12 +20,15 @@ import pandas as pd
 from dream.errors import DreamError, run_to_its_end
 from dream.files import read_yaml, replacing_folder
 from dream.knobs import RECIPES
-from dream.report import build, compare, render, runs, stats, tables
-from dream.report import cells as reading
-from dream.report.cells import Results
-from dream.report.notes import untested
-from dream.report.render import Cell, Table, cells, number
-from dream.report.tables import _p, _signed, ranged
+from dream.report import build, stats
+from dream.report.commands import compare
+from dream.report.results import cells as reading
+from dream.report.results import runs
+from dream.report.results.agreement import HARMLESS
+from dream.report.results.cells import Results
+from dream.report.tables import measures, registry, render
+from dream.report.tables.notes import untested
+from dream.report.tables.render import Field, Table, fields, number, p_value, ranged, signed
 
 FILE, FOLDER = Path("sweeps.yaml"), Path("reports/sweeps")
 KEYS = {"question", "paper", "base", "points", "against"}
@@ -169,7 +172,7 @@ def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
         theirs = runs.settings(opened[point.label])
         for knob in runs.differing([first, theirs]):
             asked = any(f"{knob}.".startswith(f"{override}.") for override in own)
-            if knob in first and knob in theirs and knob not in reading.HARMLESS and not asked:
+            if knob in first and knob in theirs and knob not in HARMLESS and not asked:
                 values = f"{knob} = {theirs[knob]!r}, {sweep.against} with {first[knob]!r}"
                 remedy = f"`dvc exp remove` the older of the two, then `dream-report sweep {sweep.name} --run`"
                 raise DreamError(f"sweep {sweep.name}: {point.label} was run with {values}", remedy)
@@ -186,7 +189,7 @@ def _whole(results: Results, folder: Path) -> None:
     """All tables of the one experiment, and its plot of systems."""
     from dream.report import plots
 
-    for table in tables.build(results):
+    for table in registry.build(results):
         build.write_table(table, folder)
     plots.draw(results, folder, ["systems", *(["cost"] if results.config.objectives else [])])
 
@@ -196,13 +199,13 @@ def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> 
     first = opened[sweep.against]
     for point in sweep.points:
         results = opened[point.label]
-        tasks = tables.overall(results)[2]
-        if tasks != tables.overall(first)[2]:
+        tasks = measures.overall(results)[2]
+        if tasks != measures.overall(first)[2]:
             other = f"sweep {sweep.name}: {point.label} was evaluated on other tasks than {sweep.against}"
             raise DreamError(other, "Give all points the same tasks")
         for system in [*results.config.rerankers, *results.config.objectives]:
-            found, seeds = tables.measured(results, system, tasks), results.seeds(system)
-            low, high = tables.seed_range(results, system, tasks)
+            found, seeds = measures.measured(results, system, tasks), results.seeds(system)
+            low, high = measures.seed_range(results, system, tasks)
             row = {
                 "sweep": sweep.name, "point": point.label, "overrides": " ".join(point.overrides), "system": system,
                 "seeds": max(1, len(seeds)), "seed_low": low, "seed_high": high,
@@ -218,13 +221,13 @@ def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> 
                 row |= {"against": sweep.against, "difference": change.value, "diff_low": change.low, "diff_high": change.high}
                 row |= {"p": change.p}
             rows.append(row)
-    tables.corrected(rows)
+    measures.corrected(rows)
     return rows
 
 
 def _gap(results: Results) -> float | None:
     """The loss gap before training with the rows that training used."""
-    used = [row["gap"] for row in tables.diagnostic_rows(results) if row.get("used")]
+    used = [row["gap"] for row in registry.diagnostic_rows(results) if row.get("used")]
     return float(used[0]) if used else None
 
 
@@ -237,12 +240,12 @@ def shown(frame: pd.DataFrame, sweep: Sweep) -> Table:
     for row, top, old in zip(frame.to_dict("records"), best, before, strict=True):
         score = f"{number(row['ndcg_at_10'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
         differs, tested = not pd.isna(row["difference"]), not pd.isna(row["p"])
-        change = f"{_signed(row['difference'])} [{_signed(row['diff_low'])}, {_signed(row['diff_high'])}]" if differs else "–"
-        p = f"{_p(row['p_holm'])}{' (queries only)' if old else ''}" if tested else "–"
+        change = f"{signed(row['difference'])} [{signed(row['diff_low'])}, {signed(row['diff_high'])}]" if differs else "–"
+        p = f"{p_value(row['p_holm'])}{' (queries only)' if old else ''}" if tested else "–"
         spread = ranged(row["seed_low"], row["seed_high"]) if row["seeds"] > 1 else "–"
         pairs, commit = render.grouped(row["pairs"]), str(row["commit"])[:7]
-        rows.append(cells(
-            row["point"], row["system"], Cell(score, several and round(row["ndcg_at_10"], 3) == top), change,
+        rows.append(fields(
+            row["point"], row["system"], Field(score, several and round(row["ndcg_at_10"], 3) == top), change,
             p, number(row["gap"]), row["seeds"], spread, pairs, commit,
         ))  # fmt: skip
     notes = [
@@ -327,7 +330,7 @@ def overview(path: Path | str = FILE) -> Table:
     for sweep in load(path).values():
         ran = len(done(sweep, names))
         data.append({"sweep": sweep.name, "question": sweep.question, "points": len(sweep.points), "run": ran})
-        rows.append(cells(sweep.name, sweep.question, len(sweep.points), ran))
+        rows.append(fields(sweep.name, sweep.question, len(sweep.points), ran))
     return Table("sweeps", "Sweeps", pd.DataFrame(data), ["Sweep", "Question", "Points", "Run here"], rows)
 
 
@@ -356,7 +359,7 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None, folder: Path
                 axis.errorbar(part.ndcg_at_10, place + shift, xerr=error, linestyle="none", **look)
         if floor is not None:
             line = axis.axhline if numeric else axis.axvline
-            line(floor, color="#444444", linewidth=0.9, linestyle=":", label=tables.UNTRAINED)
+            line(floor, color="#444444", linewidth=0.9, linestyle=":", label=measures.UNTRAINED)
         if numeric:
             axis.set_xscale("log", base=2)
             axis.set_xticks([float(label) for label in labels], labels)
@@ -373,6 +376,6 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None, folder: Path
 
 def _floor(results: Results) -> float | None:
     """Where the untrained encoder is, if the experiment evaluated it."""
-    if tables.UNTRAINED not in results.systems:
+    if measures.UNTRAINED not in results.systems:
         return None
-    return tables.measured(results, tables.UNTRAINED, tables.overall(results)[2]).value
+    return measures.measured(results, measures.UNTRAINED, measures.overall(results)[2]).value

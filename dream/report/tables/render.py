@@ -1,6 +1,6 @@
 """One table, five faces: CSV, Markdown, LaTeX, HTML and plain text (rich on a terminal).
 
-A :class:`Table` carries exact values for machines (``data``) and laid-out cells for people (``head``, ``rows``,
+A :class:`Table` carries exact values for machines (``data``) and laid-out fields for people (``head``, ``rows``,
 ``notes``). Escaping is done here, once per format, so no builder of tables ever thinks about it: what people see is one
 line of visible characters before any format begins.
 """
@@ -26,8 +26,8 @@ WRAPPED = 30  # characters; a longer text may be folded on a terminal
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One laid-out cell: its text, whether it is the best of its row, where the number came from, and what the page sorts
+class Field:
+    """One laid-out field: its text, whether it is the best of its row, where the number came from, and what the page sorts
     by where the text would not do (a duration)."""
 
     text: str
@@ -50,7 +50,7 @@ class Table:
     title: str
     data: pd.DataFrame
     head: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[Field]]
     notes: list[str] = field(default_factory=list)
     varies: bool = False
 
@@ -82,6 +82,28 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"−{text}" if value < 0 and float(f"{abs(value):.{digits}f}") else text
 
 
+def ranged(low: float | None, high: float | None, digits: int = 3) -> str:
+    """A range as tables print it.
+
+    >>> ranged(0.166, 0.1942), ranged(None, None)
+    ('.166 to .194', '–')
+    """
+    if low is None or high is None or low != low:
+        return "–"
+    ends = [number(low, digits), number(high, digits)]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def signed(value: float) -> str:
+    text = number(value)
+    return text if text.startswith("−") or float(f"{value:.3f}") == 0 else f"+{text}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value; a dash where nothing was tested."""
+    return "< .001" if value is not None and value < 0.001 else number(value)
+
+
 def grouped(value: float) -> str:
     """A count with thin groups of three.
 
@@ -91,24 +113,24 @@ def grouped(value: float) -> str:
     return f"{int(value):,}"
 
 
-def cells(*texts: Any) -> list[Cell]:
-    """A row of plain cells."""
-    return [text if isinstance(text, Cell) else Cell(str(text)) for text in texts]
+def fields(*texts: Any) -> list[Field]:
+    """A row of plain fields."""
+    return [text if isinstance(text, Field) else Field(str(text)) for text in texts]
 
 
 def csv(table: Table) -> str:
     """Exact values with six decimals: enough to recompute every printed number, short enough for a diff."""
     stream, data = io.StringIO(), table.data.copy()
     for name in data.select_dtypes(exclude=["number", "bool"]).columns:
-        data[name] = data[name].map(_csv_cell)
+        data[name] = data[name].map(_csv_field)
     data.to_csv(stream, index=False, float_format="%.6f", lineterminator="\n")
     return stream.getvalue()
 
 
-def _csv_cell(value: Any) -> Any:
+def _csv_field(value: Any) -> Any:
     """A text that a spreadsheet would take for a formula, with an apostrophe before it; numbers stay numbers.
 
-    >>> [_csv_cell(v) for v in ("=1+1", " @x", "-rf", "-.5", "+2e-4", -0.5, "a=b")]
+    >>> [_csv_field(v) for v in ("=1+1", " @x", "-rf", "-.5", "+2e-4", -0.5, "a=b")]
     ["'=1+1", "' @x", "'-rf", '-.5', '+2e-4', -0.5, 'a=b']
     """
     if not isinstance(value, str):
@@ -119,8 +141,8 @@ def _csv_cell(value: Any) -> Any:
 
 def markdown(table: Table) -> str:
     """GitHub Markdown, columns padded so that the source reads as a table too."""
-    rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
-    head = [_markdown_cell(Cell(text)) for text in table.head]
+    rows = [[_markdown_field(cell) for cell in row] for row in table.rows]
+    head = [_markdown_field(Field(text)) for text in table.head]
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     numeric = _numeric_columns(table)
     rule = [("-" * (w - 1) + ":") if numeric[i] else "-" * w for i, w in enumerate(widths)]
@@ -131,7 +153,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_field(cell: Field) -> str:
     text = _escape_markdown(cell.text)
     return f"**{text}**" if cell.bold else text
 
@@ -151,7 +173,7 @@ def _escape_markdown(text: str) -> str:
 def latex(table: Table) -> str:
     """A booktabs table; needs ``\\usepackage{booktabs}``."""
     columns = "".join("r" if is_number else "l" for is_number in _numeric_columns(table))
-    body = [_latex_row(map(_latex_cell, row)) for row in table.rows]
+    body = [_latex_row(map(_latex_field, row)) for row in table.rows]
     head = _latex_row(map(_escape_latex, table.head))
     notes = [rf"\par\footnotesize {_escape_latex(note)}" for note in table.notes]
     lines = [
@@ -168,7 +190,7 @@ def _latex_row(texts: Iterable[str]) -> str:
     return "{}" + row if row.startswith(("[", "*")) else row
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_field(cell: Field) -> str:
     text = _escape_latex(cell.text)
     return rf"\textbf{{{text}}}" if cell.bold else text
 
@@ -190,7 +212,7 @@ def html_table(table: Table) -> str:
     kinds = [" class=num" if is_number else " class=key" if i == key else "" for i, is_number in enumerate(numeric)]
     head = "".join(f"<th{kind}>{html.escape(text)}</th>" for kind, text in zip(kinds, table.head, strict=True))
     body = "\n".join(
-        "<tr>" + "".join(_html_cell(cell, kind) for kind, cell in zip(kinds, row, strict=True)) + "</tr>" for row in table.rows
+        "<tr>" + "".join(_html_field(cell, kind) for kind, cell in zip(kinds, row, strict=True)) + "</tr>" for row in table.rows
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
@@ -201,7 +223,7 @@ def html_table(table: Table) -> str:
     )
 
 
-def _html_cell(cell: Cell, kind: str) -> str:
+def _html_field(cell: Field, kind: str) -> str:
     """A cell; on a narrow screen a number may break before its interval and nowhere else."""
     text = html.escape(cell.text)
     if "num" in kind:

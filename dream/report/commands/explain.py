@@ -17,9 +17,9 @@ from dream.config import Config, stages
 from dream.data.tasks import written
 from dream.errors import DreamError, visible
 from dream.files import read_json
-from dream.report import compare
-from dream.report.compare import clip
-from dream.report.render import Line
+from dream.report.commands import compare
+from dream.report.commands.compare import clip
+from dream.report.tables.render import Line
 
 WORK = Path("work")
 

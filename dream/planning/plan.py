@@ -24,7 +24,7 @@ from typing import Any
 from dream.config import Config
 from dream.errors import DreamError
 from dream.files import read_json
-from dream.report.render import Table, cells, grouped
+from dream.report.tables.render import Table, fields, grouped
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 PROCESS_GIB = 0.65  # Python with torch, transformers, peft and the training data loaded, and the libraries of a first step
@@ -125,7 +125,7 @@ class Model:
 def model(reference: str) -> Model:
     """The shape of a model by its reference: shipped configurations, a local folder, or the local hub cache."""
     name, _, revision = reference.partition("@")
-    shipped = resources.files("dream.report").joinpath("models", f"{name.split('/')[-1].lower()}.json")
+    shipped = resources.files("dream.planning").joinpath("models", f"{name.split('/')[-1].lower()}.json")
     if shipped.is_file():
         config = json.loads(shipped.read_text(encoding="utf-8"))
         if config["name"] == name:
@@ -136,7 +136,7 @@ def model(reference: str) -> Model:
     if not path.exists():
         raise DreamError(
             f"the configuration of {reference} is not at hand",
-            f"Download it (`hf download {name} config.json`) or add one to dream/report/models",
+            f"Download it (`hf download {name} config.json`) or add one to dream/planning/models",
         )
     return Model.from_config(name, read_json(path))
 
@@ -219,7 +219,7 @@ def _documents(config: Config) -> tuple[int, int]:
     """Documents of the tasks whose size is known, and how many tasks are not known."""
     import csv
 
-    with resources.files("dream.report").joinpath("reference/corpora.csv").open(encoding="utf-8") as stream:
+    with resources.files("dream.planning").joinpath("corpora.csv").open(encoding="utf-8") as stream:
         sizes = {row["task"]: int(row["documents"]) for row in csv.DictReader(stream)}
     names = [name for entry in config.tasks for name in config.task_lists.get(entry, [entry])]
     limit = config.data.task_documents
@@ -274,7 +274,7 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
 
     def table(name: str, title: str, head: list[str], rows: list[tuple], notes: list[str]) -> Table:
         data = pd.DataFrame(rows, columns=[h.lower() for h in head])
-        shown = [cells(r[0], *(_amount(kind, v) for kind, v in zip(head[1:], r[1:], strict=True))) for r in rows]
+        shown = [fields(r[0], *(_amount(kind, v) for kind, v in zip(head[1:], r[1:], strict=True))) for r in rows]
         return Table(name, title, data, head, shown, notes)
 
     title = f"size {found['size']}, recipe {found['recipe']}"

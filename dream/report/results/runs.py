@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from dream import config as configs
 from dream.config import stages
 from dream.errors import DreamError
 from dream.files import read_json
-from dream.report import cells as reading
-from dream.report import tables
-from dream.report.render import Cell, Table, cells, number
+from dream.report.results import cells as reading
+from dream.report.results.agreement import flat
 
 WORKSPACE = "workspace"
 NEEDED = ("reports/config", "reports/results")
@@ -102,57 +99,10 @@ def open_revision(revision: Revision, params: Path | str = "params.yaml", folder
             raise DreamError(f"{revision.name}: {what}", error.remedy) from None
 
 
-def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> Table:
-    """One row per experiment and system: its mean over all tasks, the knobs that differ, and its commit."""
-    opened, notes = [], []
-    for revision in found(commits):
-        try:
-            opened.append((revision, open_revision(revision, params, folder)))
-        except DreamError as error:
-            notes.append(f"Not shown: {error}")
-    if not opened:
-        raise DreamError("no experiment holds results", "Run `dvc repro` or `dvc exp run`")
-    knobs = differing([settings(results) for _, results in opened])
-    rows, data = [], []
-    for index, (revision, results) in enumerate(opened):
-        flat = settings(results)
-        scope = tables.overall(results)[2]
-        best = max(round(tables.measured(results, system, scope).value, 3) for system in results.systems)
-        for system in results.systems:
-            value = tables.measured(results, system, scope)
-            record = {
-                "experiment": revision.name, "commit": revision.commit[:10], "system": system, "tasks": len(scope),
-                "ndcg_at_10": value.value, "ci_low": value.low, "ci_high": value.high,
-                **dict(zip(("seed_low", "seed_high"), seeds := tables.seed_range(results, system, scope), strict=True)),
-                **{k: flat.get(k) for k in knobs},
-            }  # fmt: skip
-            data.append(record)
-            shown = Cell(f"{number(value.value)} [{number(value.low)}, {number(value.high)}]", round(value.value, 3) == best)
-            rows.append(
-                cells(
-                    revision.name,
-                    revision.commit[:7] or "–",
-                    system,
-                    shown,
-                    tables.ranged(*seeds),
-                    len(scope),
-                    *(short(flat[k]) if k in flat else "–" for k in knobs),
-                )
-            )
-        if index == 0 and len({tuple(sorted(t for _, t in r.tasks)) for _, r in opened}) > 1:
-            notes.append("These experiments were evaluated on different tasks: their means do not compare.")
-    notes.append(
-        f"Mean nDCG@10 over all tasks of an experiment, its interval over {tables.over(*(r for _, r in opened))}, and its lowest "
-        "and highest seed; only knobs that differ between the experiments are shown, – where one did not exist yet."
-    )
-    head = ["Experiment", "Commit", "System", "nDCG@10", "Seeds", "Tasks", *knobs]
-    return Table("runs", "Experiments", pd.DataFrame(data), head, rows, notes)
-
-
 def settings(results: reading.Results) -> dict[str, Any]:
     """Dotted knobs of an experiment's resolved config, without lists of what could be chosen."""
     ignored, config = ("sizes", "models", "task_lists", "report", "probes"), results.config.model_dump(mode="json")
-    return {k: v for name, part in config.items() if name not in ignored for k, v in reading._flat(part, name).items()}
+    return {k: v for name, part in config.items() if name not in ignored for k, v in flat(part, name).items()}
 
 
 def differing(flats: list[dict[str, Any]]) -> list[str]:

@@ -1,7 +1,7 @@
 """The tables of a report, one function each in a registry.
 
-What stays the same when a table is added: a function of :class:`~dream.report.cells.Results` returns a
-:class:`~dream.report.render.Table`; files, formats, the command line and the page find it through :data:`TABLES`.
+What stays the same when a table is added: a function of :class:`~dream.report.results.cells.Results` returns a
+:class:`~dream.report.tables.render.Table`; files, formats, the command line and the page find it through :data:`TABLES`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ import numpy as np
 import pandas as pd
 
 from dream.errors import DreamError
-from dream.report import stats
-from dream.report.cells import METRIC, Results
-from dream.report.notes import footnotes, untested
-from dream.report.render import Cell, Table, cells, grouped, number
+from dream.report.results.cells import METRIC, Results
+from dream.report.tables.measures import (
+    LEVEL,
+    MAIN_COLUMNS,
+    SIGNIFICANCE_COLUMNS,
+    UNTRAINED,
+    everything,
+    main_rows,
+    measured,
+    over,
+    overall,
+    scopes,
+    seed_range,
+    significance_rows,
+    source,
+)
+from dream.report.tables.notes import footnotes, untested
+from dream.report.tables.render import Field, Table, fields, grouped, number, p_value, ranged, signed
 
 TABLES: dict[str, Callable[[Results], Table | None]] = {}
-MAIN_COLUMNS = ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low", "seed_high",
-                "queries", "documents", "pairs_trained"]  # fmt: skip
 COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
-SIGNIFICANCE_COLUMNS = ["suite", "task", "system", "reference", "difference", "ci_low", "ci_high", "p", "p_holm", "queries",
-                        "seed_low", "seed_high", "reference_seed_low", "reference_seed_high"]  # fmt: skip
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
 DIAGNOSTIC_ORDER = "rows used gate none uniform gold wrong gap gap_low gap_high instances".split()  # noqa: SIM905
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "teacher")
 SCALARS = {"log_tau": ("tau", math.exp), "gamma": ("gate", lambda gamma: 1 / (1 + math.exp(-gamma)))}  # in their natural unit
 SCALAR_COLUMNS = ["system", "scalar", "seeds", "start", "end_low", "end_high", "used_low", "used_high"]
-LEVEL = 0.05
-UNTRAINED = "untrained"
 
 
 def table(name: str) -> Callable:
@@ -60,125 +68,6 @@ def build(results: Results, names: list[str] | None = None, made: Iterable[Table
 # ---------------------------------------------------------------------------------------------- what tables count
 
 
-def scopes(results: Results) -> list[tuple[str, str, list[str]]]:
-    """The rows of a table by task, ``(suite, label, tasks)``: every task of a suite, then the suite's mean."""
-    rows = []
-    for suite, tasks in results.suites.items():
-        rows += [(suite, task, [task]) for task in tasks]
-        rows.append((suite, "mean", tasks))
-    return rows
-
-
-def overall(results: Results) -> tuple[str, str, list[str]]:
-    """The mean over all tasks of all suites, as one more scope."""
-    return ("all", "mean", [task for _, task in results.tasks])
-
-
-def measured(results: Results, system: str, tasks: list[str]) -> stats.Interval:
-    """nDCG@10 of a system over some tasks (every task weighs the same), with its interval over queries and seeds."""
-    key, report = ("interval", system, *tasks), results.config.report
-    if key not in results.cache:
-        values, weights = results.values(system, tasks), results.weights(tasks)
-        results.cache[key] = stats.interval(values, report.resamples, report.confidence, report.seed, weights)
-    return results.cache[key]
-
-
-def difference(ours: Results, system: str, theirs: Results, other: str, tasks: list[str]) -> stats.Difference:
-    """Paired difference of two systems, of one report or of two, over some tasks with the same queries."""
-    report, values = ours.config.report, (ours.values(system, tasks), theirs.values(other, tasks))
-    return stats.paired(*values, report.resamples, report.confidence, report.seed, ours.weights(tasks))
-
-
-def compared(results: Results, system: str, reference: str, tasks: list[str]) -> stats.Difference:
-    """Paired difference of two systems over some tasks."""
-    key = ("difference", system, reference, *tasks)
-    if key not in results.cache:
-        results.cache[key] = difference(results, system, results, reference, tasks)
-    return results.cache[key]
-
-
-def seed_range(results: Results, system: str, tasks: list[str]) -> tuple[float, float] | tuple[None, None]:
-    """Lowest and highest mean of a system's training runs over some tasks; None for a system that is not trained here."""
-    means = results.seed_means(system, tasks)
-    return (min(means), max(means)) if means else (None, None)
-
-
-def within_seeds(results: Results, system: str, theirs: Results, other: str, tasks: list[str]) -> bool:
-    """Whether the ranges of two systems' seeds meet, one of them trained with several: seeds alone can make the difference."""
-    means = [r.seed_means(name, tasks) or [measured(r, name, tasks).value] for r, name in ((results, system), (theirs, other))]
-    return max(map(len, means)) > 1 and max(map(min, means)) <= min(map(max, means))
-
-
-def ranged(low: float | None, high: float | None, digits: int = 3) -> str:
-    """A range as tables print it.
-
-    >>> ranged(0.166, 0.1942), ranged(None, None)
-    ('.166 to .194', '–')
-    """
-    if low is None or high is None or low != low:
-        return "–"
-    ends = [number(low, digits), number(high, digits)]
-    return " to ".join(dict.fromkeys(ends))
-
-
-def over(*reports: Results) -> str:
-    """What intervals and tests are over, in words."""
-    counted = any(r.config.objectives and len(r.config.seeds) >= stats.MIN_SEEDS for r in reports)
-    return "queries, and the seeds of trained systems" if counted else "queries"
-
-
-def _everything(results: Results) -> list[tuple[str, str, list[str]]]:
-    """All scopes of a table: tasks, means of suites, and the mean of all where there are several suites."""
-    return [*scopes(results), *([overall(results)] if len(results.suites) > 1 else [])]
-
-
-def _significance_rows(results: Results, system: str, reference: str) -> list[dict[str, Any]]:
-    """One row per scope; Holm's correction runs over the tasks of this pair of systems, and apart over its means."""
-    rows = []
-    for suite, label, tasks in _everything(results):
-        found = compared(results, system, reference, tasks)
-        queries = sum(len(results.scores(system, task)) for task in tasks)
-        ranges = (*seed_range(results, system, tasks), *seed_range(results, reference, tasks))
-        values = (suite, label, system, reference, found.value, found.low, found.high, found.p, None, queries, *ranges)
-        within = within_seeds(results, system, results, reference, tasks)
-        rows.append({**dict(zip(SIGNIFICANCE_COLUMNS, values, strict=True)), "tasks": tasks, "within": within})
-    corrected([row for row in rows if row["task"] != "mean"])
-    corrected([row for row in rows if row["task"] == "mean"])
-    return rows
-
-
-def corrected(family: list[dict[str, Any]]) -> None:
-    """Put Holm's correction over the tests of a family into its rows as ``p_holm``; rows without a test (``p``) stay so."""
-    tested = [row for row in family if row.get("p") is not None]
-    for row, p in zip(tested, stats.holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = p
-
-
-def significance_rows(results: Results) -> list[dict[str, Any]]:
-    """Every other system against the reference system, on every task and mean."""
-    reference = results.reference
-    if "significance" not in results.cache:
-        others = [system for system in results.systems if system != reference]
-        results.cache["significance"] = [r for system in others for r in _significance_rows(results, system, reference)]
-    return results.cache["significance"]
-
-
-def main_rows(results: Results) -> list[dict[str, Any]]:
-    """The rows of main.csv."""
-    config, rows = results.config, []
-    for suite, label, tasks in scopes(results):
-        for system in results.systems:
-            found = measured(results, system, tasks)
-            records = [results.record(system, task) for task in tasks]
-            values = (
-                suite, label, system, config.model.size, config.recipe, found.value, found.low, found.high,
-                max(1, len(results.seeds(system))), *seed_range(results, system, tasks), sum(int(r["queries"]) for r in records),
-                sum(int(r["documents"]) for r in records), results.pairs_trained(system),
-            )  # fmt: skip
-            rows.append(dict(zip(MAIN_COLUMNS, values, strict=True)))
-    return rows
-
-
 # --------------------------------------------------------------------------------------------------------- tables
 
 
@@ -189,12 +78,12 @@ def main(results: Results) -> Table:
     reference = results.reference
     marks = {(r["suite"], r["task"], r["system"]): _mark(r) for r in significance_rows(results)}
     rows = []
-    for suite, label, tasks in _everything(results):
+    for suite, label, tasks in everything(results):
         found = {system: measured(results, system, tasks) for system in systems}
         best = max(round(f.value, 3) for f in found.values())
         first = [results.record(systems[0], task) for task in tasks]
         scores = [
-            Cell(
+            Field(
                 f"{number(f.value)} [{number(f.low)}, {number(f.high)}]{marks.get((suite, label, system), '')}",
                 bold=round(f.value, 3) == best,
                 source=source(results, system, tasks),
@@ -202,7 +91,7 @@ def main(results: Results) -> Table:
             for system, f in found.items()
         ]
         counts = [grouped(sum(int(r[key]) for r in first)) for key in ("queries", "documents")]
-        rows.append(cells(suite, label, *scores, *counts))
+        rows.append(fields(suite, label, *scores, *counts))
     percent = f"{config.report.confidence:.0%}"
     legend = [
         f"nDCG@10 [{percent} interval over {over(results)}]; best of a row in bold. A mean weighs every task the same.",
@@ -215,13 +104,6 @@ def main(results: Results) -> Table:
     title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
     head = ["Suite", "Task", *systems, "Queries", "Documents"]
     return Table("main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results))
-
-
-def source(results: Results, system: str, tasks: list[str]) -> str:
-    """Anchor on the page of the cell that a number came from; of all the system's cells for a mean over several."""
-    records = results.records
-    named = records[(records["system"] == system) & records["task"].isin(tasks)]["cell"].unique()
-    return f"cell-{named[0]}" if len(named) == 1 else f"cells-{system}"
 
 
 def _about_seeds(results: Results) -> list[str]:
@@ -255,10 +137,10 @@ def significance(results: Results) -> Table | None:
         return None
     reference = results.reference
     rows = [
-        cells(
-            r["suite"], r["task"], r["system"], Cell(_signed(r["difference"]), source=source(results, r["system"], r["tasks"])),
-            f"[{_signed(r['ci_low'])}, {_signed(r['ci_high'])}]", _p(r["p"]),
-            Cell(_p(r["p_holm"]), bold=r["p_holm"] is not None and r["p_holm"] < LEVEL), grouped(r["queries"]),
+        fields(
+            r["suite"], r["task"], r["system"], Field(signed(r["difference"]), source=source(results, r["system"], r["tasks"])),
+            f"[{signed(r['ci_low'])}, {signed(r['ci_high'])}]", p_value(r["p"]),
+            Field(p_value(r["p_holm"]), bold=r["p_holm"] is not None and r["p_holm"] < LEVEL), grouped(r["queries"]),
             ranged(r["seed_low"], r["seed_high"]), ranged(r["reference_seed_low"], r["reference_seed_high"]),
         )
         for r in found
@@ -275,16 +157,6 @@ def significance(results: Results) -> Table | None:
     head = ["Suite", "Task", "System", "Difference", "Interval", "p", "p (Holm)", "Queries", "Seeds", f"Seeds of {reference}"]
     data = pd.DataFrame(found, columns=SIGNIFICANCE_COLUMNS)
     return Table("significance", f"Paired differences to {reference}", data, head, rows, notes)
-
-
-def _signed(value: float) -> str:
-    text = number(value)
-    return text if text.startswith("−") or float(f"{value:.3f}") == 0 else f"+{text}"
-
-
-def _p(value: float | None) -> str:
-    """A p-value; a dash where nothing was tested."""
-    return "< .001" if value is not None and value < 0.001 else number(value)
 
 
 @table("seeds")
@@ -306,8 +178,8 @@ def seeds(results: Results) -> Table | None:
                 float(values.max()),
             )
             found.append(dict(zip(SEED_COLUMNS, row, strict=True)))
-            mean = Cell(number(row[4]), source=source(results, system, tasks))
-            rows.append(cells(suite, label, system, len(values), mean, *(number(v) for v in row[5:])))
+            mean = Field(number(row[4]), source=source(results, system, tasks))
+            rows.append(fields(suite, label, system, len(values), mean, *(number(v) for v in row[5:])))
     if not found:
         return None
     notes = [
@@ -333,8 +205,8 @@ def scalars(results: Results) -> Table | None:
             row = (system, said, len(moved), natural(moved[0]["start"]), min(ends), max(ends), min(used), max(used))
             found.append(dict(zip(SCALAR_COLUMNS, row, strict=True)))
             share = f"{min(used):.0%}" if min(used) == max(used) else f"{min(used):.0%} to {max(used):.0%}"
-            start = Cell(number(row[3], 4), source=f"run-train-{system}-{results.seeds(system)[0]}")
-            rows.append(cells(system, said, len(moved), start, ranged(row[4], row[5], 4), share))
+            start = Field(number(row[3], 4), source=f"run-train-{system}-{results.seeds(system)[0]}")
+            rows.append(fields(system, said, len(moved), start, ranged(row[4], row[5], 4), share))
     if not found:
         return None
     notes = [
@@ -352,7 +224,7 @@ def cost(results: Results) -> Table:
     found = cost_rows(results)
     gains = {system: _gain_per_hour(results, system, found) for system in results.config.objectives}
     rows = [
-        cells(
+        fields(
             r["system"], r["stage"], _wall_time(results, r),
             f"{r['peak_gib']:.2f}", _power(r["flops"]),
             grouped(results.pairs_trained(r["system"])) if r["stage"] == "train" else "",
@@ -377,11 +249,11 @@ def cost(results: Results) -> Table:
     return Table("cost", title, pd.DataFrame(found, columns=COST_COLUMNS), head, rows, notes, varies=True)
 
 
-def _wall_time(results: Results, row: dict[str, Any]) -> Cell:
+def _wall_time(results: Results, row: dict[str, Any]) -> Field:
     """A row's time with the anchor on the page of the run record (the first seed's) that it came from."""
     system, stage = row["system"], row["stage"]
     made = f"run-{stage}" if system == "shared" else f"run-{stage}-{system}-{[*results.seeds(system), ''][0]}"
-    return Cell(_duration(row["wall_s"]), source=f"cells-{system}" if stage == "evaluate" else made, sort=row["wall_s"])
+    return Field(_duration(row["wall_s"]), source=f"cells-{system}" if stage == "evaluate" else made, sort=row["wall_s"])
 
 
 def cost_rows(results: Results) -> list[dict[str, Any]]:
@@ -442,7 +314,7 @@ def heads(results: Results, top: int = 20) -> Table | None:
     ranked.insert(0, "rank", range(1, len(ranked) + 1))
     shown = ranked[(ranked["rank"] <= top) | ranked["selected"]]
     rows = [
-        cells(r["rank"], f"({r['layer']}, {r['head']})", Cell(number(r["score"]), source=made), "yes" if r["selected"] else "")
+        fields(r["rank"], f"({r['layer']}, {r['head']})", Field(number(r["score"]), source=made), "yes" if r["selected"] else "")
         for r in shown.to_dict("records")
     ]
     notes = [
@@ -473,7 +345,7 @@ def diagnostic(results: Results) -> Table | None:
         return None
     present = list(dict.fromkeys(key for row in found for key in row))
     columns = [key for key in DIAGNOSTIC_ORDER if key in present] + [key for key in present if key not in DIAGNOSTIC_ORDER]
-    rows = [cells(*(_plain_value(row.get(key)) for key in columns)) for row in found]
+    rows = [fields(*(_plain_value(row.get(key)) for key in columns)) for row in found]
     notes = [
         "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on "
         "the gold "

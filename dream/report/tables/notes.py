@@ -8,7 +8,8 @@ from typing import Any
 from dream.config import Config, stages
 from dream.objectives import find
 from dream.report import stats
-from dream.report.cells import Results, later
+from dream.report.results.agreement import later
+from dream.report.results.cells import Results
 
 
 def footnotes(results: Results) -> list[str]:
