@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from dream import config as configs
+from dream import names
 from dream.files import write_json
 
 TASKS = {"general": [("open", "boolq", 40, 300), ("open", "drop", 30, 120)], "domain": [("code", "mbpp", 25, 50)]}
@@ -80,7 +81,7 @@ def values(system: str, seed: int | None, task: str, count: int) -> np.ndarray:
 
 
 def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) -> None:
-    name = "-".join(str(part) for part in (system, seed, tasks) if part is not None)
+    name = names.cell(system, seed, tasks)
     frames, records = [], []
     for suite, task, queries, documents in TASKS[tasks]:
         score = values(system, seed, task, queries)

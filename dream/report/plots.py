@@ -1,9 +1,8 @@
 """The plots of a report, one function each in a registry.
 
 What stays the same when a plot is added: a function of :class:`~dream.report.results.cells.Results` returns a figure, or None
-when
-its cells are not there; files, the command line and the page find it through :data:`PLOTS`. Colours are those of Okabe
-and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
+when what it draws was not measured; files, the command line and the page find it through :data:`PLOTS`. Colours are those of
+Okabe and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
 white print still reads. The same results give the same bytes: no dates, a fixed salt for SVG ids, a fixed jitter.
 """
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dream import names
 from dream.config import Config
 from dream.errors import DreamError, visible
 from dream.files import read_json
@@ -76,7 +77,7 @@ def find(query_id: str, config: Config, system: str, work: Path = WORK):
 def _hits(task: str, query_id: str, config: Config, system: str, work: Path, without: set[str]) -> list[str]:
     for entry in config.tasks:
         for seed in config.seeds:
-            path = work / "evaluate" / f"{system}-{seed}-{entry}" / "queries.parquet"
+            path = work / "evaluate" / names.cell(system, seed, entry) / "queries.parquet"
             if path.exists() and (task, query_id) in compare._hits(path):
                 return [i for i in compare._hits(path)[task, query_id] if i not in without]
     return []

@@ -47,14 +47,14 @@ class Cell:
     def name(self) -> str:
         """The cell's file name without its ending.
 
-        >>> Cell("bm25", None, "general").name, Cell("dream", 0, "general").name
-        ('bm25-general', 'dream-0-general')
+        >>> Cell("bm25", None, "general").name, Cell("bm25", 0, "general").name
+        ('bm25-general', 'bm25-0-general')
         """
         return names.cell(self.system, self.seed, self.tasks)
 
     @property
     def run(self) -> str:
-        """The training run that the cell evaluates (``dream-0``), or the system's own name."""
+        """The training run that the cell evaluates (``<objective>-0``), or the system's own name."""
         return self.system if self.seed is None else f"{self.system}-{self.seed}"
 
     @property
@@ -376,7 +376,7 @@ def _read_curve(run: str, folder: Path, runs: dict[str, dict[str, Any]]) -> pd.D
 
 
 def _read_extras(folder: Path) -> dict[str, Any]:
-    """The optional JSON cells directly under the folder (heads, diagnostic, …) by name."""
+    """The optional JSON files directly under the folder (heads, diagnostic, …) by name."""
     names = ("assets", "prepare", "candidates", "heads", "diagnostic", "geometry")
     return {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
 

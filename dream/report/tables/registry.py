@@ -61,7 +61,7 @@ def build(results: Results, names: list[str] | None = None, made: Iterable[Table
     built = {name: known[name](results) for name in names or known}
     for name, value in built.items():
         if names and value is None:
-            raise DreamError(f"table {name!r} has nothing to show: its cell is missing", "Run `dvc repro`")
+            raise DreamError(f"table {name!r} has nothing to show: what it shows was not measured", "Run `dvc repro`")
     return [value for value in built.values() if value is not None]
 
 
@@ -332,7 +332,7 @@ def heads(results: Results, top: int = 20) -> Table | None:
 
 
 def head_scores(results: Results) -> pd.DataFrame | None:
-    """The heads cell as a frame ``layer, head, score, selected``, or None."""
+    """heads.json as a frame ``layer, head, score, selected``, or None."""
     value = results.extras.get("heads")
     value = value.get("rows", value.get("heads")) if isinstance(value, dict) else value
     frame = pd.DataFrame(value or [])
@@ -365,7 +365,7 @@ def diagnostic(results: Results) -> Table | None:
 
 
 def diagnostic_rows(results: Results) -> list[dict[str, Any]]:
-    """The diagnostic cell as a list of flat records."""
+    """diagnostic.json as a list of flat records."""
     value = results.extras.get("diagnostic")
     value = [value] if isinstance(value, dict) else value or []
     return [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in value]
