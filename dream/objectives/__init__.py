@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Objective(nn.Module):
     """What the loop asks of an objective. Its own ``nn.Parameter``s (tau, gate) are optimised with the encoder's.
 
     Attributes:
+        needs: of ``judge`` (:meth:`loss` asks the frozen LLM), ``lm`` (it trains the judge's model as its own), ``heads``
+            (the judge's retrieval heads, where there is a signal), ``teacher`` (log-likelihoods of stage ``teacher``).
         needs_judge: True where :meth:`loss` asks the frozen LLM; the loop then loads it once per process.
         needs_teacher: True where :meth:`loss` reads the likelihoods that stage ``teacher`` computed once.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
@@ -38,6 +40,7 @@ class Objective(nn.Module):
         no_gradient: what to do when the encoder gets no gradient in step 1, for the loop's error.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset()
     needs_judge = False
     needs_teacher = False
     expects_gradient = True

@@ -35,6 +35,7 @@ from dream.objectives import Objective, Temperature, ranking_logs, register, sim
 class Dream(Objective):
     """The paper's objective."""
 
+    needs = frozenset({"judge", "heads"})
     needs_judge = True
     no_gradient = "Its loss does not depend on the scores: check heads, injection.rows and injection.gate"
 

@@ -29,6 +29,7 @@ TEACHER = Path("work/teacher/replug/teacher.parquet")
 class RePlug(Objective):
     """Distillation of the frozen LM's preferences."""
 
+    needs = frozenset({"teacher"})
     needs_teacher = True
 
     def __init__(self, config, judge=None, heads=(), teacher: dict[str, Sequence[float]] | None = None) -> None:

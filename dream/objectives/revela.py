@@ -88,6 +88,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 class Revela(Objective):
     """The language-modelling baseline: LM and encoder are trained together."""
 
+    needs = frozenset({"lm"})
     no_gradient = "So small a temperature makes Sim a choice of one chunk, which has no gradient: raise revela.tau"
 
     def __init__(self, config, judge=None, heads=()) -> None:

@@ -34,6 +34,7 @@ Experiment = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Read this experiment, branch or commit from git instead.")
 ]
 Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
+System = Annotated[str | None, typer.Option("--system", help="A trained system; by default the first of `objectives`.")]
 PARAMS, CELLS = Path("params.yaml"), Path("reports/cells")
 
 
@@ -49,6 +50,13 @@ def load(params: Path, cells: Path, experiment: str | None = None, reference: st
     revision = runs.resolve(runs.WORKSPACE if experiment is None else experiment)
     results = runs.open_revision(revision, params, cells)
     return results if reference is None else results.against(reference)
+
+
+def trained(config: Any, system: str | None) -> str:
+    """The system that a user named, or the first that params trains."""
+    if system is None and not config.objectives:
+        raise DreamError("params lists no objective, so no system is trained", "Name one in objectives")
+    return config.objectives[0] if system is None else system
 
 
 def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], Any] | None = None) -> None:
@@ -136,7 +144,7 @@ def _for_tables(folder: Path) -> Path:
     epilog=examples(
         "dream-report plots",
         "dream-report plots --plot systems --out figures",
-        "dream-report plots --plot queries --experiment my-exp --reference infonce --out figures",
+        "dream-report plots --plot queries --experiment my-exp --reference bm25 --out figures",
         "dream-report plots --plot sweep-heads --out figures",
     )
 )
@@ -166,7 +174,7 @@ def plots(
 
 
 @app.command(
-    epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10")
+    epilog=examples("dream-report compare dream bm25", "dream-report compare dream my-exp:dream --queries 10")
 )
 def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
@@ -309,7 +317,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
 )
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
-    system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
+    system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
     html: Annotated[Path | None, typer.Option("--html", help="Write a small page here.")] = None,
     json: Json = False,
@@ -327,7 +335,8 @@ def explain(
     from dream.report.tables import render
 
     page = None if html is None else _for_page(html)
-    found = explaining.explain(query_id, config.load(params), system, seed)
+    settings = config.load(params)
+    found = explaining.explain(query_id, settings, trained(settings, system), seed)
     if page is not None:
         build.write_text(page, explaining.page(found))
         return show(asdict(found), json, lambda: str(html))
@@ -338,13 +347,13 @@ def explain(
 @app.command(
     epilog=examples(
         "dream-report export --system dream --seed 0 --out exports/dream-0",
-        "dream-report export --system infonce --format sentence-transformers --out exports/infonce --force",
+        "dream-report export --format sentence-transformers --out exports/merged --force",
         "dream-report export --system dream --format peft --out exports/dream-0 --push owner/name",
     )
 )
 def export(
     out: Annotated[Path, typer.Option("--out", help="Folder; each format is a folder in it.")],
-    system: Annotated[str, typer.Option("--system", help="A trained system (an objective).")] = "dream",
+    system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
     format: Annotated[str, typer.Option("--format", "-f", help="both, peft or sentence-transformers.")] = "both",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the formats' folders.")] = False,
@@ -366,7 +375,8 @@ def export(
     formats = exporting.FORMATS if format == "both" else (format,)
     if push is not None and len(formats) > 1:
         raise DreamError("--push uploads one format", "Add --format peft or --format sentence-transformers")
-    folders = exporting.export(config.load(params), system, seed, out, formats, force, push, cells)
+    settings = config.load(params)
+    folders = exporting.export(settings, trained(settings, system), seed, out, formats, force, push, cells)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
         found["pushed"] = exporting.push(*folders.values(), push)

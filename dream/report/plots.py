@@ -34,7 +34,8 @@ STYLE = {
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth":
     0.6,
-    "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "dream", "lines.linewidth": 1.4, "figure.dpi": 100,
+    "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": __name__.partition(".")[0],
+    "lines.linewidth": 1.4, "figure.dpi": 100,
     "font.family": "DejaVu Sans",
 }  # fmt: skip
 DPI = 160

@@ -65,7 +65,7 @@ def sides(ours: str, theirs: str, load: Callable[[], Results]) -> tuple[Side, Si
     """Open both sides, reading the workspace once."""
     if ours == theirs:
         raise DreamError(
-            f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream infonce`"
+            f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream bm25`"
         )
     once = cache(load)
     return side(ours, once), side(theirs, once)

@@ -83,7 +83,7 @@ def _hits(task: str, query_id: str, config: Config, system: str, work: Path, wit
     return []
 
 
-def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0, work: Path = WORK) -> Explanation:
+def explain(query_id: str, config: Config, system: str, seed: int = 0, work: Path = WORK) -> Explanation:
     """Load encoder and judge and look at one query.
 
     Args:

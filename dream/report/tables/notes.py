@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dream import objectives
 from dream.config import Config
 from dream.report import stats
 from dream.report.results.agreement import later
@@ -31,8 +32,8 @@ def footnotes(results: Results) -> list[str]:
 def untested(trained: dict[str, int]) -> list[str]:
     """The note on trained systems (by their number of seeds) that have too few seeds for a test.
 
-    >>> untested({"dream": 2, "infonce": 2, "revela": 3})
-    ['dream, infonce: two seeds: not tested (a test needs three); their intervals are over queries only.']
+    >>> untested({"one": 2, "other": 2, "third": 3})
+    ['one, other: two seeds: not tested (a test needs three); their intervals are over queries only.']
     """
     words = {1: "one seed", 2: "two seeds"}
     few = {count: [name for name, seeds in trained.items() if seeds == count] for count in words if count < stats.MIN_SEEDS}
@@ -92,14 +93,14 @@ def _training(results: Results) -> str:
     )
 
 
-def _each(config: Config, value: Callable[[Config], float], objectives: list[str] | None = None) -> str:
+def _each(config: Config, value: Callable[[Config], float], names: list[str] | None = None) -> str:
     """A setting that every objective may have of its own: one number if all share it, else each with its objectives."""
     found: dict[str, list[str]] = {}
-    for name in config.objectives if objectives is None else objectives:
+    for name in config.objectives if names is None else names:
         found.setdefault(f"{value(config.tuned(name)):g}", []).append(name)
     if len(found) <= 1:
         return next(iter(found), f"{value(config):g}")
-    return ", ".join(f"{number} ({_list(names)})" for number, names in found.items())
+    return ", ".join(f"{number} ({_list(sharing)})" for number, sharing in found.items())
 
 
 def _own_settings(results: Results) -> str:
@@ -175,7 +176,7 @@ def _versions(results: Results) -> str:
 
 def _judge(results: Results) -> str:
     judge, heads = results.config.judge, results.config.heads
-    if not {*results.config.objectives, *results.config.rerankers} - {"infonce"}:
+    if not (results.config.rerankers or any(objectives.find(name).needs for name in results.config.objectives)):
         return ""
     return (
         f"Judge {results.config.size.judge} in {judge.dtype}: passages, questions and targets of at most "

@@ -365,7 +365,7 @@ NUMERIC = re.compile(r"([.\d+−–<\[][^A-Za-z]*((s|min|h|e\+)\b[^A-Za-z]*|e\+\
 def _looks_numeric(text: str) -> bool:
     """Whether a field is a number, possibly with an interval, a mark or a unit of time.
 
-    >>> [_looks_numeric(t) for t in (".45 [.4, .5] ↑", "–", "dream", "", "1.50e+13", "2 h 05 min", "16 heads")]
+    >>> [_looks_numeric(t) for t in (".45 [.4, .5] ↑", "–", "name", "", "1.50e+13", "2 h 05 min", "16 heads")]
     [True, True, False, True, True, True, False]
     """
     return bool(NUMERIC.fullmatch(text))
