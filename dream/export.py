@@ -15,6 +15,7 @@ The adapter is merged in float32 and stored in ``evaluate.dtype``, the precision
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import re
 import shutil
@@ -23,20 +24,18 @@ from typing import Any
 
 import yaml
 
-from dream import __version__, assets, manifest, objectives
+from dream import __version__, assets, manifest, models, objectives
 from dream.assets.registry import MODELS as MODELS_IN_WHEELS
-from dream.config import Config
+from dream.config import Config, stages
 from dream.data import sources
 from dream.encoder import DTYPES, ORIGINS, Encoder, quiet, split_revision
 from dream.errors import DreamError
-from dream.evaluation.folders import POOLING
-from dream.evaluation.systems import MODELS
 from dream.files import read_json, replacing_folder, write_json
-from dream.report.results import agreement
+from dream.models.folders import POOLING
 from dream.report.results import cells as reading
+from dream.systems.encoder import TRAINED as MODELS
 
 FORMATS = ("peft", "sentence-transformers")
-MODULES = ("Transformer", "Pooling", "Normalize")
 ARXIV = "2606.24667"
 # The licences of the paper's encoders, as the hub names them.
 LICENCES = {
@@ -84,7 +83,9 @@ def export(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
             raise DreamError(f"{folder} is not empty", "Choose another --out, or replace it with --force")
     source = trained(system, seed)
-    made_with = manifest.check(source, config)
+    manifest.check(f"train-{system}-{seed}", source)
+    manifest.agree(read_json(source / "made_with.json")["settings"], stages.files(config)[f"train-{system}"], str(source))
+    made_with = read_json(source / "made_with.json")
     for kind, folder in folders.items():
         with replacing_folder(folder) as temporary, quiet():
             (_write_peft if kind == "peft" else _write_sentence_transformers)(temporary, config, source)
@@ -134,14 +135,17 @@ def push(folder: Path, repository: str) -> str:
 
 
 def _load(config: Config, adapter: Path | None, dtype: str) -> Encoder:
-    evaluate = config.evaluate.model_copy(update={"dtype": dtype})
-    return Encoder.load(config.model_copy(update={"evaluate": evaluate}), adapter=adapter, device="cpu")
+    return Encoder.load(dataclasses.replace(_rules(config), dtype=dtype), adapter=adapter, device="cpu")
+
+
+def _rules(config: Config) -> models.Rules:
+    return models.rules(config.roles["encoder"], "models.encoder")
 
 
 def _write_peft(folder: Path, config: Config, source: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(source / "adapter" / name, folder / name)
-    encoder = _load(config, None, config.evaluate.dtype)
+    encoder = _load(config, None, config.roles["encoder"].dtype)
     if _carried(config):
         encoder.backbone.save_pretrained(folder / "base")
         settings = read_json(folder / "adapter_config.json")
@@ -151,25 +155,30 @@ def _write_peft(folder: Path, config: Config, source: Path) -> None:
 
 def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> None:
     encoder = _load(config, source / "adapter", "float32")
-    merged = encoder.backbone.merge_and_unload().to(DTYPES[config.evaluate.dtype])
+    merged = encoder.backbone.merge_and_unload().to(DTYPES[config.roles["encoder"].dtype])
     merged.save_pretrained(folder)
     length = _write_tokenizer(folder, encoder, config)
-    names = ("", "1_Pooling", "2_Normalize")
+    rules, kinds = _rules(config), ["Transformer", "Pooling"]
+    for module in list[Any](encoder.head or ()):
+        kinds.append(type(module).__name__)
+        place = folder / f"{len(kinds) - 1}_{kinds[-1]}"
+        place.mkdir()
+        module.save(str(place))
+    kinds += ["Normalize"] if kinds[-1] != "Normalize" else []
     write_json(
         folder / "modules.json",
         [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{module}"}
-            for i, (path, module) in enumerate(zip(names, MODULES, strict=True))
+            {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+            for i, kind in enumerate(kinds)
         ],
     )
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": rules.folder.lower_case})
     modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     write_json(
         folder / "1_Pooling" / "config.json",
-        {f"pooling_mode_{mode}": mode == POOLING[config.encoder.pooling] for mode in modes}
-        | {"word_embedding_dimension": encoder.dimension, "include_prompt": True},
+        {f"pooling_mode_{mode}": mode == POOLING[rules.pooling] for mode in modes}
+        | {"word_embedding_dimension": encoder.backbone.config.hidden_size, "include_prompt": True},
     )
-    knobs = config.evaluate
     write_json(
         folder / "config_sentence_transformers.json",
         {
@@ -177,7 +186,7 @@ def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> 
                 name.replace("-", "_"): importlib.metadata.version(name)
                 for name in ("sentence-transformers", "transformers", "torch")
             },
-            "prompts": {"query": knobs.query_prompt, "document": knobs.document_prompt},
+            "prompts": {"query": rules.query_prompt, "document": rules.document_prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
@@ -186,7 +195,8 @@ def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> 
 
 def _carried(config: Config) -> bool:
     """Whether the encoder's weights travel with the adapter: they are no whole model of the hub."""
-    return assets.kind(config.size.encoder) != "hub" or config.size.encoder_layers is not None
+    record = config.roles["encoder"]
+    return assets.kind(record.model) != "hub" or record.layers is not None
 
 
 def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
@@ -194,9 +204,9 @@ def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
     from tokenizers import Tokenizer, processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    ours, length = encoder.tokenizer, config.evaluate.max_length
+    ours, length = encoder.tokenizer, _rules(config).max_length
     if getattr(ours, "backend_tokenizer", None) is None:
-        raise DreamError(f"the tokenizer of {config.size.encoder} has no fast version", "Choose another encoder")
+        raise DreamError(f"the tokenizer of {config.roles['encoder'].model} has no fast version", "Choose another encoder")
     backend = Tokenizer.from_str(ours.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -219,11 +229,11 @@ def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
     )
     exported.save_pretrained(folder)
     texts = ["", "one", "Two words. " * length, "naïve – 東京\n\tdef f(x): return x"]
-    expected = encoder.tokenize(texts, config.evaluate.max_length)
+    expected = encoder.tokenize(texts, _rules(config).max_length)
     found = AutoTokenizer.from_pretrained(folder)(texts, truncation=True)["input_ids"]
     if [s or [encoder._filler] for s in found] != expected:
         raise DreamError(
-            f"the exported tokenizer of {config.size.encoder} gives other tokens than the encoder's",
+            f"the exported tokenizer of {config.roles['encoder'].model} gives other tokens than the encoder's",
             "Use the model through dream.encoder.Encoder, and report this tokenizer",
         )
     return length
@@ -242,27 +252,28 @@ def model_card(
         loader=PackageLoader("dream.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    size = config.size
-    reference, revision = split_revision(size.encoder)
+    encoder, judge = config.roles["encoder"], config.roles["judge"]
+    reference, revision = split_revision(encoder.model)
     data = _data(config, cells)
     table, reason = scores(config, system, seed, cells)
-    recipe = {**made_with["config"], "objective": system, "seed": seed}
+    recipe = {**made_with["settings"], "objective": system, "seed": seed}
     return environment.get_template("model_card.md.j2").render(
         front=yaml.safe_dump(front_matter(kind, config, system), sort_keys=False, allow_unicode=True),
         title=f"{system} on {Path(reference).name}, seed {seed}",
         kind=kind, name=name, system=system, description=objective_line(system), config=config, seed=seed,
         base=None if _carried(config) else reference, revision=revision, encoder=_encoder_line(config),
-        data=data, synthetic=any(row["generated"] for row in data), generator=config.questions.generator,
-        judged=objectives.find(system).needs_judge, state=read_json(MODELS / f"{system}-{seed}" / "state.json"),
+        data=data, synthetic=any(row["generated"] for row in data), generator=config.roles["generator"].model,
+        judged=bool(objectives.find(system).needs), rules=_rules(config), judge=judge.model,
+        state=read_json(MODELS / f"{system}-{seed}" / "state.json"),
         recipe=yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True, width=100),
         scores=table, reason=reason, licence=licence(config), version=__version__, arxiv=ARXIV,
-        llama="llama" in f"{size.encoder} {size.judge}".lower(),
+        llama="llama" in f"{encoder.model} {judge.model}".lower(),
     )  # fmt: skip
 
 
 def front_matter(kind: str, config: Config, system: str) -> dict[str, Any]:
     """The card's metadata, in the hub's terms."""
-    reference = split_revision(config.size.encoder)[0]
+    reference = split_revision(config.roles["encoder"].model)[0]
     base = ORIGINS.get(reference) or (reference if assets.kind(reference) == "hub" else None)
     peft = kind == "peft"
     found: dict[str, Any] = {"license": licence(config)}
@@ -283,7 +294,7 @@ def front_matter(kind: str, config: Config, system: str) -> dict[str, Any]:
 
 def licence(config: Config) -> str:
     """The hub's name of the base model's licence; ``other`` where it is not known here."""
-    return LICENCES.get(split_revision(config.size.encoder)[0], "other")
+    return LICENCES.get(split_revision(config.roles["encoder"].model)[0], "other")
 
 
 def objective_line(system: str) -> str:
@@ -326,13 +337,8 @@ def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
     """A row per training source; counts where ``prepare`` ran with this configuration."""
     path, counts = Path(cells) / "prepare.json", {}
     run = Path(cells) / "runs" / "prepare.json"
-    if path.exists() and run.exists():
-        made = read_json(run)[0]["config"]
-        now = config.model_dump(mode="json")
-        if all(made.get(key) == now[key] for key in ("data", "own", "questions")) and (
-            agreement.relevant_settings("prepare", made) == agreement.relevant_settings("prepare", now)
-        ):
-            counts = {row["name"]: row["instances"] for row in read_json(path) if row["kind"] == "source"}
+    if path.exists() and run.exists() and read_json(run)[0]["config"] == stages.files(config)["prepare"]:
+        counts = {row["name"]: row["instances"] for row in read_json(path) if row["kind"] == "source"}
     rows = []
     for name in sources.of(config):
         source = sources.get(name, config)
@@ -346,9 +352,9 @@ def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
 
 
 def _encoder_line(config: Config) -> str:
-    size = config.size
-    origin = ORIGINS.get(size.encoder)
-    text = f"{origin}, as packaged" if origin else size.encoder
-    if origin and MODELS_IN_WHEELS[size.encoder.removeprefix(assets.PACKAGED)].converted:
+    record = config.roles["encoder"]
+    origin = ORIGINS.get(record.model)
+    text = f"{origin}, as packaged" if origin else record.model
+    if origin and MODELS_IN_WHEELS[record.model.removeprefix(assets.PACKAGED)].converted:
         text += " (4-bit GGUF, dequantised)"
-    return f"{text}, first {size.encoder_layers} layers" if size.encoder_layers else text
+    return f"{text}, first {record.layers} layers" if record.layers else text

@@ -108,6 +108,7 @@ def read_yaml(path: Path | str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        problem = re.sub(r'^found duplicate key (".*?") with value .*', r"the key \1 stands twice in one mapping", problem)
         raise DreamError(f"{path}{place} is not valid YAML ({problem})", "Correct it, or take it from git again") from None
 
 
@@ -173,7 +174,8 @@ def _members(opened: zipfile.ZipFile, archive: Path | str, prefixes: list[str] |
             raise DreamError(f"{archive} holds no {prefix}", "Delete it and run again")
     if prefixes is not None:
         found = [info for info in found if info.filename.startswith(tuple(prefixes))]
-    files, folders = set(), set()
+    files: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for info in found:
         path = PurePosixPath(info.filename)
         if fault := _fault(info, path, files, folders):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from dream.config import Config
 from dream.errors import DreamError
 
 
@@ -65,15 +64,14 @@ def passage_texts(table: pd.DataFrame) -> Iterator[str]:
     return map(passage_text, table["title"], table["text"])
 
 
-def split(sets: Sequence[CandidateSet], config: Config) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
-    """The sets that are trained on, and the probes: the last ``max(heads.probes, injection.diagnostic)`` sets.
+def split(sets: Sequence[CandidateSet], probes: int) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
+    """The sets that are trained on, and the last ``probes`` sets.
 
     Heads are detected and the loss gap is measured on probes; no run trains on one.
 
     Raises:
         DreamError: the probes would take every set.
     """
-    probes = max(config.heads.probes, config.injection.diagnostic)
     if probes >= len(sets):
         raise DreamError(
             f"{len(sets)} candidate sets are prepared, and heads.probes and injection.diagnostic take {probes} from training",
@@ -110,9 +108,7 @@ def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/can
                     source=row.source,
                     passage_ids=tuple(row.passage_ids),
                     passages=tuple(passages[i] for i in row.passage_ids),
-                    questions=tuple(
-                        Question(i, queries[i], int(g)) for i, g in zip(row.instance_ids, row.gold, strict=True)
-                    ),
+                    questions=tuple(Question(i, queries[i], int(g)) for i, g in zip(row.instance_ids, row.gold, strict=True)),
                 )
             )
         except KeyError as error:

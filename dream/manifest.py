@@ -1,10 +1,9 @@
 """Provenance: what an artefact was made with, and what it cost.
 
-Two files, because one is the same on every run and the other is not:
-
-* ``made_with.json`` inside the artefact: the resolved config sections and input hashes. :func:`check` compares it
-  with params before anything is read, so that an artefact of another size is never used by mistake.
-* ``reports/cells/runs/<name>.json`` beside it: code hash, versions, hardware, wall time, peak memory, FLOPs.
+``reports/results/runs/<name>.json`` holds the settings that a stage read (its file of ``reports/config``), code hash, input and
+output hashes, versions, hardware, wall time, peak memory and operations. It lies outside the artefact, so that the same bytes
+made with other settings are the same artefact for the stages after it. :func:`check` compares it with what the stage would read
+now, so that an artefact of another configuration is never used by mistake.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dream.config import Config
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256, write_json
 
-RUNS = Path("reports/cells/runs")
+RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "mteb", "beir", "bm25s", "dvc", "numpy", "scipy", "pandas", "pyarrow")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,23 +71,20 @@ class Record:
     name: str
     flops: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
+    outputs: list[Path | str] = field(default_factory=list)  # small files that git tracks; the report checks their bytes
 
 
 @contextlib.contextmanager
-def recording(config: Config, name: str, inputs: list[Path | str] = ()) -> Iterator[Record]:
-    """Measure a stage and write ``reports/cells/runs/<name>.json`` when it succeeds.
+def recording(name: str, settings: str = "", inputs: Iterable[Path | str] = ()) -> Iterator[Record]:
+    """Measure a stage and write ``reports/results/runs/<name>.json`` when it succeeds.
 
     Args:
-        config: the resolved config; printed first and stored whole.
         name: stage and cell, e.g. ``train-dream-0``.
+        settings: the file of ``reports/config`` that the stage reads (default: that of its name); stored whole.
         inputs: files and folders that the stage reads; their hashes are stored.
     """
-    size = config.size
-    print(
-        f"[{name}] size {config.model.size}, recipe {config.recipe}: encoder {size.encoder}"
-        f"{f' (first {size.encoder_layers} layers)' if size.encoder_layers else ''}, judge {size.judge}",
-        flush=True,
-    )
+    config = read_json(CONFIG / f"{settings or name}.json")
+    print(f"[{name}] {_models(config)}", flush=True)
     code, started = code_hash(), time.perf_counter()
     record = Record(name)
     yield record
@@ -100,18 +95,29 @@ def recording(config: Config, name: str, inputs: list[Path | str] = ()) -> Itera
             {
                 "stage": stage,
                 "cell": cell,
+                "settings": settings or name,
                 "wall_s": round(time.perf_counter() - started, 2),
                 "peak_gib": round(peak_gib(), 3),
                 "flops": record.flops,
                 "code": code,
-                "config": config.model_dump(mode="json"),
+                "config": config,
                 "inputs": {str(path): content_hash(path) for path in inputs},
+                "outputs": {str(path): sha256(path) for path in record.outputs},
                 "versions": versions(),
                 "hardware": hardware(),
                 "notes": record.notes,
             }
         ],
     )
+
+
+def _models(config: dict[str, Any]) -> str:
+    """The models that a stage reads, in words, for its first line."""
+    found = []
+    for role, model in config.get("roles", {}).items():
+        layers = f" (first {model['layers']} layers)" if model["layers"] else ""
+        found.append(f"{role} {model['model']}{layers}, {model['dtype']}")
+    return "; ".join(found) or "no model"
 
 
 def peak_gib() -> float:
@@ -124,40 +130,35 @@ def peak_gib() -> float:
     return peak
 
 
-def made_with(config: Config, *sections: str, **more: Any) -> dict[str, Any]:
-    """The content of ``made_with.json``: resolved sections, size and recipe, and what else identifies the artefact."""
-    return {"config": config.part(*sections), **more}
+def check(stage: str, *paths: Path | str) -> None:
+    """Stop if what a stage left was made with other settings than it would read now, or is not there.
 
-
-def stamp(folder: Path | str, config: Config, *sections: str, **more: Any) -> None:
-    """Write ``made_with.json`` into an artefact's folder."""
-    write_json(Path(folder) / "made_with.json", made_with(config, *sections, **more))
-
-
-def check(folder: Path | str, config: Config) -> dict[str, Any]:
-    """Return an artefact's ``made_with.json``; stop if it was made with other settings than params says.
+    Args:
+        stage: name of its run record, e.g. ``prepare``, ``train-dream-0``.
+        paths: what it left.
 
     Raises:
-        DreamError: the artefact is missing, or one of its stored settings differs from ``config``; the line names
-            the setting and both values.
+        DreamError: one line with the setting and both values, or the path that is missing.
     """
-    path = Path(folder) / "made_with.json"
-    stored = read_json(path)
-    compare(stored["config"], config, str(path))
-    return stored
+    for path in paths:
+        if not Path(path).exists():
+            raise DreamError(f"{path} is missing", f"Run `dvc repro` to make it (stage {stage.partition('-')[0]})")
+    made = read_json(RUNS / f"{stage}.json")[0]
+    agree(made["config"], read_json(CONFIG / f"{made['settings']}.json"), " and ".join(map(str, paths)) or stage)
 
 
-def compare(stored: dict[str, Any], config: Config, source: str) -> None:
-    """Stop if the stored config part differs from ``config``. See :func:`check`."""
-    current = config.part(*(name for name in stored if name not in ("recipe", "size")))
-    if stored != current:
-        key, was, now = _first_difference(stored, current)
-        raise DreamError(f"{source} was made with {key} = {was!r}, params says {now!r}", "Run `dvc repro` so that both agree")
+def agree(made: dict[str, Any], asked: dict[str, Any], what: str) -> None:
+    """Stop if the settings that something was made with differ from those asked for; code is not compared."""
+    made, asked = ({k: v for k, v in one.items() if k != "code"} for one in (made, asked))
+    if made != asked:
+        key, was, now = first_difference(made, asked)
+        raise DreamError(f"{what} was made with {key} = {was!r}, params says {now!r}", "Run `dvc repro` so that both agree")
 
 
-def _first_difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
+def first_difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
+    """Dotted key of the first setting that differs, and both values."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in sorted(set(was) | set(now)):
             if was.get(name) != now.get(name):
-                return _first_difference(was.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+                return first_difference(was.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     return key, was, now

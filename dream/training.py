@@ -27,18 +27,22 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dream import objectives
-from dream.config import Config
+from dream import models, objectives
 from dream.errors import DreamError
 from dream.files import replacing, replacing_folder, write_json
 from dream.instances import CandidateSet
+
+if TYPE_CHECKING:
+    from dream.config import Config
+    from dream.config.sections import Training
+    from dream.encoder import Encoder
 
 COLLAPSED_GATE = 1e-3
 
@@ -74,9 +78,10 @@ class Report:
 class Step(nn.Module):
     """Encoder and objective as one module, so that data-parallel wrappers see every trained parameter."""
 
-    def __init__(self, encoder: nn.Module, objective: objectives.Objective) -> None:
+    def __init__(self, encoder: Encoder, objective: objectives.Objective) -> None:
         super().__init__()
-        self.encoder, self.objective = encoder, objective
+        self.encoder: Any = encoder
+        self.objective: Any = objective
 
     def forward(self, sets: Sequence[CandidateSet]) -> tuple[Tensor, dict[str, float]]:
         return self.objective.loss(sets, self.encoder)
@@ -101,13 +106,12 @@ def order(n: int, batch: int, step: int, seed: int) -> list[int]:
     return chosen
 
 
-def used(sets: Sequence[CandidateSet], config: Config) -> Sequence[CandidateSet]:
+def used(sets: Sequence[CandidateSet], knobs: Training) -> Sequence[CandidateSet]:
     """The sets that training takes: the first ``steps × batch``, the same for every objective and seed.
 
     Raises:
         DreamError: there are fewer sets than one batch.
     """
-    knobs = config.training
     if len(sets) < knobs.batch:
         raise DreamError(
             f"training.batch is {knobs.batch}, but only {len(sets)} candidate sets are prepared",
@@ -121,16 +125,15 @@ def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator).tolist()
 
 
-def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], judge: Any, heads, key: str) -> Result:
+def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], given: objectives.Given, key: str) -> Result:
     """Train one encoder with one objective and seed.
 
     Args:
-        config: the resolved config.
+        config: what the stage may read: ``roles.encoder``, ``encoder``, ``training``, ``temperature``, the objective's knobs.
         name: a registered objective.
         seed: of the adapter's initialisation and of the order of the sets.
         sets: the candidate sets; one step takes ``training.batch`` of them.
-        judge: the frozen LLM, or None where the objective asks none.
-        heads: the selected (layer, head) pairs.
+        given: what the objective needs of the judge: the frozen LLM, its heads, its teacher.
         key: names the resume folder; must change with everything that can change the result.
 
     Raises:
@@ -141,29 +144,37 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], ju
 
     from dream.encoder import Encoder
 
-    config = config.tuned(name)
     knobs = config.training
-    sets = used(sets, config)
+    sets = used(sets, knobs)
     torch.set_num_threads(knobs.threads)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    encoder = Encoder.load(config, trainable=True, seed=seed, device=accelerator.device)
-    step = Step(encoder, objectives.find(name)(config, judge, heads)).to(accelerator.device)
+    encoder = Encoder.load(
+        models.rules(config.roles["encoder"], "encoder"),
+        trainable=True,
+        lora=knobs.lora,
+        seed=seed,
+        max_length=config.encoder.max_length,
+        token_budget=config.encoder.token_budget,
+        gradient_checkpointing=knobs.gradient_checkpointing,
+        device=accelerator.device,
+    )
+    objective = objectives.find(name)
+    step = Step(encoder, objective.build(config.knobs[name], config, given)).to(accelerator.device)
     _shard(accelerator, encoder, knobs)
     parameters = step.trained()
     optimizer = torch.optim.AdamW(groups(parameters, knobs), weight_decay=knobs.weight_decay)
     start = scalars(parameters)
     kind = "constant_with_warmup" if knobs.schedule == "constant" else knobs.schedule
-    scheduler = get_scheduler(
-        kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps
-    )
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps)
     result, checkpoints = Result(step, knobs.micro_batch), Checkpoints(key, knobs.keep_checkpoints)
     checkpoints.restore(parameters, optimizer, scheduler, result)
     result.micro = min(result.micro, math.ceil(knobs.batch / accelerator.num_processes))  # work for every process
     main = accelerator.is_main_process
-    with _stopping_on_signals() as stop, tqdm(
-        total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main
-    ) as bar:
+    with (
+        _stopping_on_signals() as stop,
+        tqdm(total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main) as bar,
+    ):
         for number in range(result.steps, knobs.steps):
             batch = [sets[i] for i in order(len(sets), knobs.batch, number, seed)]
             step.objective.step = number
@@ -326,7 +337,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error).lower() for text in texts)
 
 
-def _shard(accelerator, encoder: nn.Module, knobs) -> None:
+def _shard(accelerator, encoder: Encoder, knobs) -> None:
     """Under an FSDP configuration spread the encoder's frozen weights over the processes; what is trained stays whole.
 
     Gathering a layer's weights is a joint act: every process must make the same number of forward passes. So each piece is
@@ -350,9 +361,10 @@ def _shard(accelerator, encoder: nn.Module, knobs) -> None:
     encoder.token_budget = sys.maxsize
 
 
-def operations(objective: objectives.Objective, encoder: nn.Module) -> float:
-    """So far: the objective's, and per token of the encoder a forward pass and the gradient of its activations."""
-    return objective.flops + 2 * encoder.flops_per_token * encoder.trained_tokens
+def operations(objective: objectives.Objective, encoder: Encoder) -> float:
+    """So far: the objective's, and per token of the encoder a forward pass and, where one is taken, the activations' gradient."""
+    passes = 2 if objective.expects_gradient else 1
+    return objective.flops + passes * encoder.flops_per_token * encoder.trained_tokens
 
 
 def _norm(gradients) -> float:
@@ -365,7 +377,7 @@ def _guard(name: str, number: int, logs: dict[str, float], encoder_norm: float, 
     if not all(map(math.isfinite, (logs["loss"], encoder_norm, norm))):
         raise DreamError(
             f"{name}: loss {logs['loss']} and gradient norm {norm} at step {number + 1} are not both finite",
-            "Lower training.learning_rate, or set judge.dtype and encoder.dtype to float32",
+            "Lower training.learning_rate, or set the dtype of both models to float32",
         )
     if number == 0 and objective.expects_gradient and encoder_norm == 0:
         raise DreamError(
@@ -410,7 +422,7 @@ class Checkpoints:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         for old in sorted(self.folder.glob("step-*.pt"))[: -self.keep]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another run of the same key may have been faster
 
     def restore(self, parameters, optimizer, scheduler, result: Result) -> None:
         """Put the newest sound checkpoint into the given objects of every process; without one they stay as they are.

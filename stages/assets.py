@@ -1,42 +1,37 @@
-"""Stage assets: models and data of the resolved config → shared cache; what they are → work/assets/assets.json."""
+"""Stage assets: models and data of the configuration → shared cache; what they are → reports/assets, one JSON per role."""
 
 import argparse
 
-from dream import config as configs
 from dream import manifest
+from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import replacing_folder, write_json
-
-SECTIONS = ("references", "published")  # beside size and recipe: what later stages need is fetched on demand too
 
 
 @exits_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.assets", description=__doc__)
-    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
-    args = parser.parse_args()
-
-    config = configs.load_for_stage(args.size)
-    with manifest.recording(config, "assets") as record:
-        from dream import assets, encoder
-        from dream.assets import models
+    argparse.ArgumentParser(prog="python -m stages.assets", description=__doc__).parse_args()
+    config = stages.load("assets")
+    with manifest.recording("assets") as record:
+        from dream import assets, models
+        from dream.assets.models import attention_heads
         from dream.data import code, needs
-        from dream.evaluation import systems
 
         needs.check_available(config)
-        records = needs.ensure(config)
-        config.heads.require(*models.attention_heads(assets.model_path(config.size.judge)))
-        encoder.check_lengths(config)
-        for name in set(config.references) & set(config.published):
-            systems.resolve(name, config)
-        with replacing_folder("work/assets") as folder:
-            write_json(folder / "assets.json", {"assets": records, "code": code.versions()})
-            manifest.stamp(folder, config, *SECTIONS)
-        record.notes = {"assets": len(records)}
-    for entry in records:
-        print(
-            f"[assets] {entry['kind']:5} {entry['name']} ({entry['used_for']}), {entry.get('licence', 'see its card')}"
-        )
+        found, data = needs.models(config.roles), needs.data(config)
+        config.heads.require(*attention_heads(assets.model_path(config.roles["judge"].model)))
+        models.check_length(config.roles["encoder"], config.encoder.max_length)
+        for name in {"encoder", *config.references} & set(config.roles):
+            models.rules(config.roles[name], f"models.{name}")
+        with replacing_folder("reports/assets") as folder:
+            for role in ("encoder", "judge", "generator", "dense", *config.references):  # those not in use: an empty record
+                write_json(folder / f"{role}.json", found.get(role, found["encoder"] if role == "untrained" else {}))
+            write_json(folder / "data.json", {"assets": data, "code": code.versions()})
+        record.notes = {"assets": [*found.values(), *data]}
+    for role, entry in found.items():
+        print(f"[assets] model {entry['name']} ({role}), {entry.get('licence', 'see its card')}")
+    for entry in data:
+        print(f"[assets] data {entry['name']} ({entry['used_for']}), {entry['licence']}")
 
 
 if __name__ == "__main__":

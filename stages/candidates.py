@@ -2,33 +2,28 @@
 
 import argparse
 
-from dream import config as configs
 from dream import manifest
+from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import replacing_folder, write_json
-
-SECTIONS = ("data", "questions", "own", "candidates", "bm25")
 
 
 @exits_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.candidates", description=__doc__)
-    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
-    args = parser.parse_args()
-
-    config = configs.load_for_stage(args.size)
-    with manifest.recording(config, "candidates", ["work/data"]) as record:
+    argparse.ArgumentParser(prog="python -m stages.candidates", description=__doc__).parse_args()
+    config = stages.load("candidates")
+    with manifest.recording("candidates", inputs=["work/data"]) as record:
         import pandas as pd
 
         from dream import candidates
 
-        manifest.check("work/data", config)
+        manifest.check("prepare", "work/data")
         passages, instances = (pd.read_parquet(f"work/data/{name}.parquet") for name in ("passages", "instances"))
         sets, summary = candidates.build(config, passages, instances)
         with replacing_folder("work/candidates") as folder:
             sets.to_parquet(folder / "candidates.parquet", index=False)
-            manifest.stamp(folder, config, *SECTIONS)
-        write_json("reports/cells/candidates.json", summary)
+        write_json("reports/results/candidates.json", summary)
+        record.outputs = ["reports/results/candidates.json"]
         record.notes = {"sets": len(sets)}
     for r in summary:
         found = "" if r["positive_found"] is None else f", positive among them {r['positive_found']:.1%}"

@@ -1,39 +1,33 @@
 """Stage prepare: sources and tasks → training data (work/data) that holds no evaluation query, tasks (work/tasks)."""
 
 import argparse
+import tempfile
+from pathlib import Path
 
-from dream import config as configs
 from dream import manifest
+from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import replacing_folder, write_json
-
-DATA = ("data", "questions", "own", "tasks", "task_lists")
-TASKS = ("data", "own", "tasks", "task_lists")
 
 
 @exits_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
-    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
-    args = parser.parse_args()
-
-    config = configs.load_for_stage(args.size)
-    with manifest.recording(config, "prepare", ["work/assets", "work/questions"]) as record:
+    argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__).parse_args()
+    config = stages.load("prepare")
+    with manifest.recording("prepare", inputs=["work/questions"]) as record:
         import pandas as pd
 
         from dream.data import prepare
         from dream.data.questions import PATH
 
-        for folder in ("work/assets", "work/questions"):
-            manifest.check(folder, config)
+        manifest.check("questions", "work/questions")
         questions = pd.read_parquet(PATH)
-        with replacing_folder("work/data") as data, replacing_folder("work/tasks") as tasks:
-            prepared = prepare.prepare(config, questions, tasks)
+        with replacing_folder("work/data") as data, tempfile.TemporaryDirectory() as scratch:
+            prepared = prepare.prepare(config, questions, Path(scratch))
             prepare.write(prepared, data)
             write_json(data / "summary.json", prepared.records)
-            manifest.stamp(data, config, *DATA)
-            manifest.stamp(tasks, config, *TASKS)
-        write_json("reports/cells/prepare.json", prepared.records)
+        write_json("reports/results/prepare.json", prepared.records)
+        record.outputs = ["reports/results/prepare.json"]
         record.notes = {"passages": len(prepared.passages), "instances": len(prepared.instances)}
     for r in prepared.records:
         if r["kind"] == "source":

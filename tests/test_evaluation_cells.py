@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch, llama):
     shutil.copy(Path(__file__).parent.parent / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
-    write(make_task())
+    write(make_task(), "work/tasks/general")
 
     def config(**overrides):
         return load(
@@ -203,7 +203,7 @@ def test_published_entries_are_complete_and_one_line_each_offline(monkeypatch):
         if name == "minilm":
             continue
         config = load(overrides={"references": [name]})
-        assert {entry.model, entry.adapter} - {None} <= needs.model_references(config).keys()
+        assert (needs.roles(config)[name].model, needs.roles(config)[name].adapter) == (entry.model, entry.adapter)
         with pytest.raises(DreamError) as caught:
             needs.check_available(config)
         line = str(caught.value)
@@ -380,10 +380,11 @@ def test_the_stage_refuses_another_size_and_writes_its_run(project, monkeypatch,
     raw["sizes"]["tiny"] = config.size.model_dump()
     raw["own"] = {"tiny": "unused"}
     Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    manifest.stamp("work/tasks", config, "own")
+    Path("work/tasks/general").rename("work/tasks/tiny")  # an entry's evaluation needs its own folder alone
+    manifest.stamp("work/tasks/tiny", config, "own")
     with pytest.raises(SystemExit, match="--size 3b was asked for"):
         stage.main(["--size", "3b", "--system", "bm25", "--tasks", "tiny"])
     stage.main(["--size", "tiny", "--system", "bm25", "--tasks", "tiny"])
     assert "nDCG@10" in capsys.readouterr().out
     (run,) = json.loads((manifest.RUNS / "evaluate-bm25-tiny.json").read_text())
-    assert run["stage"] == "evaluate" and run["cell"] == "bm25-tiny"
+    assert run["stage"] == "evaluate" and run["cell"] == "bm25-tiny" and set(run["inputs"]) == {"work/tasks/tiny"}

@@ -34,7 +34,7 @@ def chinese(tmp_path):
 @pytest.mark.parametrize(("tokenizer", "score"), [("words", 0.0), ("auto", 1.0)])
 def test_a_set_in_chinese_from_its_folder_to_the_cell(project, chinese, tokenizer, score):  # noqa: F811
     config = project(own={"chinese": chinese}, bm25__tokenizer=tokenizer)
-    tasks.write(tasks.build("chinese", config))
+    tasks.write(tasks.build("chinese", config), tasks.FOLDER / "general")
     table, (record,) = evaluate("bm25", config, names=["chinese"])
     (stored,) = json.loads((cells.CELLS / "bm25-tiny.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(record)) and stored["ndcg_at_10"] == stored["recall_at_100"] == score
@@ -52,11 +52,11 @@ def test_queries_of_one_letter_find_nothing_and_are_counted(project, tokenizer, 
     asked = [("q1", "C"), ("q2", "?"), ("q3", "language"), ("q4", "R")]  # q4 has no relevant document
     rows = {"corpus": corpus, "queries": asked, "qrels": [("q1", "a", 1), ("q2", "a", 1), ("q3", "a", 1), ("q4", "a", 0)]}
     parts = [make_task(**rows, part=part, notes=["both", part]) for part in "xy"]
-    monkeypatch.setattr(cells.tasks, "parts", lambda name, config: iter(parts))
+    monkeypatch.setattr(cells.tasks, "parts", lambda name, config, *_: iter(parts))
     table, (record,) = evaluate("bm25", config)
     assert [len(hits) for hits in table["hits"]] == [0, 0, 1] * 2
     assert record["notes"] == ["both", "x", "y", NOTE.format(4, 6, tokenizer)] and record["wordless_queries"] == 4
-    monkeypatch.setattr(cells.tasks, "parts", lambda name, config: iter(parts[:1]))
+    monkeypatch.setattr(cells.tasks, "parts", lambda name, config, *_: iter(parts[:1]))
     assert evaluate("bm25", config)[1][0]["notes"] == ["both", "x", NOTE.format(2, 3, tokenizer)]
     (other,) = evaluate("untrained", config)[1]
     assert other["notes"] == ["both", "x"] and "wordless_queries" not in other

@@ -23,6 +23,7 @@ from test_encoder import LORA, TEXTS, TOLERANCE, make_model, make_tokenizer
 
 from dream import encoder as module
 from dream.candidates.dense import DenseIndex
+from dream.config import Model
 from dream.encoder import Encoder, check_lengths, check_targets, compare_base, folder_room
 from dream.errors import DreamError
 from dream.evaluation import folders, systems
@@ -328,7 +329,7 @@ def test_a_folder_gives_what_the_library_gives(models, tmp_path, kind, name):
     assert system.encoder.dimension == ours.shape[1] == (24 if "dense" in FOLDERS[name] else 32)
     assert system.settings["max_length"] == FOLDERS[name].get("length", 128)
     assert ("head" in system.settings) == ("dense" in FOLDERS[name])
-    index = DenseIndex(texts, str(folder), [f"{i:03}" for i in range(len(texts))])
+    index = DenseIndex(texts, Model(model=str(folder)), [f"{i:03}" for i in range(len(texts))])
     np.testing.assert_allclose(index.embeddings, encode(texts, normalize_embeddings=True), atol=TOLERANCE)
 
 
@@ -421,10 +422,10 @@ def test_the_other_faults_of_a_folder_are_one_line_too(models, tmp_path):
     with pytest.raises(DreamError, match="compares vectors by dot"):
         systems.resolve("mine", published(model=folder))
     with pytest.raises(DreamError, match="compares vectors by dot"):
-        DenseIndex(["cat"], str(folder), ["0"])
+        DenseIndex(["cat"], Model(model=str(folder)), ["0"])
     change(folder / "config_sentence_transformers.json", model_type="CrossEncoder")
     with pytest.raises(DreamError, match="is a CrossEncoder"):
-        DenseIndex(["cat"], str(folder), ["0"])
+        DenseIndex(["cat"], Model(model=str(folder)), ["0"])
     folder = write_folder(tmp_path / "out", models["bert"], include_prompt=False, prompts={"query": "the "})
     with pytest.raises(DreamError, match="include_prompt"):
         systems.resolve("mine", published(model=folder))

@@ -146,7 +146,7 @@ def test_plots_are_written_where_asked(run, project):
 
 
 def test_a_plot_that_has_nothing_to_show_is_an_error_where_it_is_named(run, project):
-    diagnostic = project / "reports" / "cells" / "diagnostic.json"
+    diagnostic = project / "reports" / "results" / "diagnostic.json"
     kept = diagnostic.read_bytes()
     diagnostic.unlink()
     with pytest.raises(DreamError, match="plot 'diagnostic' has nothing to show"):

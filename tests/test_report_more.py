@@ -37,9 +37,10 @@ def results(tmp_path_factory):
 def work(tmp_path_factory, results):
     """A work folder with texts (one of them hostile) and hits of the general tasks."""
     folder = tmp_path_factory.mktemp("work")
-    for task, count in (("boolq", 40), ("drop", 30), ("mbpp", 25)):
-        place = folder / "tasks" / task
+    for entry, task, count in (("general", "boolq", 40), ("general", "drop", 30), ("domain", "mbpp", 25)):
+        place = folder / "tasks" / entry / task
         place.mkdir(parents=True)
+        (place / "task.json").write_text("{}", encoding="utf-8")
         ids = [f"{task}-{i}" for i in range(count)]
         documents = [f"{task}-d{i}" for i in range(count)]
         pd.DataFrame({"id": ids, "text": [f"{HOSTILE} question {i}" for i in range(count)]}).to_parquet(place /
@@ -114,7 +115,7 @@ def test_more_of_everything_costs_more():
 def test_memory_is_near_that_of_the_committed_runs(objective, family):
     """The peak that every training run of the packaged recipe recorded, against the plan of the same params."""
     found = plan.estimate(configs.load(ROOT / "params.yaml"), 100)
-    records = sorted((ROOT / "reports" / "cells" / "runs").glob(f"train-{objective}-*.json"))
+    records = sorted((ROOT / "reports" / "results" / "runs").glob(f"train-{objective}-*.json"))
     assert records
     for record in records:
         measured = json.loads(record.read_text())[0]["peak_gib"]
@@ -208,7 +209,7 @@ def test_runs_collects_the_workspace_commits_and_experiments(repository):
 
 def test_a_commit_from_before_a_knob_is_still_read(repository):
     """Its params lack the section, its records the knob; both are there today."""
-    for path in (repository / "reports" / "cells" / "runs").glob("*.json"):
+    for path in (repository / "reports" / "results" / "runs").glob("*.json"):
         edit_json(path, lambda record: record[0]["config"]["bm25"].pop("b"))
     old = yaml.safe_load((repository / "params.yaml").read_text())
     del old["qrhead"], old["bm25"]["b"]
@@ -224,13 +225,13 @@ def test_a_commit_from_before_a_knob_is_still_read(repository):
 
 
 def test_compare_says_which_settings_differ(repository):
-    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "cells")  # noqa: E731
+    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "results")  # noqa: E731
     assert compare.table(*compare.sides("bm25", "my-exp:bm25", load)).notes[-1] == "Settings that differ: bm25.k1 1.2 / 0.9."
     assert not [note for note in compare.table(*compare.sides("bm25", "dream", load)).notes if "differ:" in note]
 
 
 def test_compare_reads_an_experiment_from_git(repository):
-    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "cells")  # noqa: E731
+    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "results")  # noqa: E731
     ours, theirs = compare.sides("bm25", "my-exp:bm25", load)
     assert theirs.results.config.bm25.k1 == 0.9 and not theirs.in_workspace
     assert compare.table(ours, theirs).data["difference"].abs().max() == 0

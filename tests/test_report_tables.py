@@ -671,7 +671,7 @@ def test_a_published_system_is_said_to_follow_its_own_rules(results):
     from dream import config
 
     root = Path(__file__).parent.parent
-    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "cells")
+    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "results")
     (note,) = [n for n in notes.footnotes(committed) if n.startswith("minilm:")]
     assert "packaged/minilm" in note and "mean pooling" in note and "256 tokens" in note
     assert not [n for n in notes.footnotes(results) if n.startswith("minilm:")]

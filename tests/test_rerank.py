@@ -160,7 +160,8 @@ def heads_folder(project, llama):  # noqa: F811
     judge = Judge.from_config(resolved)
     write_json("work/heads/heads.json", {"selected": [[0, 1], [1, 0]], "weights": judge.weights})
     manifest.stamp("work/heads", resolved, "judge", "heads")
-    manifest.stamp("work/tasks", resolved, "own")
+    Path("work/tasks/general").rename("work/tasks/tiny")
+    manifest.stamp("work/tasks/tiny", resolved, "own")
     return resolved
 
 

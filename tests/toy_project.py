@@ -19,6 +19,7 @@ from test_training import make_sets
 
 from dream import config as configs
 from dream import manifest
+from dream.config import stages
 from dream.files import write_json
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -33,22 +34,30 @@ def make(folder, model, **more):
     """Write params.yaml and the folders that stage ``train`` reads; ``more`` are dotted parameters."""
     folder = pathlib.Path(folder)
     raw = yaml.safe_load((manifest.ROOT / "params.yaml").read_text())
-    size = {"encoder": str(model), "encoder_layers": None, "judge": str(model), "recipe": "smoke"}
-    raw["sizes"]["toy"], raw["model"] = size, {"size": "toy"}
+    raw["models"]["toy"] = {"model": str(model), "pooling": "last", "append_eos": True, "max_length": 64}
+    raw["sizes"]["toy"], raw["model"] = {"encoder": "toy", "judge": "toy", "recipe": "smoke"}, {"size": "toy"}
     values = {
         "heads.probes": 4, "injection.diagnostic": 4, "training.steps": 12, "training.batch": 4, "training.micro_batch": 2, "training.checkpoint_every": 1,
-        "training.learning_rate": 5e-3, "training.threads": 1, "encoder.dtype": "float32", **more,
+        "training.learning_rate": 5e-3, "training.threads": 1, **more,
     }  # fmt: skip
     for key, value in values.items():
-        section, _, leaf = key.partition(".")
-        raw.update({key: value}) if not leaf else raw[section].update({leaf: value})
+        *parents, leaf = key.split(".")
+        place = raw
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[leaf] = value
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    write_inputs(folder / "work", configs.resolve(raw))
+    write_inputs(folder, configs.resolve(raw))
     return folder
 
 
-def write_inputs(work, config):
+def write_inputs(folder, config):
+    work, settings = folder / "work", stages.files(config)
+    for name, values in settings.items():
+        write_json(folder / stages.FOLDER / f"{name}.json", values)
+    for name in ("prepare", "candidates", "heads"):
+        write_json(folder / manifest.RUNS / f"{name}.json", [{"settings": name, "config": settings[name]}])
     sets = make_sets(12, questions=2)
     passages = [(i, "toy", s.id, "", text) for s in sets for i, text in zip(s.passage_ids, s.passages, strict=True)]
     questions = [(q.id, "toy", s.id, q.text, s.passage_ids[q.gold]) for s in sets for q in s.questions]
@@ -61,11 +70,8 @@ def write_inputs(work, config):
     for name, (values, columns) in tables.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(values, columns=columns).to_parquet(work / f"{name}.parquet")
-    write_json(work / "heads" / "heads.json", {"selected": [[1, 0], [2, 3]]})
-    gap = {"used": True, "gap": 1.0, "gap_low": 0.5, "gap_high": 1.5, "instances": 4, "rows": "all"}
-    write_json(work / "heads" / "diagnostic.json", {"rows": [gap]})
-    for part in ("data", "candidates", "heads"):
-        manifest.stamp(work / part, config, part)
+    for name in config.objectives:
+        write_json(work / "given" / name / "heads.json", {"selected": [[1, 0], [2, 3]]})
 
 
 def model(tmp_path_factory):
@@ -75,7 +81,7 @@ def model(tmp_path_factory):
 def outs(folder, name="infonce-0"):
     """Bytes of everything that the stage leaves, by path."""
     folder = pathlib.Path(folder)
-    files = [*(folder / "work" / "models" / name).rglob("*"), folder / "reports" / "cells" / "train" / f"{name}.csv"]
+    files = [*(folder / "work" / "models" / name).rglob("*"), folder / "reports" / "results" / "train" / f"{name}.csv"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.is_file()}
 
 
@@ -146,7 +152,7 @@ def _child(folder, objective, target, die, env, rank, world, port):
         return
     from stages import train
 
-    sys.argv = ["train", "--size", "toy", "--objective", objective, "--seed", "0"]
+    sys.argv = ["train", "--objective", objective, "--seed", "0"]
     train.main()
 
 

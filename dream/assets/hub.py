@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dream.errors import DreamError
 
@@ -63,9 +64,7 @@ def download(reference: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except OSError as error:
-        raise DreamError(
-            f"model {reference} could not be downloaded ({_first(error)})", "Run again: it goes on"
-        ) from None
+        raise DreamError(f"model {reference} could not be downloaded ({_first(error)})", "Run again: it goes on") from None
 
 
 def check_model(reference: str) -> None:
@@ -92,7 +91,7 @@ def _at(revision: str | None) -> str:
     return f" --revision {revision}" if revision else ""
 
 
-def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = ""):
+def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = "") -> Any:
     """Metadata of a hub repository, asked once with a short time limit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -102,9 +101,7 @@ def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: st
         api = HfApi()
         return (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=revision, timeout=TIMEOUT)
     except GatedRepoError:
-        raise DreamError(
-            f"{thing} is gated", f"Accept its licence on the hub and run `hf auth login`, {INSTEAD}"
-        ) from None
+        raise DreamError(f"{thing} is gated", f"Accept its licence on the hub and run `hf auth login`, {INSTEAD}") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise DreamError(
             f"{thing} is not on the hub, or it is private", "Check the name and revision, or run `hf auth login`"

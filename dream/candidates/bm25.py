@@ -15,12 +15,14 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
 
-from dream.config import BM25
+if TYPE_CHECKING:
+    from dream.config.sections import BM25
+
 
 WORDS = re.compile(r"(?u)\b\w\w+\b")  # bm25s's own pattern
 LARGE = 100_000  # documents; in a smaller index it is faster to score all of them
@@ -87,9 +89,7 @@ class BM25Index:
         progress: show progress bars.
     """
 
-    def __init__(
-        self, texts: Iterable[str], settings: BM25, ids: Sequence[str] | None = None, progress: bool = False
-    ) -> None:
+    def __init__(self, texts: Iterable[str], settings: BM25, ids: Sequence[str] | None = None, progress: bool = False) -> None:
         import bm25s
 
         self.progress = progress
@@ -100,10 +100,11 @@ class BM25Index:
         documents.order = np.argsort(self.ids, kind="stable")
         self.ids = self.ids[documents.order]
         vocabulary = self._tokenizer.get_vocab_dict()
+        kept: Documents | list[list[int]] = documents
         if not documents.words:  # nothing but stop words: every score is 0
-            documents, vocabulary = [[0]] * len(self.ids), {"": 0}
+            kept, vocabulary = [[0]] * len(self.ids), {"": 0}
         self._index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b, csc_backend="scipy")
-        self._index.index(bm25s.tokenization.Tokenized(documents, dict(vocabulary)), show_progress=progress)
+        self._index.index(bm25s.tokenization.Tokenized(kept, dict(vocabulary)), show_progress=progress)
         self._finder = TopDocuments(self._index)
 
     def __len__(self) -> int:
@@ -148,7 +149,7 @@ class Documents:
         for words in documents:
             self.words.extend(words)
             self.ends.append(len(self.words))
-        self.order: Sequence[int] = range(len(self))
+        self.order: Sequence[int] | np.ndarray = range(len(self))
 
     def __len__(self) -> int:
         return len(self.ends) - 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 
 from dream.candidates.bm25 import BM25Index
 from dream.candidates.sets import Texts
-from dream.config import Config
 from dream.instances import passage_texts
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def keep(questions: pd.DataFrame, passages: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -29,9 +33,7 @@ def keep(questions: pd.DataFrame, passages: pd.DataFrame, config: Config) -> pd.
         return questions
     index, texts = BM25Index(passage_texts(passages), config.bm25, list(passages["passage_id"])), Texts(passages)
     found, _ = index.search(list(questions["query"]), k)
-    hit = [
-        texts.of(target) in map(texts.of, names) for target, names in zip(questions["target_id"], found, strict=True)
-    ]
+    hit = [texts.of(target) in map(texts.of, names) for target, names in zip(questions["target_id"], found, strict=True)]
     kept = questions[hit].reset_index(drop=True)
     kept.attrs["wordless"] = sum(not len(names) for names in found)
     return kept

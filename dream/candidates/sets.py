@@ -11,17 +11,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from dream.candidates.bm25 import BM25Index
 from dream.candidates.dense import DenseIndex
-from dream.config import Config
 from dream.data.tables import rng
 from dream.errors import DreamError
 from dream.instances import passage_texts, plain
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 COLUMNS = ["set_id", "source", "group", "passage_ids", "instance_ids", "gold"]
 DEPTH = 100  # how deep the positive's rank is looked for, and how deep lists are fused
@@ -54,7 +56,7 @@ def _bm25(config: Config, passages: pd.DataFrame) -> Search:
 
 
 def _dense(config: Config, passages: pd.DataFrame) -> Search:
-    index = DenseIndex(list(passage_texts(passages)), config.candidates.dense_model, list(passages["passage_id"]), progress=True)
+    index = DenseIndex(list(passage_texts(passages)), config.roles["dense"], list(passages["passage_id"]), progress=True)
     return lambda queries: (index.search(queries, max(DEPTH, config.candidates.count))[0].tolist(), None)
 
 

@@ -10,6 +10,7 @@ Rules, where the format leaves room (what is left out or changed is counted in t
 * grades are whole numbers within ±``LARGEST_GRADE``; judgements of zero or below are left out (not relevant); a pair may be
   judged twice if both grades are equal;
 * a query without a relevant document is left out;
+* the set may lie in folders of the zip or folder, as long as it is the only one there;
 * a byte order mark, Windows line ends and a header in qrels are accepted, hidden files (``._corpus.jsonl``, ``__MACOSX``)
   are ignored.
 """
@@ -68,7 +69,7 @@ class BeirSet:
 
 
 def folder_of(path: str) -> Path:
-    """The folder that holds ``corpus.jsonl``: a zip is unpacked once into the cache.
+    """The one folder that holds ``corpus.jsonl``, at whatever depth: a zip is unpacked once into the cache.
 
     Raises:
         DreamError: the path is missing, is neither folder nor zip, or does not hold one corpus.jsonl.
@@ -83,11 +84,18 @@ def folder_of(path: str) -> Path:
             build_once(place, unpacked_size(archive), lambda temporary: unzip(archive, temporary))
     if (place / "corpus.jsonl").is_file():
         return place
-    inside = [p for p in sorted(place.iterdir()) if not _hidden(p) and (p / "corpus.jsonl").is_file()]
+    inside = [folder.relative_to(place) for folder in _sets(place)]
     if len(inside) != 1:
-        found = f"several sets, in {inside[0].name} and {inside[1].name}" if inside else "no corpus.jsonl"
+        found = f"several sets, in {inside[0]} and {inside[1]}" if inside else "no corpus.jsonl"
         raise DreamError(f"{path} holds {found}", FORM)
-    return inside[0]
+    return place / inside[0]
+
+
+def _sets(place: Path) -> Iterator[Path]:
+    """Folders below ``place`` that hold a corpus.jsonl."""
+    for folder, names, _ in os.walk(place):
+        names[:] = sorted(name for name in names if not _hidden(Path(name)))
+        yield from (Path(folder, name) for name in names if Path(folder, name, "corpus.jsonl").is_file())
 
 
 def _hidden(path: Path) -> bool:
@@ -113,8 +121,8 @@ def read(path: str, split: str = "test") -> BeirSet:
     Raises:
         DreamError: a file is missing, a line is malformed (file:line), an id is unknown or repeated, nothing is left.
     """
-    folder, counts, notes = folder_of(path), Counter(), []
-    label = Path(path).name
+    folder, label = folder_of(path), Path(path).name
+    counts: Counter[str] = Counter()
     for name in ("queries.jsonl", f"qrels/{split}.tsv"):
         if not (folder / name).is_file():
             raise DreamError(f"{path} holds no {name}", FORM)
@@ -122,7 +130,7 @@ def read(path: str, split: str = "test") -> BeirSet:
     queries = _table(folder / "queries.jsonl", label, QUERIES, counts)
     qrels = _qrels(folder / "qrels" / f"{split}.tsv", label, set(queries["id"]), set(corpus["id"]), counts)
 
-    notes += [f"{count} {what}" for what, count in counts.items()]
+    notes = [f"{count} {what}" for what, count in counts.items()]
     empty = corpus["title"].map(blank) & corpus["text"].map(blank)
     if empty.any():
         notes.append(f"{int(empty.sum())} documents without title and text left out")
@@ -137,13 +145,9 @@ def read(path: str, split: str = "test") -> BeirSet:
     queries = queries[queries["id"].isin(relevant)].reset_index(drop=True)
     mute = queries["id"][queries["text"].map(blank)]
     if len(mute):
-        raise DreamError(
-            f"{label}/queries.jsonl: query {mute.iloc[0]!r} has no text", "Give it a text or remove its judgements"
-        )
+        raise DreamError(f"{label}/queries.jsonl: query {mute.iloc[0]!r} has no text", "Give it a text or remove its judgements")
     if queries.empty:
-        raise DreamError(
-            f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used"
-        )
+        raise DreamError(f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used")
     return BeirSet(corpus.reset_index(drop=True), queries, qrels, notes)
 
 
@@ -195,14 +199,12 @@ def _qrels(path: Path, label: str, queries: set[str], corpus: set[str], counts: 
         fields = line.rstrip("\n").split("\t")
         if len(fields) != 3:
             raise DreamError(f"{place}: {len(fields)} columns, expected query-id, corpus-id and score, tab-separated")
-        if number == 0 and all(re.sub("[^a-z]", "", f.lower()) in words for f, words in zip(fields, HEADER, strict=True)):
+        if number == 0 and _is_header(fields, place, queries, corpus):
             continue
         judged = grade(fields[2], place)
         for name, known, what in ((fields[0], queries, "queries"), (fields[1], corpus, "corpus")):
             if name not in known:
-                raise DreamError(
-                    f"{place}: id {name!r} is not in {what}.jsonl", "Correct the id or remove this judgement"
-                )
+                raise DreamError(f"{place}: id {name!r} is not in {what}.jsonl", _remedy(name, known))
         before, first = rows.setdefault((fields[0], fields[1]), (judged, place))
         if before != judged:
             raise DreamError(
@@ -212,6 +214,24 @@ def _qrels(path: Path, label: str, queries: set[str], corpus: set[str], counts: 
         if first != place:
             counts["repeated judgements, equal to the first, counted once"] += 1
     return pd.DataFrame([(q, d, judged) for (q, d), (judged, _) in rows.items()], columns=QRELS)
+
+
+def _is_header(fields: list[str], place: str, queries: set[str], corpus: set[str]) -> bool:
+    """Whether a file's first line names its columns; names that are other ones, or in another order, are refused."""
+    if all(re.sub("[^a-z]", "", field.lower()) in words for field, words in zip(fields, HEADER, strict=True)):
+        return True
+    if any(c.isdigit() for c in fields[2]) or fields[0] in queries or fields[1] in corpus:
+        return False
+    names = ", ".join(repr(field[:40]) for field in fields)
+    raise DreamError(f"{place}: the header is {names}, expected query-id, corpus-id, score", "Name and order the columns so")
+
+
+def _remedy(name: str, known: set[str]) -> str:
+    """What to do about an unknown id."""
+    if name.strip() in known:
+        return f"Remove the space around it: {name.strip()!r} is there"
+    spaced = "It holds a space, and columns are separated by tabs: correct" if re.search(r"\s", name) else "Correct"
+    return f"{spaced} the id or remove this judgement"
 
 
 def _lines(path: Path, label: str) -> Iterator[tuple[str, str]]:

@@ -38,9 +38,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(\[])")
 def versions(packages: tuple[str, ...] = TRAINING + HELD_OUT) -> dict[str, str]:
     """Version of every package: the standard library's is Python's."""
     return {
-        name: platform.python_version()
-        if name == "stdlib"
-        else importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+        name: platform.python_version() if name == "stdlib" else importlib.metadata.version(DISTRIBUTIONS.get(name, name))
         for name in packages
     }
 

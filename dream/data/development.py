@@ -8,11 +8,15 @@ The choice is a hash of the group's name: it does not depend on seeds, draws or 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
+from dream.data import questions, sources
 from dream.data.packaged import Pair
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def held_out(names: pd.Series, share: float) -> pd.Series:
@@ -38,8 +42,6 @@ def pairs(config: Config) -> list[Pair]:
 
     Generated questions are read from what stage ``questions`` wrote.
     """
-    from dream.data import questions, sources
-
     written = pd.read_parquet(questions.PATH) if questions.PATH.exists() else pd.DataFrame(columns=questions.COLUMNS)
     found = []
     for name in sources.of(config):

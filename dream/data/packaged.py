@@ -82,10 +82,7 @@ def qasper() -> tuple[list[Pair], list[tuple[str, str, str]]]:
     for doc in docs("qasper"):
         paper = doc["id"].rpartition("_")[0] or doc["id"]
         texts = dict.fromkeys(
-            " ".join(text.split())
-            for section in doc["full_text"]["paragraphs"]
-            for text in section
-            if len(text.split()) >= 20
+            " ".join(text.split()) for section in doc["full_text"]["paragraphs"] for text in section if len(text.split()) >= 20
         )
         if paper not in seen:
             seen.add(paper)
@@ -98,9 +95,7 @@ def qasper() -> tuple[list[Pair], list[tuple[str, str, str]]]:
     return pairs, paragraphs
 
 
-_EXAMPLES = re.compile(
-    r">>>|\bexamples?\b\s*\d*:?|\bfor example\b|\be\.g\.|\n\s*\w+\(.*\)\s*(?:==|=>|->|➞|=|returns?)", re.I
-)
+_EXAMPLES = re.compile(r">>>|\bexamples?\b\s*\d*:?|\bfor example\b|\be\.g\.|\n\s*\w+\(.*\)\s*(?:==|=>|->|➞|=|returns?)", re.I)
 
 
 def humaneval() -> list[Pair]:

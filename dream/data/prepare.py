@@ -1,6 +1,6 @@
 """What the stage ``prepare`` does: tasks first, then training data that holds none of their queries.
 
-1. Every evaluation task is built (packaged, own) or loaded (mteb); its queries are remembered by fingerprint.
+1. Every evaluation task is written (packaged, own) and read back, or loaded (mteb); its queries are remembered by fingerprint.
 2. Every source is loaded without its held-out groups (:mod:`dream.data.development`); instances whose query is an
    evaluation query (equal normalised text) are dropped, counted.
 3. ``data.instances`` instances are drawn, evenly over the sources.
@@ -12,18 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dream.config import Config
 from dream.data import development, sources, tasks
 from dream.data.tables import blank, draw, fingerprint, quotas, rng
 from dream.data.tasks.base import Task
 from dream.errors import DreamError
 from dream.files import replacing
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 @dataclass
@@ -36,12 +38,12 @@ class Prepared:
 
 
 def prepare(config: Config, questions: pd.DataFrame | None = None, folder: Path = tasks.FOLDER) -> Prepared:
-    """Write the evaluation tasks to ``folder``; return decontaminated, mixed training data.
+    """Write the evaluation tasks to ``folder/<entry of tasks>``; return decontaminated, mixed training data.
 
     Args:
         config: the resolved config.
         questions: generated questions (source, target_id, query) for sources that need them.
-        folder: where packaged and own tasks are written.
+        folder: where the packaged and own tasks are written, every entry in a folder of its own.
 
     Returns:
         Passages of all sources (the candidate pools), the drawn instances, and records:
@@ -53,23 +55,19 @@ def prepare(config: Config, questions: pd.DataFrame | None = None, folder: Path 
     Raises:
         DreamError: unknown names, missing or malformed data, or nothing to train on.
     """
-    queries = {fingerprint(text) for task in _tasks(config, folder, write=True) for text in task.queries["text"]}
+    for entry in tqdm(config.tasks, desc="evaluation tasks", unit="entry", leave=False):
+        tasks.write_entry(entry, config, folder / entry)
+    queries = {fingerprint(text) for task in _tasks(config, folder) for text in task.queries["text"]}
     passages, instances, records = training(config, questions, queries)
     seen = set(map(fingerprint, tqdm(passages["text"], desc="training passages", unit="passage", leave=False)))
     records += [contamination(task, seen) for task in _tasks(config, folder)]
     return Prepared(passages, instances, records)
 
 
-def _tasks(config: Config, folder: Path, write: bool = False) -> Iterator[Task]:
+def _tasks(config: Config, folder: Path) -> Iterator[Task]:
     """All tasks' parts, one at a time, so that memory holds one corpus."""
     for name in tqdm(tasks.of(config), desc="evaluation tasks", unit="task", leave=False):
-        if write and tasks.kind(name, config) != "mteb":
-            task = tasks.build(name, config)
-            tasks.write(task, folder)
-            yield task
-            del task  # before the next one is read
-        else:
-            yield from tasks.parts(name, config, folder)
+        yield from tasks.parts(name, config, folder)
 
 
 def training(

@@ -10,15 +10,19 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm import tqdm
 
 from dream import assets
-from dream.config import Config
 from dream.data import sources
 from dream.data.tables import rng
 from dream.files import value_hash
+
+if TYPE_CHECKING:
+    from dream.config import Config, Model
+    from dream.config.sections import Questions
 
 COLUMNS = ["source", "target_id", "query"]
 PATH = Path("work/questions/questions.parquet")  # what stage questions writes
@@ -49,7 +53,7 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
     """Write one question for every passage.
 
     Args:
-        config: ``questions`` names the instruct model, the prompt and the limits.
+        config: ``questions`` holds the prompt and the limits, ``roles["generator"]`` is the instruct model.
         passages: rows with passage_id, source, title, text.
         journal: JSON-lines file of answers already written; by default under ``.dream`` in the project's root.
 
@@ -63,7 +67,7 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
     todo = passages[~passages["passage_id"].isin(list(done))]
     todo = todo.iloc[todo["text"].str.len().argsort(kind="stable")]
     if len(todo):
-        write = Writer(config)
+        write = Writer(config.roles["generator"], config.questions)
         with (
             open(journal, "a", encoding="utf-8") as stream,
             tqdm(total=len(todo), desc="questions", unit="question") as bar,
@@ -86,19 +90,20 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
 class Writer:
     """An instruct model that turns passages into questions: left-padded batches, greedy decoding."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, record: Model, settings: Questions) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = assets.model_path(config.questions.generator)
-        remote = config.encoder.trust_remote_code
-        self.settings = config.questions
+        folder, remote = assets.model_path(record.model, record.layers), record.trust_remote_code
+        self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=remote)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, self.settings.dtype), use_safetensors=True, trust_remote_code=remote
+            folder, dtype=getattr(torch, record.dtype), use_safetensors=True, trust_remote_code=remote
         ).eval()
+        if record.adapter:
+            self.model.load_adapter(str(assets.model_path(record.adapter)))
         if torch.cuda.is_available():
             self.model = self.model.cuda()
 
@@ -107,9 +112,7 @@ class Writer:
         import torch
 
         prompts = [self._prompt(text) for text in texts]
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(
-            self.model.device
-        )
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs,
@@ -128,9 +131,7 @@ class Writer:
         if not self.tokenizer.chat_template:
             return (self.tokenizer.bos_token or "") + prompt
         turn = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def clean(answer: str) -> str:
@@ -146,7 +147,10 @@ def clean(answer: str) -> str:
 
 
 def _journal(config: Config) -> Path:
-    key = value_hash([config.questions.model_dump(exclude={"round_trip"}), config.data.model_dump()])[:16]
+    """Answers by passage: what else they depend on is in the folder's name."""
+    writer, asked = config.roles["generator"], config.questions
+    model = [writer.model, writer.adapter, writer.layers, writer.dtype]
+    key = value_hash([*model, asked.prompt, asked.max_new_tokens, asked.batch])[:16]
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
 
 
@@ -154,14 +158,15 @@ def _read(journal: Path) -> dict[str, str]:
     """Answers written so far; a line that was cut by an interruption is dropped from the file."""
     if not journal.exists():
         return {}
-    whole, done = 0, {}
+    whole = 0
+    done: dict[str, str] = {}
     with open(journal, "rb") as stream:
         for line in stream:
             try:
-                name, question = json.loads(line) if line.endswith(b"\n") else (None, None)
+                name, question = json.loads(line)
             except ValueError:
                 break
-            if name is None:
+            if not line.endswith(b"\n"):
                 break
             done[name] = question
             whole += len(line)

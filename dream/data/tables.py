@@ -13,6 +13,7 @@ import pandas as pd
 
 from dream.errors import DreamError
 
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # passages and instances
 PASSAGES = ["passage_id", "source", "group", "title", "text"]
 INSTANCES = ["instance_id", "source", "group", "query", "target_id"]
 CORPUS = ["id", "title", "text"]
@@ -79,7 +80,7 @@ def copies(corpus: pd.DataFrame, qrels: pd.DataFrame) -> list[str]:
         if relevance > 0 and doc in kind:
             asked.setdefault(kind[doc], set()).add(query)
     pairs = zip(qrels["query_id"], qrels["doc_id"], strict=True)
-    judged = Counter(doc for query, doc in pairs if query in asked.get(kind.get(doc), ()))
+    judged = Counter(doc for query, doc in pairs if query in asked.get(kind.get(doc, -1), ()))
     count = sum(judged[doc] < len(asked.get(number, ())) for doc, number in kind.items())
     note = f"{count} documents repeat the text of a relevant one and are not judged: a hit on one counts as wrong"
     return [note] if count else []
@@ -140,7 +141,7 @@ def quotas(available: Sequence[int], total: int) -> list[int]:
     return shares
 
 
-def frames(source: str, pairs: Iterable[tuple[str, str, str, str]], extra: Iterable[tuple[str, str, str]] = ()):
+def frames(source: str, pairs: Iterable[tuple[str, str, str, str]], extra: Iterable[tuple[str, str, str]] = ()) -> Tables:
     """Passages and instances of a source.
 
     Args:

@@ -130,8 +130,7 @@ def _encode_parts(
 def _write_part(part: Path, vectors: np.ndarray, tokens: int, encoder: Encoder) -> None:
     if vectors.shape[1] != encoder.dimension:
         raise DreamError(
-            f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, "
-            f"its configuration says {encoder.dimension}",
+            f"{encoder.reference} gives vectors of {vectors.shape[1]} numbers, its configuration says {encoder.dimension}",
             "The model's folder mixes files of two models: get it again",
         )
     with replacing(part) as temporary, naming(part):
@@ -176,9 +175,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 def open_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Memory-map a finished file, after a look at its length."""
     if path.stat().st_size != shape[0] * shape[1] * 2:
-        raise DreamError(
-            f"{path} does not hold {shape[0]} × {shape[1]} numbers", "It was damaged: delete it and run again"
-        )
+        raise DreamError(f"{path} does not hold {shape[0]} × {shape[1]} numbers", "It was damaged: delete it and run again")
     return np.memmap(path, np.float16, mode="r", shape=shape)
 
 

@@ -19,9 +19,7 @@ BLOCK = 1024
 
 def pairs(queries: pd.DataFrame, corpus: pd.DataFrame, qrels: pd.DataFrame, limit: int = LIMIT, seed: int = 0):
     """Positions of queries and of a relevant document each ([n], [n]): best grade, then lowest id; a seeded draw."""
-    relevant = qrels[qrels["relevance"] > 0].sort_values(
-        ["query_id", "relevance", "doc_id"], ascending=[True, False, True]
-    )
+    relevant = qrels[qrels["relevance"] > 0].sort_values(["query_id", "relevance", "doc_id"], ascending=[True, False, True])
     first = relevant.drop_duplicates("query_id")
     at_query = pd.Series(np.arange(len(queries)), index=queries["id"])
     at_document = pd.Series(np.arange(len(corpus)), index=corpus["id"])

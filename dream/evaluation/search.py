@@ -117,9 +117,7 @@ def _order(query: np.ndarray, documents: np.ndarray, positions: np.ndarray, rank
     """Score candidates once more, each by itself, and return the k best by (−score, id)."""
     positions, exact_query = np.sort(positions), query.astype(np.float64)  # sorted: a memory map is read in order
     blocks = [positions[i : i + RESCORED] for i in range(0, len(positions), RESCORED)]
-    scores = np.concatenate([(documents[b].astype(np.float64) * exact_query).sum(axis=1) for b in blocks]).astype(
-        np.float32
-    )
+    scores = np.concatenate([(documents[b].astype(np.float64) * exact_query).sum(axis=1) for b in blocks]).astype(np.float32)
     best = np.lexsort((ranks[positions], -scores))[:k]
     return positions[best], scores[best]
 

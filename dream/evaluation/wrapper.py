@@ -59,7 +59,7 @@ class MtebEncoder:
     ) -> np.ndarray:
         """Embed all texts of a loader, sorted by length, in the loader's order; [n, d] float32."""
         texts = [text for batch in inputs for text in batch["text"]]
-        prompt = self.prompts.get(prompt_type, "")
+        prompt = self.prompts.get(prompt_type, "") if prompt_type else ""
         return self.encoder.encode(texts, prompt, self.max_length, progress="encode" if show_progress_bar else None)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:

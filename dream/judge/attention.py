@@ -70,8 +70,7 @@ class Injection:
         for layer, head in self.heads:
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise DreamError(
-                    f"head ({layer}, {head}) does not exist: the judge has layers 0 to {layers - 1} "
-                    f"with heads 0 to {heads - 1}",
+                    f"head ({layer}, {head}) does not exist: the judge has layers 0 to {layers - 1} with heads 0 to {heads - 1}",
                     "Give zero-based (layer, query head) pairs of this judge",
                 )
 
@@ -122,7 +121,7 @@ class Scores:
     spans: Spans
     p: Tensor
     gate: Tensor
-    budget: str = "paper"
+    budget: str
 
 
 @dataclass
@@ -172,9 +171,9 @@ def _stock(module, query, key, value, attention_mask, scaling, **kwargs) -> Tens
     With a mask of one sequence, the G query heads that share a key/value head are folded into the rows
     (``[1, H_kv, G·S, d]``): keys and values are then read where they lie instead of being repeated G times.
     """
-    batch, heads, length, width = query.shape
+    _, heads, length, width = query.shape
     groups = heads // key.shape[1]
-    if attention_mask is None or batch > 1 or attention_mask.shape[1] > 1 or groups == 1:
+    if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
     folded = torch.nn.functional.scaled_dot_product_attention(
         query.reshape(1, heads // groups, groups * length, width),
@@ -201,7 +200,7 @@ def _inject(scores: Scores, selected: list[int], output, query, key, value, atte
     if scores.budget == "paper":
         mixed = (1 - gate) * wide(own) + gate * torch.einsum("rk,nrkd->nrd", p, alone)
     else:
-        logits = q @ k.transpose(1, 2) + wide(_mask_rows(attention_mask, scores.rows, q, k))
+        logits = q @ k.transpose(1, 2) + wide(_mask_rows(attention_mask, scores.rows, k))
         mass = (within.logsumexp(-1) - logits.logsumexp(-1, keepdim=True)).exp()  # m_j(a), [n, R, K]
         moved = mass.sum(-1, keepdim=True) * p - mass
         mixed = wide(own) + gate * torch.einsum("nrk,nrkd->nrd", moved, alone)
@@ -216,20 +215,17 @@ def _record(masses: Masses, query, key, attention_mask, scaling) -> None:
     means = []
     for rows in masses.groups:
         q = wide(query[0].index_select(1, rows)) * scaling
-        alpha = (q @ k.transpose(1, 2) + wide(_mask_rows(attention_mask, rows, q, k))).softmax(-1)  # [H, R, T]
+        alpha = (q @ k.transpose(1, 2) + wide(_mask_rows(attention_mask, rows, k))).softmax(-1)  # [H, R, T]
         means.append(alpha.mean(1).index_select(-1, masses.documents))
     masses.found.append(torch.stack(means))
 
 
-def _mask_rows(attention_mask: Tensor | None, rows: Tensor, q: Tensor, k: Tensor) -> Tensor:
+def _mask_rows(attention_mask: Tensor | None, rows: Tensor, k: Tensor) -> Tensor:
     """Additive mask ``[R, T]`` of some rows; without a mask the call is causal over the whole sequence."""
     if attention_mask is None:
-        later = torch.arange(k.shape[-2], device=q.device)[None, :] > rows[:, None]
-        return torch.zeros(later.shape, dtype=q.dtype, device=q.device).masked_fill(later, float("-inf"))
-    chosen = attention_mask[0, 0].index_select(0, rows)
-    if chosen.dtype == torch.bool:
-        return torch.zeros(chosen.shape, dtype=q.dtype, device=q.device).masked_fill(~chosen, float("-inf"))
-    return chosen
+        later = torch.arange(k.shape[-2], device=k.device) > rows[:, None]
+        return torch.zeros(later.shape, dtype=k.dtype, device=k.device).masked_fill(later, float("-inf"))
+    return attention_mask[0, 0].index_select(0, rows)
 
 
 AttentionInterface.register(NAME, judge_attention)

@@ -34,10 +34,14 @@ class Flops:
         return sum(asdict(self).values())
 
 
+def head_width(config: Any) -> int:
+    """Components of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def weights_per_layer(config: Any) -> int:
     """Weights of one decoder layer that take part in matrix products."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = config.hidden_size * width * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+    attention = config.hidden_size * head_width(config) * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
     return attention + 3 * config.hidden_size * config.intermediate_size
 
 
@@ -52,8 +56,7 @@ def pairs(rows: int, before: int = 0) -> float:
 
 def attention_flops(config: Any, seen: float) -> float:
     """Scores and mixtures of one layer for so many (row, key) pairs: two products."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 4 * config.num_attention_heads * width * seen
+    return 4 * config.num_attention_heads * head_width(config) * seen
 
 
 def asked(suffixes: Sequence[Suffix]) -> tuple[list[int], int]:
@@ -61,9 +64,7 @@ def asked(suffixes: Sequence[Suffix]) -> tuple[list[int], int]:
     return [len(s.ids) - 1 for s in suffixes], sum(s.target[1] - s.target[0] for s in suffixes)
 
 
-def fast_step(
-    config: Any, documents: int, suffixes: list[int], targets: int, lowest: int | None, adapter: int = 0
-) -> Flops:
+def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lowest: int | None, adapter: int = 0) -> Flops:
     """Operations of :meth:`dream.judge.Judge.target_losses` and its backward pass.
 
     Args:

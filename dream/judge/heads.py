@@ -14,18 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dream.config import Heads
 from dream.errors import DreamError
 from dream.instances import CandidateSet
 from dream.judge.attention import Injection
 from dream.judge.model import Judge
+
+if TYPE_CHECKING:
+    from dream.config.sections import Heads
 
 DEPTH = 10
 
@@ -42,9 +44,7 @@ class HeadScores:
         return self.per_probe.mean(0)
 
 
-def score_documents(
-    masses: Tensor, calibration: Tensor, lengths: Sequence[int], drop_low_tokens: bool = False
-) -> Tensor:
+def score_documents(masses: Tensor, calibration: Tensor, lengths: Sequence[int], drop_low_tokens: bool = False) -> Tensor:
     """Calibrated attention of every head on every document.
 
     Args:
@@ -120,9 +120,7 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
         middle = range(layers // 4, layers - layers // 4)
         pool = [h for h in every if h[0] in middle and h not in best]
     if knobs.count > len(pool):
-        raise DreamError(
-            f"heads.count is {knobs.count}, but {knobs.strategy} can choose from {len(pool)} heads", "Lower it"
-        )
+        raise DreamError(f"heads.count is {knobs.count}, but {knobs.strategy} can choose from {len(pool)} heads", "Lower it")
     if knobs.strategy == "query_focused":
         return best
     chosen = np.random.default_rng(knobs.seed).choice(len(pool), knobs.count, replace=False)
@@ -162,9 +160,7 @@ def describe(scores: HeadScores, selected: Sequence[tuple[int, int]], knobs: Hea
     }
 
 
-def rerank(
-    judge: Judge, candidates: CandidateSet, selected: Sequence[tuple[int, int]], drop_low_tokens: bool = False
-) -> Tensor:
+def rerank(judge: Judge, candidates: CandidateSet, selected: Sequence[tuple[int, int]], drop_low_tokens: bool = False) -> Tensor:
     """QRHead's retriever: sum of the selected heads' calibrated attention on every candidate, ``[Q, K]``.
 
     Layers above the highest selected head are not computed.

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from dream.config import Config
 
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
 CHUNK = 512  # document tokens read at a time on a CPU in float32; in bfloat16 one piece is a third faster (AMX)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -81,7 +82,7 @@ class _Recorder(DynamicCache):
         super().__init__()
         self.expected = layers
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs):
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         found = super().update(key, value, layer_idx, *args, **kwargs)
         if layer_idx == self.expected - 1:
             raise _Stop
@@ -173,15 +174,15 @@ class Judge:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if quantization == "none":
-            model = model.to(device)
+            model = model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
         return cls(model, tokenizer, limits, reference, assets.content_hash(reference))
 
     @classmethod
-    def from_config(cls, config: Config, device: torch.device | str | None = None) -> Judge:
-        """The judge that params names, with the lengths of its section ``judge``."""
-        knobs = config.judge
+    def build(cls, config: Config, device: torch.device | str | None = None) -> Judge:
+        """The judge of a configuration: the record ``roles.judge`` with the lengths of the section ``judge``."""
+        record, knobs = config.roles["judge"], config.judge
         limits = Limits(knobs.passage_tokens, knobs.query_tokens, knobs.target_tokens)
-        return cls.load(config.size.judge, knobs.dtype, device, limits, knobs.quantization)
+        return cls.load(record.model, record.dtype, device, limits, record.quantization)
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +192,7 @@ class Judge:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    def add_lora(self, r: int, alpha: int, targets: Sequence[str]) -> PeftModel:
+    def add_lora(self, r: int, alpha: int, targets: Sequence[str] | None = None) -> PeftModel:
         """Put a LoRA into the judge's body, in place; its weights (float32 at least) are the only ones that are trained.
 
         The output matrix never gets one: :mod:`dream.judge.loss` takes it as frozen. B starts at 0, so the judge is
@@ -205,25 +206,27 @@ class Judge:
         """
         from peft import LoraConfig, get_peft_model
 
-        from dream.encoder import check_targets
+        from dream.encoder import attention_projections, check_targets
 
         if hasattr(self.model, "peft_config"):
             raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")
+        targets = targets or attention_projections(self.model, self.reference)
         check_targets(self.model, targets, self.reference)
         settings = LoraConfig(
             task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=list(targets), exclude_modules=["lm_head"]
         )
         return get_peft_model(self.model, settings).eval()
 
-    def read(self, candidates: CandidateSet | Documents, layers: int | None = None) -> Reading:
-        """Keys and values of a set's documents in every layer, or in the lowest ``layers``, once. See :class:`Reading`."""
+    def read(self, candidates: CandidateSet | Documents, depth: int | None = None) -> Reading:
+        """Keys and values of a set's documents in every layer, or in the lowest ``depth``, once. See :class:`Reading`."""
         documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
         self._assert_ours()
-        recorder = _Recorder(layers or self.layers)
+        recorder = _Recorder(depth or self.layers)
         for ids in torch.tensor([documents.ids], device=self.device).split(self.chunk or len(documents.ids), dim=1):
             with contextlib.suppress(_Stop):
                 self.model.base_model(input_ids=ids, past_key_values=recorder, use_cache=True)
-        return Reading(documents, tuple((layer.keys, layer.values) for layer in recorder.layers))
+        layers: list[Any] = list(recorder.layers)
+        return Reading(documents, tuple((layer.keys, layer.values) for layer in layers))
 
     def target_losses(
         self,
@@ -234,7 +237,7 @@ class Judge:
         *,
         reading: Reading | None = None,
         per_token: bool = False,
-    ) -> Tensor | list[Tensor]:
+    ) -> Any:
         """Mean cross-entropy of every question's target, with the retriever's scores injected (paper, equation 10).
 
         Args:
@@ -282,8 +285,7 @@ class Judge:
         suffixes = [self.prompt.suffix(text) for text in (*(q.text for q in candidates.questions), EMPTY_QUERY)]
         packed = self._pack(reading, [s.ids for s in suffixes])
         groups = [
-            torch.tensor(s.rows("query"), device=self.device) + start
-            for start, s in zip(packed.starts, suffixes, strict=True)
+            torch.tensor(s.rows("query"), device=self.device) + start for start, s in zip(packed.starts, suffixes, strict=True)
         ]
         places = [b for span in reading.documents.spans for b in range(*span)]
         masses = Masses(groups, torch.tensor(places, device=self.device))

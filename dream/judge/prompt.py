@@ -130,9 +130,7 @@ class Prompt:
         self.tokenizer, self.limits = tokenizer, limits
         bos = getattr(tokenizer, "bos_token_id", None)
         self._bos = () if bos is None else (bos,)
-        self._header, self._separator, self._question, self._label = map(
-            self.tokens, (HEADER, SEPARATOR, QUESTION, TARGET)
-        )
+        self._header, self._separator, self._question, self._label = map(self.tokens, (HEADER, SEPARATOR, QUESTION, TARGET))
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of one piece of text, nothing added and nothing in it taken as a special token."""

@@ -1,59 +1,101 @@
 """Training objectives, one file each, registered by name.
 
 Adding an objective is adding one file to this folder: a class with the decorator ``@register("name")`` that fulfils
-:class:`Objective`. Nothing else changes: the loop (``dream/training.py``), the instances, the encoder, LoRA, the
-evaluation and the report take it by its name in ``objectives:`` of params.yaml. See docs/objectives.md.
+:class:`Objective`, with its own knobs and what it needs of the judge. Nothing else changes: the configuration, the pipeline, the
+loop (``dream/training.py``), the evaluation and the report take it by its name in ``objectives:`` of params.yaml. See
+docs/objectives.md.
+
+The classes take plain arguments, so that they are losses for anybody's training script (``dream/losses.py``);
+:meth:`Objective.build` is the one place that reads a configuration. Heavy libraries are imported where they are used: the
+configuration imports these files to know their knobs.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from dream.config import Config
+from dream import names
 from dream.errors import DreamError
 from dream.instances import CandidateSet, plain
+from dream.knobs import Knobs
 
 if TYPE_CHECKING:
+    from dream.config import Config
     from dream.encoder import Encoder
+    from dream.judge import Judge
 
 REGISTRY: dict[str, type[Objective]] = {}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the judge gives an objective, as far as it needs it: itself, its retrieval heads, its log-likelihoods by question."""
+
+    judge: Judge | None = None
+    heads: Sequence[tuple[int, int]] = ()
+    teacher: dict[str, Sequence[float]] | None = None
 
 
 class Objective(nn.Module):
     """What the loop asks of an objective. Its own ``nn.Parameter``s (tau, gate) are optimised with the encoder's.
 
     Attributes:
+        Knobs: its own settings, with the values of every recipe.
         needs: of ``judge`` (:meth:`loss` asks the frozen LLM), ``lm`` (it trains the judge's model as its own), ``heads``
             (the judge's retrieval heads, where there is a signal), ``teacher`` (log-likelihoods of stage ``teacher``).
-        needs_judge: True where :meth:`loss` asks the frozen LLM; the loop then loads it once per process.
-        needs_teacher: True where :meth:`loss` reads the likelihoods that stage ``teacher`` computed once.
+        uses: code that it depends on beside its own file and what all objectives share.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
             then accepts a gradient of zero.
         no_gradient: what to do when the encoder gets no gradient in step 1, for the loop's error.
     """
 
+    Knobs: ClassVar[type[Knobs]] = Knobs
     needs: ClassVar[frozenset[str]] = frozenset()
-    needs_judge = False
-    needs_teacher = False
+    uses: ClassVar[tuple[str, ...]] = ()
     expects_gradient = True
     no_gradient = "Its loss does not depend on the scores: check the objective and its settings"
 
-    def __init__(self, config: Config, judge: Any = None, heads: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = config
         self.flops = 0.0  # operations of the judge so far; the loop adds the encoder's
         self.step = 0  # set by the loop before every step
 
+    @classmethod
+    def build(cls, knobs: Any, config: Config, given: Given) -> Self:
+        """The objective that a configuration describes.
+
+        Args:
+            knobs: its own :attr:`Knobs`.
+            config: the sections ``temperature``, ``training`` and, where it needs the judge, ``injection`` and ``judge``.
+            given: what it needs.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, knobs: Any, config: Config) -> None:
+        """Stop, before anything runs, at knobs that do not go with the rest of the configuration."""
+
     def loss(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[Tensor, dict[str, float]]:
         """Mean loss over the sets (a scalar with a graph) and numbers for the training curves."""
+        return self.from_vectors(*vectors(sets, encoder), sets)
+
+    def from_vectors(
+        self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """:meth:`loss` of vectors from any encoder.
+
+        Args:
+            queries: unit vectors of every set's questions, ``[Q, d]`` each.
+            passages: unit vectors of every set's candidates, ``[K, d]`` each.
+            sets: their texts and targets.
+        """
         raise NotImplementedError
 
     def state(self) -> dict[str, float]:
@@ -80,27 +122,21 @@ def find(name: str) -> type[Objective]:
     Raises:
         DreamError: no file in this folder registers the name.
     """
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        known = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(sorted(REGISTRY))}"
-        raise DreamError(f"objectives: {name!r} is unknown", known)
+        known = names.registered("objectives")
+        if name not in known:
+            raise DreamError(f"objectives: {name!r} is unknown", names.hint(name, known))
+        importlib.import_module(f"{__name__}.{known[name]}")
     return REGISTRY[name]
-
-
-def own_section(name: str) -> tuple[str, ...]:
-    """The section of params.yaml that bears the objective's name, where there is one."""
-    return (name,) if name in Config.model_fields else ()
 
 
 class Temperature(nn.Module):
     """tau of ``p = softmax(s / tau)``: log tau is optimised, or kept fixed (paper, equation 5; [open])."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, start: float, learned: bool = True) -> None:
         super().__init__()
-        log_tau = torch.tensor(config.temperature.init, dtype=torch.float32).log()
-        if config.temperature.learned:
+        log_tau = torch.tensor(start, dtype=torch.float32).log()
+        if learned:
             self.log_tau = nn.Parameter(log_tau)
         else:
             self.register_buffer("log_tau", log_tau)
@@ -110,19 +146,39 @@ class Temperature(nn.Module):
         return self.log_tau.exp()
 
 
-def similarities(sets: Sequence[CandidateSet], encoder: Encoder) -> list[Tensor]:
-    """Cosine similarities of every set's questions and passages, in one pass of the encoder.
-
-    Returns:
-        One tensor ``[questions, K]`` a set, with a graph, in the range −1 to 1 (paper, equation 2).
+def vectors(sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[list[Tensor], list[Tensor]]:
+    """Unit vectors of every set's questions ``[Q, d]`` and passages ``[K, d]``, in one pass of the encoder, with its prompts.
 
     Raises:
-        DreamError: see :func:`check_sets` and :func:`check_finite`.
+        DreamError: see :func:`check_sets`.
     """
     check_sets(sets)
-    texts = [text for s in sets for text in (*(q.text for q in s.questions), *s.passages)]
-    vectors = iter(encoder.embed(texts).split([n for s in sets for n in (len(s.questions), len(s.passages))]))
-    return [check_finite(queries @ passages.T) for queries, passages in zip(vectors, vectors, strict=True)]
+    texts = [
+        text
+        for s in sets
+        for text in (*(encoder.query_prompt + q.text for q in s.questions), *(encoder.document_prompt + p for p in s.passages))
+    ]
+    parts = encoder.embed(texts).split([n for s in sets for n in (len(s.questions), len(s.passages))])
+    return list(parts[::2]), list(parts[1::2])
+
+
+def similarities(queries: Sequence[Tensor], passages: Sequence[Tensor]) -> list[Tensor]:
+    """Cosine similarities of every set's questions and passages, ``[Q, K]`` each, with a graph (paper, equation 2).
+
+    Raises:
+        DreamError: see :func:`check_finite`.
+    """
+    return [check_finite(q @ p.T) for q, p in zip(queries, passages, strict=True)]
+
+
+def load_teacher(path: Path) -> dict[str, Sequence[float]]:
+    """Mean log-likelihoods per question id, each a list over the K candidates in the order of the set."""
+    import pandas as pd
+
+    if not path.exists():
+        raise DreamError(f"{path} is missing", "Run `dvc repro teacher`")
+    table = pd.read_parquet(path)
+    return dict(zip(table.instance_id, table.log_likelihoods, strict=True))
 
 
 def check_sets(sets: Sequence[CandidateSet]) -> None:
@@ -161,7 +217,7 @@ def check_finite(scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
         raise DreamError(
             "the encoder's similarities are not finite",
-            "Lower training.learning_rate, or set encoder.dtype to float32",
+            "Lower training.learning_rate, or set the encoder's dtype to float32 (models in params.yaml)",
         )
     return scores
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,67 +26,117 @@ from torch import Tensor, nn
 from dream.errors import DreamError
 from dream.files import read_json, write_json
 from dream.instances import CandidateSet
-from dream.judge import Injection
-from dream.judge.flops import Flops, asked, fast_step
-from dream.judge.model import Reading
-from dream.objectives import Objective, Temperature, ranking_logs, register, similarities
+from dream.knobs import Positive, Recipes, Tuned
+from dream.objectives import Given, Objective, Temperature, ranking_logs, register, similarities
+
+if TYPE_CHECKING:
+    from dream.config import Config
+    from dream.judge import Judge
+    from dream.judge.flops import Flops
+    from dream.judge.model import Reading
+
+
+class DreamKnobs(Tuned):
+    """Settings of DREAM beside the section ``injection``; the packaged temperature by the search of docs/search.md."""
+
+    judge: Literal["frozen", "lora"] = "frozen"
+    """frozen: the paper's method; lora: the judge is trained with the encoder, its ablation."""
+    r: Positive = 32
+    """Rank of the judge's LoRA [open]."""
+    alpha: Positive = 64
+    """Its alpha [open]."""
+
+    recipes: ClassVar[Recipes] = {"packaged": {"temperature": 0.02}, "paper": {"temperature": None}}
 
 
 @register("dream")
 class Dream(Objective):
-    """The paper's objective."""
+    """The paper's objective.
 
+    Args:
+        judge: the frozen LLM.
+        heads: its ``(layer, head)`` pairs into which p is injected.
+        temperature, learn_temperature: tau at the start, and whether log tau is optimised.
+        rows, budget: see :class:`dream.judge.Injection`.
+        gate: ``learned``, ``fixed`` or ``off`` (nothing is injected: the control).
+        gate_init: g at the start.
+        scores: ``learned``, or ``uniform`` (p = 1/K: the control).
+        gap_every: steps between measurements of the loss gap.
+        lora: rank, alpha and targets (None: the attention projections) of a LoRA on the judge; None: it stays frozen.
+    """
+
+    Knobs = DreamKnobs
     needs = frozenset({"judge", "heads"})
-    needs_judge = True
+    uses = ("dream/judge",)
     no_gradient = "Its loss does not depend on the scores: check heads, injection.rows and injection.gate"
 
-    def __init__(self, config, judge=None, heads=()) -> None:
-        super().__init__(config)
-        knobs = config.injection
+    def __init__(
+        self,
+        judge: Judge,
+        heads: Sequence[tuple[int, int]],
+        temperature: float = 0.05,
+        learn_temperature: bool = True,
+        *,
+        rows: str = "query",
+        budget: str = "paper",
+        gate: str = "learned",
+        gate_init: float = 0.5,
+        scores: str = "learned",
+        gap_every: int = 4,
+        lora: tuple[int, int, list[str] | None] | None = None,
+    ) -> None:
+        from dream.judge import Injection
+
+        super().__init__()
         # A frozen judge is the same in every process: held outside the module tree, it is neither saved, nor moved,
         # nor synchronised with what is trained. With a LoRA it is inside.
         self._held = (judge,)
-        self.injection = Injection(heads=tuple(map(tuple, heads)), rows=knobs.rows, budget=knobs.budget)
-        self.tau = Temperature(config)
-        gamma = torch.logit(torch.tensor(knobs.gate_init, dtype=torch.float32))
-        if knobs.gate == "learned":
+        self.injection = Injection(heads=tuple((layer, head) for layer, head in heads), rows=rows, budget=budget)
+        self.tau = Temperature(temperature, learn_temperature)
+        gamma = torch.logit(torch.tensor(gate_init, dtype=torch.float32))
+        if gate == "learned":
             self.gamma = nn.Parameter(gamma)
         else:
             self.register_buffer("gamma", gamma)
-        self.injects = knobs.gate != "off"
-        self.expects_gradient = self.injects and knobs.scores == "learned"
+        self.injects, self.uniform, self.gap_every = gate != "off", scores == "uniform", gap_every
+        self.expects_gradient = self.injects and not self.uniform
         if not self.expects_gradient:
             self.requires_grad_(False)
-        self.adapter = self._add_lora() if config.dream.judge == "lora" else None
+        self.adapter: Any = judge.add_lora(*lora) if lora else None
 
-    def _add_lora(self) -> nn.Module:
-        """The judge's LoRA.
+    @classmethod
+    def build(cls, knobs: DreamKnobs, config: Config, given: Given) -> Dream:
+        start, injection = config.temperature, config.injection
+        own = {name: getattr(injection, name) for name in ("rows", "budget", "gate", "gate_init", "scores", "gap_every")}
+        if knobs.judge == "lora":
+            own["lora"] = (knobs.r, knobs.alpha, config.roles["judge"].lora_targets)
+        assert given.judge is not None
+        return cls(given.judge, given.heads, start.init, start.learned, **own)
 
-        Raises:
-            DreamError: the run is a control in which nothing is learned.
-        """
-        if not self.expects_gradient:
+    @classmethod
+    def check(cls, knobs: DreamKnobs, config: Config) -> None:
+        if knobs.judge == "lora" and (config.injection.gate == "off" or config.injection.scores == "uniform"):
             raise DreamError(
                 "dream.judge=lora trains the judge, but injection.gate=off and injection.scores=uniform train nothing",
                 "Set dream.judge=frozen for these controls",
             )
-        knobs = self.config.dream
-        return self.judge.add_lora(knobs.r, knobs.alpha, self.config.training.lora.targets)
 
     @property
-    def judge(self):
+    def judge(self) -> Judge:
         """The LLM, frozen unless ``dream.judge`` is lora."""
         return self._held[0]
 
-    def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
-        scores, tau, gate = similarities(sets, encoder), self.tau(), self.gamma.sigmoid()
+    def from_vectors(
+        self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
+    ) -> tuple[Tensor, dict[str, float]]:
+        scores, tau, gate = similarities(queries, passages), self.tau(), self.gamma.sigmoid()
         losses, logs = [], {"tau": tau.item(), **ranking_logs(scores, sets, tau)}
         for s, candidates in zip(scores, sets, strict=True):
             reading = self.judge.read(candidates)
             found = self.judge.target_losses(candidates, self._p(s, tau), gate, self.injection, reading=reading)
             losses.append(found.mean())
             self.flops += self._operations(candidates, reading, found.requires_grad).total
-            if self.injects and len(losses) == 1 and self.step % self.config.injection.gap_every == 0:
+            if self.injects and len(losses) == 1 and self.step % self.gap_every == 0:
                 logs["gap"] = self._gap(candidates, gate, reading)
         return torch.stack(losses).mean(), logs | {"gate": self.state()["gate"]}
 
@@ -93,7 +144,7 @@ class Dream(Objective):
         """The distribution over candidates that is injected, ``[questions, K]``; None where nothing is."""
         if not self.injects:
             return None
-        if self.config.injection.scores == "uniform":
+        if self.uniform:
             return torch.full_like(scores, 1 / scores.shape[1])
         return (scores / tau).softmax(-1)
 
@@ -115,6 +166,8 @@ class Dream(Objective):
 
     def _operations(self, candidates: CandidateSet, reading: Reading, graph: bool) -> Flops:
         """Operations of one set's step, with a backward pass where the loss has a graph."""
+        from dream.judge.flops import asked, fast_step
+
         lowest = min(layer for layer, _ in self.injection.heads) if graph else None
         adapter = sum(p.numel() for p in self.adapter.parameters() if p.requires_grad) if self.adapter else 0
         rows, targets = asked(self.judge.prompt.suffixes(candidates))

@@ -7,47 +7,73 @@ passages of the other sets in the micro-batch are negatives too; a passage with 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dream.errors import DreamError
 from dream.instances import CandidateSet, plain
-from dream.objectives import (
-    Objective,
-    Temperature,
-    check_finite,
-    check_sets,
-    gold,
-    ranking_logs,
-    register,
-    similarities,
-)
+from dream.knobs import Recipes, Tuned
+from dream.objectives import Given, Objective, Temperature, check_finite, gold, ranking_logs, register, similarities
+
+if TYPE_CHECKING:
+    from dream.config import Config
+
+
+class InfoNCEKnobs(Tuned):
+    """Settings of InfoNCE; the packaged ones by the search of docs/search.md."""
+
+    in_batch_negatives: bool = False
+    """Passages of the micro-batch's other sets as negatives (false = the paper); needs training.micro_batch > 1."""
+
+    recipes: ClassVar[Recipes] = {"packaged": {"temperature": 0.02}, "paper": {"temperature": None}}
 
 
 @register("infonce")
 class InfoNCE(Objective):
-    """The contrastive baseline of the paper, on the same candidate sets."""
+    """The contrastive baseline of the paper, on the same candidate sets.
 
-    def __init__(self, config, judge=None, heads=()) -> None:
-        super().__init__(config)
-        self.tau = Temperature(config)
+    Args:
+        temperature: tau at the start.
+        learn_temperature: whether log tau is optimised.
+        in_batch_negatives: passages of the batch's other sets are negatives too.
+    """
 
-    def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
-        if self.config.infonce.in_batch_negatives:
-            return self._in_batch(sets, encoder)
-        scores, tau = similarities(sets, encoder), self.tau()
+    Knobs = InfoNCEKnobs
+
+    def __init__(self, temperature: float = 0.05, learn_temperature: bool = True, in_batch_negatives: bool = False) -> None:
+        super().__init__()
+        self.tau, self.in_batch_negatives = Temperature(temperature, learn_temperature), in_batch_negatives
+
+    @classmethod
+    def build(cls, knobs: InfoNCEKnobs, config: Config, given: Given) -> InfoNCE:
+        return cls(config.temperature.init, config.temperature.learned, knobs.in_batch_negatives)
+
+    @classmethod
+    def check(cls, knobs: InfoNCEKnobs, config: Config) -> None:
+        if knobs.in_batch_negatives and config.training.micro_batch == 1:
+            raise DreamError(
+                "infonce.in_batch_negatives: training.micro_batch is 1, so no other set is at hand to take negatives from",
+                "Raise training.micro_batch",
+            )
+
+    def from_vectors(
+        self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
+    ) -> tuple[Tensor, dict[str, float]]:
+        if self.in_batch_negatives:
+            return self._in_batch(queries, passages, sets)
+        scores, tau = similarities(queries, passages), self.tau()
         losses = [cross_entropy(s / tau, gold(c, s.device)) for s, c in zip(scores, sets, strict=True)]
         return torch.stack(losses).mean(), {"tau": tau.item(), **ranking_logs(scores, sets, tau)}
 
-    def _in_batch(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
+    def _in_batch(
+        self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
+    ) -> tuple[Tensor, dict[str, float]]:
         """All passages of the micro-batch are candidates of every question."""
-        check_sets(sets)
-        passages = [text for s in sets for text in s.passages]
-        texts = list(map(plain, passages))
-        questions = [q.text for s in sets for q in s.questions]
-        vectors = encoder.embed(questions + passages)
-        scores = check_finite(vectors[: len(questions)] @ vectors[len(questions) :].T)
+        texts = [plain(text) for s in sets for text in s.passages]
+        scores = check_finite(torch.cat(list(queries)) @ torch.cat(list(passages)).T)
         tau, row, first, losses, own = self.tau(), 0, 0, [], []
         for candidates in sets:
             own.append(scores[row : row + len(candidates.questions), first : first + len(candidates.passages)])

@@ -12,68 +12,98 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dream.errors import DreamError
 from dream.instances import CandidateSet
-from dream.objectives import Objective, Temperature, gold, ranking_logs, register, similarities
+from dream.knobs import Recipes, Tuned
+from dream.objectives import Given, Objective, Temperature, gold, ranking_logs, register, similarities
 
-TEACHER = Path("work/teacher/replug/teacher.parquet")
+if TYPE_CHECKING:
+    from dream.config import Config
+
+
+class RePlugKnobs(Tuned):
+    """Settings of REPLUG LSR; the packaged ones by the search of docs/search.md."""
+
+    direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
+    """teacher_student: KL(Q || P); student_teacher: KL(P || Q), as the REPLUG paper writes."""
+    tau_lm: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature of the teacher (mean log-likelihood per token)."""
+    mask_target: bool = False
+    """True: the passage that is the target takes no part in either distribution."""
+
+    recipes: ClassVar[Recipes] = {"packaged": {"temperature": 0.02}, "paper": {"temperature": None}}
 
 
 @register("replug")
 class RePlug(Objective):
-    """Distillation of the frozen LM's preferences."""
+    """Distillation of the frozen LM's preferences.
 
+    Args:
+        teacher: question id → the judge's mean log-likelihood of the target given each candidate.
+        temperature: tau at the start.
+        learn_temperature: whether log tau is optimised.
+        direction, tau_lm, mask_target: see :class:`RePlugKnobs`.
+    """
+
+    Knobs = RePlugKnobs
     needs = frozenset({"teacher"})
-    needs_teacher = True
 
-    def __init__(self, config, judge=None, heads=(), teacher: dict[str, Sequence[float]] | None = None) -> None:
-        super().__init__(config)
-        self.tau, self.knobs = Temperature(config), config.replug
-        self.teacher = teacher if teacher is not None else load_teacher()
+    def __init__(
+        self,
+        teacher: dict[str, Sequence[float]],
+        temperature: float = 0.05,
+        learn_temperature: bool = True,
+        *,
+        direction: str = "teacher_student",
+        tau_lm: float = 0.1,
+        mask_target: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tau, self.teacher = Temperature(temperature, learn_temperature), teacher
+        self.direction, self.tau_lm, self.mask_target = direction, tau_lm, mask_target
 
-    def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
-        scores, tau = similarities(sets, encoder), self.tau()
+    @classmethod
+    def build(cls, knobs: RePlugKnobs, config: Config, given: Given) -> RePlug:
+        own = knobs.model_dump(include={"direction", "tau_lm", "mask_target"})
+        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own)
+
+    def from_vectors(
+        self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
+    ) -> tuple[Tensor, dict[str, float]]:
+        scores, tau = similarities(queries, passages), self.tau()
         losses = torch.cat([self._divergence(s, c, tau) for s, c in zip(scores, sets, strict=True)])
         return losses.mean(), {"tau": tau.item(), **ranking_logs(scores, sets, tau)}
 
     def _divergence(self, scores: Tensor, candidates: CandidateSet, tau: Tensor) -> Tensor:
         """KL of every question of a set, ``[questions]``."""
-        teacher = [self._likelihoods(q.id, candidates) for q in candidates.questions]
-        teacher = torch.tensor(teacher, dtype=scores.dtype, device=scores.device)
-        student, teacher = scores / tau, teacher / self.knobs.tau_lm
-        if self.knobs.mask_target:
+        likelihoods = [self._likelihoods(q.id, candidates) for q in candidates.questions]
+        teacher = torch.tensor(likelihoods, dtype=scores.dtype, device=scores.device)
+        student, teacher = scores / tau, teacher / self.tau_lm
+        if self.mask_target:
             keep = torch.ones_like(scores, dtype=torch.bool)
             keep[torch.arange(len(scores)), gold(candidates, scores.device)] = False
             student, teacher = (x[keep].view(len(scores), -1) for x in (student, teacher))
         log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
-        if self.knobs.direction == "teacher_student":
+        if self.direction == "teacher_student":
             return (log_q.exp() * (log_q - log_p)).sum(-1)
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
     def _likelihoods(self, question: str, candidates: CandidateSet) -> list[float]:
         values = self.teacher.get(question)
         if values is None or len(values) != len(candidates.passages):
-            raise DreamError(f"{TEACHER} has no teacher scores for question {question}", "Run `dvc repro teacher`")
+            raise DreamError(f"the teacher has no scores for question {question}", "Run `dvc repro teacher`")
         if not all(map(math.isfinite, values)):
             raise DreamError(
-                f"{TEACHER}: a score of question {question} is not finite",
-                "Set judge.dtype to float32 and run `dvc repro teacher`",
+                f"the teacher's score of question {question} is not finite",
+                "Set the judge's dtype to float32 and run `dvc repro teacher`",
             )
         return list(values)
 
     def state(self) -> dict[str, float]:
         return {"tau": self.tau().item()}
-
-
-def load_teacher(path: Path = TEACHER) -> dict[str, Sequence[float]]:
-    """Mean log-likelihoods per question id, each a list over the K candidates in the order of the set."""
-    if not path.exists():
-        raise DreamError(f"{path} is missing", "Run `dvc repro teacher`")
-    table = pd.read_parquet(path)
-    return dict(zip(table.instance_id, table.log_likelihoods, strict=True))

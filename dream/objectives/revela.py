@@ -16,18 +16,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from dream import knobs as settings
 from dream.errors import DreamError
 from dream.instances import CandidateSet
-from dream.judge.flops import attention_flops, pairs, weights_per_layer
-from dream.objectives import Objective, check_finite, check_sets, register
+from dream.knobs import Positive, Recipes
+from dream.objectives import Given, Objective, check_finite, check_sets, register
+
+if TYPE_CHECKING:
+    from dream.config import Config
+    from dream.encoder import Encoder
 
 ATTENTION = "dream_revela"
+
+
+class RevelaKnobs(settings.Knobs):
+    """Settings of Revela; the paper's tau teaches the packaged recipe nothing (docs/search.md)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the LoRA weights, in place of training.learning_rate."""
+    tau: Annotated[float, Field(gt=0)] = 1e-4
+    """Fixed temperature of Sim."""
+    value_normalisation: bool = True
+    """Whether another chunk's values are divided by their mean norm."""
+    lm: Literal["lora", "frozen"] = "lora"
+    """Whether the language model is trained with the encoder."""
+    r: Positive = 256
+    """Rank of its LoRA, on all linear layers."""
+    alpha: Positive = 512
+    """Its alpha."""
+
+    recipes: ClassVar[Recipes] = {"packaged": {"tau": 0.01, "r": 32, "alpha": 64}, "paper": {"tau": 1e-4, "r": 256, "alpha": 512}}
 
 
 @dataclass
@@ -71,6 +96,7 @@ def others(query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scaling:
     logits = at_least_float32(flat(query) @ flat(keys).mT) * scaling
     logits = logits.view(heads, n, length, n, length)  # head, chunk i, row, chunk j, column
     weights = logits.masked_fill(~chunks.real, float("-inf")).softmax(-1)
+    assert chunks.similarity is not None  # the second pass
     share = chunks.similarity.to(weights.dtype)[:, None]
     if chunks.normalise:
         norms = values.norm(dim=-1).transpose(0, 1)[:, None, None]
@@ -86,22 +112,45 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 @register("revela")
 class Revela(Objective):
-    """The language-modelling baseline: LM and encoder are trained together."""
+    """The language-modelling baseline: LM and encoder are trained together.
 
+    It embeds halves of passages too, so it has no :meth:`from_vectors`.
+
+    Args:
+        lm: what :func:`load_lm` gives.
+        tokenizer: its tokenizer.
+        tau: fixed temperature of Sim.
+        passage_tokens: longest chunk.
+        value_normalisation: see :class:`RevelaKnobs`.
+    """
+
+    Knobs = RevelaKnobs
     needs = frozenset({"lm"})
+    uses = ("dream/judge",)
     no_gradient = "So small a temperature makes Sim a choice of one chunk, which has no gradient: raise revela.tau"
 
-    def __init__(self, config, judge=None, heads=()) -> None:
-        super().__init__(config)
-        self.knobs = config.revela
-        self.lm, self.tokenizer = load_lm(config)
+    def __init__(
+        self, lm: Any, tokenizer: Any, tau: float = 1e-4, passage_tokens: int = 192, value_normalisation: bool = True
+    ) -> None:
+        super().__init__()
+        self.lm, self.tokenizer, self.tau = lm, tokenizer, tau
+        self.passage_tokens, self.value_normalisation = passage_tokens, value_normalisation
         self.trained_weights = sum(p.numel() for p in self.lm.parameters() if p.requires_grad)
 
-    def loss(self, sets: Sequence[CandidateSet], encoder) -> tuple[Tensor, dict[str, float]]:
+    @classmethod
+    def build(cls, knobs: RevelaKnobs, config: Config, given: Given) -> Revela:
+        from dream import assets
+
+        record = config.roles["judge"]
+        lora = (knobs.r, knobs.alpha) if knobs.lm == "lora" else None
+        lm, tokenizer = load_lm(str(assets.model_path(record.model, record.layers)), record.dtype, lora)
+        return cls(lm, tokenizer, knobs.tau, config.judge.passage_tokens, knobs.value_normalisation)
+
+    def loss(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[Tensor, dict[str, float]]:
         check_sets(sets)
         losses, sharpness = [], []
         for candidates in sets:
-            chunks = self.tokenizer(list(candidates.passages), truncation=True, max_length=self.config.judge.passage_tokens)
+            chunks = self.tokenizer(list(candidates.passages), truncation=True, max_length=self.passage_tokens)
             if not all(chunks["input_ids"]):
                 raise DreamError(f"candidate set {candidates.id} has an empty passage", "Remove empty passages from the data")
             similarity = self.similarity(chunks["input_ids"], candidates.passages, encoder)
@@ -109,13 +158,14 @@ class Revela(Objective):
             sharpness.append(similarity.detach().max(-1).values.mean().item())
         return torch.stack(losses).mean(), {"top_similarity": sum(sharpness) / len(sharpness)}
 
-    def similarity(self, ids: list[list[int]], passages: Sequence[str], encoder) -> Tensor:
+    def similarity(self, ids: list[list[int]], passages: Sequence[str], encoder: Encoder) -> Tensor:
         """Sim ``[N, N]``: rows are first halves (in tokens) as queries, the diagonal is 0, rows sum to 1."""
         halves = self.tokenizer.batch_decode([i[: max(1, len(i) // 2)] for i in ids], skip_special_tokens=True)
-        vectors = encoder.embed([*halves, *passages])
+        texts = [*(encoder.query_prompt + half for half in halves), *(encoder.document_prompt + p for p in passages)]
+        vectors = encoder.embed(texts)
         cosine = check_finite(vectors[: len(ids)] @ vectors[len(ids) :].T)
         itself = torch.eye(len(ids), dtype=torch.bool, device=cosine.device)
-        return (cosine / self.knobs.tau).masked_fill(itself, float("-inf")).softmax(-1)
+        return (cosine / self.tau).masked_fill(itself, float("-inf")).softmax(-1)
 
     def modelling_loss(self, ids: list[list[int]], similarity: Tensor) -> Tensor:
         """Mean over chunks of the mean next-token cross-entropy with in-batch attention. ``similarity`` is ``[N, N]``."""
@@ -123,7 +173,7 @@ class Revela(Objective):
         self.flops += self.operations(len(ids), length)
         real = torch.tensor([[True] * len(i) + [False] * (length - len(i)) for i in ids], device=device)
         padded = torch.tensor([i + [0] * (length - len(i)) for i in ids], device=device)
-        chunks = Chunks(real, self.knobs.value_normalisation)
+        chunks = Chunks(real, self.value_normalisation)
         with torch.no_grad():
             self._hidden(padded, chunks)
         chunks.similarity = similarity
@@ -139,6 +189,8 @@ class Revela(Objective):
         Two forward passes and one backward. Backward: per layer one product with every frozen weight, two per product of the
         own chunk's attention and one per product with the other chunks' keys and values, which have no graph.
         """
+        from dream.judge.flops import attention_flops, pairs, weights_per_layer
+
         shape, rows = self.lm.config, chunks * length
         dense = 2 * weights_per_layer(shape) * rows
         own = attention_flops(shape, chunks * pairs(length))
@@ -156,27 +208,28 @@ class Revela(Objective):
         return body(input_ids=padded, chunks=chunks, use_cache=False).last_hidden_state
 
 
-def load_lm(config) -> tuple[torch.nn.Module, Any]:
-    """The judge's model as Revela's LM: own config, in-batch attention, LoRA (float32) or frozen."""
+def load_lm(path: str, dtype: str = "float32", lora: tuple[int, int] | None = (256, 512)) -> tuple[Any, Any]:
+    """A causal model as Revela's LM with its tokenizer: own config, in-batch attention, a LoRA (rank, alpha; float32) or frozen.
+
+    Raises:
+        DreamError: the model does not take another attention.
+    """
     import copy
 
     from peft import LoraConfig, get_peft_model
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from dream import assets
-
     AttentionInterface.register(ATTENTION, in_batch_attention)
-    path, knobs = assets.model_path(config.size.judge), config.revela
     settings = copy.deepcopy(AutoConfig.from_pretrained(path))
-    lm = AutoModelForCausalLM.from_pretrained(
-        path, config=settings, dtype=getattr(torch, config.judge.dtype), use_safetensors=True, attn_implementation=ATTENTION
+    lm: Any = AutoModelForCausalLM.from_pretrained(
+        path, config=settings, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=ATTENTION
     )
     if lm.config._attn_implementation != ATTENTION:
         raise DreamError(f"{path} does not take another attention", "Choose a decoder that transformers implements")
     lm.requires_grad_(False)
-    if knobs.lm == "lora":
-        lora = LoraConfig(
-            task_type="CAUSAL_LM", r=knobs.r, lora_alpha=knobs.alpha, lora_dropout=0.0, target_modules="all-linear"
+    if lora:
+        r, alpha = lora
+        lm = get_peft_model(
+            lm, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
         )
-        lm = get_peft_model(lm, lora)
     return lm, AutoTokenizer.from_pretrained(path)

@@ -126,11 +126,7 @@ def devices(_: Config | None) -> Iterator[Check]:
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     threads = torch.get_num_threads()
-    fast = (
-        "bfloat16 in hardware"
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        else "no bfloat16 in hardware: float32 is used"
-    )
+    fast = "bfloat16 in hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bfloat16 in hardware: float32 is used"
     yield Check("processor", OK, f"{os.cpu_count()} cores, {threads} threads, {fast}")
     enough = memory >= 7.5
     yield Check(
@@ -197,20 +193,20 @@ def settings(config: Config | None) -> Iterator[Check]:
 @check
 def assets(config: Config | None) -> Iterator[Check]:
     """Files whose checksums were recorded when they were made, against what they are now."""
-    from dream.files import read_json
+    from dream.data import needs
 
-    path = Path("work/assets/assets.json")
+    path = Path("work/assets/data.json")
     if not path.exists():
         yield Check("assets", NOTE, f"{path} is not there yet", "Run `dvc repro assets`")
         return
     from dream import assets as room
 
     try:
-        records = read_json(path)
+        records = needs.recorded(path.parent)
     except DreamError as error:
         yield Check("assets", PROBLEM, error.what, error.remedy)
         return
-    for record in records if isinstance(records, list) else records.get("assets", []):
+    for record in records:
         name, wanted = record.get("name", "?"), record.get("content_sha256")
         try:
             if room.kind(name) == "hub":
@@ -250,9 +246,7 @@ def recipes(config: Config | None) -> Iterator[Check]:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})
             needs.check_available(resolved)
-            yield Check(
-                f"size {size}", OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched"
-            )
+            yield Check(f"size {size}", OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched")
         except DreamError as error:
             state = PROBLEM if size == config.model.size else NOTE
             yield Check(f"size {size}", state, error.what, error.remedy)

@@ -29,8 +29,11 @@ from dream.report.tables.render import Table, fields, grouped
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 PROCESS_GIB = 0.65  # Python with torch, transformers, peft and the training data loaded, and the libraries of a first step
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+QUANTIZED = {"8bit": 1.0, "4bit": 0.5625}  # bytes per weight, with the constants of blocks of 64
 LABELS = 16  # tokens of PASSAGES:, QUESTION:, TARGET PASSAGE: and blank lines
 GIB = 2**30
+LONGEST = 512  # tokens of a text in evaluation where a record says nothing
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Model:
     tied: bool
     bias: bool = False
     qk_norm: bool = False
+    gated: bool = True
 
     @classmethod
     def from_config(cls, name: str, config: dict[str, Any]) -> Model:
@@ -60,10 +64,11 @@ class Model:
                 bool(config.get("tie_word_embeddings", False)),
                 bool(config.get("attention_bias", False)) or config.get("model_type") == "qwen2",
                 bool(config.get("qk_norm", False)) or config.get("model_type") == "qwen3",
+                config.get("model_type") != "bert",
             )  # fmt: skip
         except KeyError as error:
             raise DreamError(
-                f"the configuration of {name} has no {error.args[0]}", "plan knows decoder-only models only"
+                f"the configuration of {name} has no {error.args[0]}", "plan knows transformers' usual keys only"
             ) from None
 
     @cached_property
@@ -71,7 +76,7 @@ class Model:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (q + 2 * kv) + q * self.hidden
         attention += (q + 2 * kv if self.bias else 0) + (2 * self.head_dim if self.qk_norm else 0)
-        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate + 2 * self.hidden
 
     @property
     def embeddings(self) -> int:
@@ -92,15 +97,15 @@ class Model:
 
         return self if layers is None else replace(self, layers=layers)
 
-    def lora(self, r: int, targets: list[str]) -> int:
-        """Parameters of LoRA matrices of rank ``r`` on these modules of all layers."""
+    def lora(self, r: int, targets: list[str] | None) -> int:
+        """Parameters of LoRA matrices of rank ``r`` on these modules of all layers (None: the attention projections)."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes = {
             "q_proj": self.hidden + q, "k_proj": self.hidden + kv, "v_proj": self.hidden + kv, "o_proj": q +
             self.hidden, "gate_proj": self.hidden + self.intermediate, "up_proj": self.hidden + self.intermediate,
             "down_proj": self.intermediate + self.hidden,
         }  # fmt: skip
-        return self.layers * r * sum(shapes.get(target, 0) for target in targets)
+        return self.layers * r * sum(shapes.get(target, 0) for target in targets or ATTENTION)
 
     def forward_flops(self, tokens: int, context: int, layers: int | None = None) -> float:
         """Layers only: 2 per weight and token, and 4 per head dimension, head and (token, key) pair of causal
@@ -146,14 +151,13 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 def estimate(config: Config, tflops: float) -> dict[str, Any]:
     """All the numbers for a resolved config at a sustained throughput in TFLOP/s."""
-    encoder = model(config.size.encoder).first(config.size.encoder_layers)
-    judge = model(config.size.judge)
+    encoder, judge = (model(record.model).first(record.layers) for record in (config.roles["encoder"], config.roles["judge"]))
     flops = _flops(config, encoder, judge)
     memory = _memory(config, encoder, judge)
     return {
         "size": config.model.size, "recipe": config.recipe, "objectives": config.objectives, "seeds": config.seeds,
         "parameters": {
-            "encoder": encoder.backbone, "lora": encoder.lora(config.training.lora.r, config.training.lora.targets),
+            "encoder": encoder.backbone, "lora": encoder.lora(config.training.lora.r, config.roles["encoder"].lora_targets),
             "judge": judge.parameters,
         },
         "flops": flops, "memory_gib": {k: v / GIB for k, v in memory.items()},
@@ -168,16 +172,15 @@ def _flops(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     k, knobs, limits = config.candidates.count, config.training, config.judge
     questions, sets = config.candidates.questions_per_set, config.training.steps * config.training.batch
     length = config.encoder.max_length
-    encode = (
-        2 * encoder.forward_flops((k + questions) * length, length // 2) * (1.5 if knobs.gradient_checkpointing else 1)
-    )
+    encode = 2 * encoder.forward_flops((k + questions) * length, length // 2) * (1.5 if knobs.gradient_checkpointing else 1)
     documents = k * limits.passage_tokens
     read = judge.forward_flops(documents, documents // 2)
     suffix = questions * (limits.query_tokens + limits.target_tokens + LABELS)
     acted = 2 * judge.forward_flops(suffix, documents) + 4.0 * judge.embeddings * questions * limits.target_tokens
     probes = min(config.heads.probes, config.data.instances)
     known, _ = _documents(config)
-    evaluated = encoder.forward_flops(known * config.evaluate.max_length, config.evaluate.max_length // 2)
+    longest = config.roles["encoder"].max_length or LONGEST
+    evaluated = encoder.forward_flops(known * longest, longest // 2)
     return {
         "heads": probes * (read + judge.forward_flops(suffix, documents)),
         "train, without judge": sets * encode,
@@ -189,8 +192,10 @@ def _flops(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
 def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     """Bytes at the peak of training with the judge, part by part."""
     knobs, k, limits = config.training, config.candidates.count, config.judge
-    width, judge_width = BYTES[config.encoder.dtype], BYTES[limits.dtype]
-    lora = encoder.lora(knobs.lora.r, knobs.lora.targets)
+    record = config.roles["judge"]
+    width, judge_width = BYTES[config.roles["encoder"].dtype], BYTES[record.dtype]
+    stored = QUANTIZED.get(record.quantization, judge_width)
+    lora = encoder.lora(knobs.lora.r, config.roles["encoder"].lora_targets)
     tokens = knobs.micro_batch * (k + config.candidates.questions_per_set) * config.encoder.max_length
     per_layer = encoder.activations(width)
     kept = tokens * (
@@ -205,7 +210,7 @@ def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     graph = suffix * (judge.layers * judge.activations(judge_width) + injected)
     return {
         "process": PROCESS_GIB * GIB, "encoder weights": encoder.backbone * width, "LoRA, gradients, Adam": lora * 16.0,
-        "encoder activations": float(kept), "judge weights": float(judge.parameters * judge_width),
+        "encoder activations": float(kept), "judge weights": float(judge.parameters * stored),
         "judge, documents": float(cache),
         "judge, graph and logits": float(knobs.micro_batch * graph + limits.target_tokens * judge.vocabulary * 4 * 2),
     }  # fmt: skip
@@ -225,12 +230,12 @@ def _documents(config: Config) -> tuple[int, int]:
 
 def _disk(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     known, _ = _documents(config)
-    weights = {config.size.encoder: encoder.parameters, config.size.judge: judge.parameters}
+    weights = {config.roles["encoder"].model: encoder.parameters, config.roles["judge"].model: judge.parameters}
     runs = len(config.objectives) * len(config.seeds)
     systems = runs + len(config.references)
     return {
         "model weights": 2.0 * sum(weights.values()),
-        "adapters": runs * 4.0 * encoder.lora(config.training.lora.r, config.training.lora.targets),
+        "adapters": runs * 4.0 * encoder.lora(config.training.lora.r, config.roles["encoder"].lora_targets),
         "embeddings (fp16)": 2.0 * known * encoder.hidden * systems,
         "evaluation corpora (about)": 1200.0 * known,
     }

@@ -3,7 +3,7 @@
 One way data flows, each room knowing only those before it (tests/test_report_rooms.py):
 
 * :mod:`stats` are the intervals and tests;
-* :mod:`results` reads and checks what the stages left under ``reports/cells``, here or in a commit;
+* :mod:`results` reads and checks what the stages left under ``reports/results``, here or in a commit;
 * :mod:`tables` and :mod:`plots` are registries of functions of the results; a table knows its formats;
 * :mod:`build` writes what the report stage writes;
 * :mod:`commands` answers one question a module (``compare``, ``explain``, ``paper``, ``experiments``, ``sweeps``);

@@ -20,7 +20,7 @@ from dream.errors import DreamError, exits_cleanly, visible
 app = typer.Typer(
     name="dream-report",
     help="Tables, plots and answers from the results of a DREAM benchmark.\n\n"
-    "Everything is read from small files that git tracks (reports/cells): no model, no GPU and no network are needed.",
+    "Everything is read from small files that git tracks (reports/results): no model, no GPU and no network are needed.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -35,7 +35,7 @@ Experiment = Annotated[
 ]
 Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
 System = Annotated[str | None, typer.Option("--system", help="A trained system; by default the first of `objectives`.")]
-PARAMS, CELLS = Path("params.yaml"), Path("reports/cells")
+PARAMS, CELLS = Path("params.yaml"), Path("reports/results")
 
 
 def examples(*lines: str) -> str:
@@ -173,9 +173,7 @@ def plots(
     show(names, json, lambda: "\n".join(names))
 
 
-@app.command(
-    epilog=examples("dream-report compare dream bm25", "dream-report compare dream my-exp:dream --queries 10")
-)
+@app.command(epilog=examples("dream-report compare dream bm25", "dream-report compare dream my-exp:dream --queries 10"))
 def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
@@ -312,9 +310,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html")
-)
+@app.command(epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html"))
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
     system: System = None,
@@ -379,7 +375,7 @@ def export(
     folders = exporting.export(settings, trained(settings, system), seed, out, formats, force, push, cells)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
-        found["pushed"] = exporting.push(*folders.values(), push)
+        found["pushed"] = exporting.push(next(iter(folders.values())), push)
     show(found, json, lambda: "\n".join(found.values()))
 
 
@@ -406,10 +402,11 @@ def main() -> None:
     try:
         code = app(prog_name="dream-report", standalone_mode=False)
     except typer.TyperException as error:  # a command, an option or a value that does not exist
+        command = getattr(getattr(error, "ctx", None), "command_path", "dream-report")
         what, _, guess = error.format_message().partition(". ")
         if not what:  # no command: the help has been printed
             sys.exit(2)
-        raise DreamError(what.rstrip("."), guess or f"`{error.ctx.command_path} --help` lists what there is") from None
+        raise DreamError(what.rstrip("."), guess or f"`{command} --help` lists what there is") from None
     if code == 130:  # how typer passes Ctrl-C on
         raise KeyboardInterrupt
     sys.exit(code)

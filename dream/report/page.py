@@ -42,9 +42,9 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
     cards = [(system, measures.measured(results, system, tasks)) for system in results.systems]
     return {
         "title": f"DREAM benchmark: size {config.model.size}, recipe {config.recipe}",
-        "lead": f"Encoder {config.size.encoder}"
-        + (f" (first {config.size.encoder_layers} layers)" if config.size.encoder_layers else "")
-        + f", judge {config.size.judge}, seeds {', '.join(map(str, config.seeds))}.",
+        "lead": f"Encoder {config.roles['encoder'].model}"
+        + (f" (first {config.roles['encoder'].layers} layers)" if config.roles["encoder"].layers else "")
+        + f", judge {config.roles['judge'].model}, seeds {', '.join(map(str, config.seeds))}.",
         "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
         in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": measures.over(results),
         "tables": _tables(results),
@@ -137,10 +137,7 @@ def _missing(value: Any) -> bool:
 
 def _settings(results: Results) -> list[dict[str, str]]:
     made = build.manifest(results)
-    return [
-        {"name": name, "json": _json(made[name])}
-        for name in ("config", "versions", "hardware", "code", "inputs", "models")
-    ]
+    return [{"name": name, "json": _json(made[name])} for name in ("config", "versions", "hardware", "code", "inputs", "models")]
 
 
 def _json(value: Any) -> str:

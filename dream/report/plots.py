@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -29,7 +30,7 @@ PLOTS: dict[str, Callable[[Results], Figure | None]] = {}
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "p"]  # one more than colours: a pair comes back after 72 systems
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3))]
-STYLE = {
+STYLE: Any = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth":
@@ -59,9 +60,7 @@ def plot(name: str) -> Callable:
     return add
 
 
-def draw(
-    results: Results, folder: Path, names: list[str] | None = None, made: dict[str, list[Path]] | None = None
-) -> list[Path]:
+def draw(results: Results, folder: Path, names: list[str] | None = None, made: dict[str, list[Path]] | None = None) -> list[Path]:
     """Draw all plots that have something to show, or the named ones, as PNG and SVG; return the files.
 
     Args:
@@ -114,9 +113,7 @@ def look(results: Results, system: str) -> dict:
 def systems(results: Results) -> Figure:
     """Every system on every task with its interval; the means below a line of their own."""
     scopes = [(label, tasks) for _, label, tasks in measures.scopes(results) if label != "mean"]
-    scopes += [
-        (f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()
-    ]
+    scopes += [(f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()]
     count = len(results.systems)
     figure, axis = plt.subplots(figsize=(7, 0.9 + len(scopes) * (0.2 + 0.13 * count)))
     for index, system in enumerate(results.systems):
@@ -155,9 +152,7 @@ def _offset(index: int, count: int) -> float:
 @plot("training")
 def training(results: Results) -> Figure | None:
     """Training curves: one thin line a seed, a thick one for their mean."""
-    columns = [
-        c for c in CURVES if any(c in curve.columns and curve[c].notna().any() for curve in results.curves.values())
-    ]
+    columns = [c for c in CURVES if any(c in curve.columns and curve[c].notna().any() for curve in results.curves.values())]
     if not columns:
         return None
     width = min(3, len(columns))
@@ -176,9 +171,7 @@ def training(results: Results) -> Figure | None:
         axis.set_visible(index < len(columns))
         if index >= len(columns) - width:
             axis.set_xlabel("step")
-    handles = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6)
     return figure
 
@@ -239,9 +232,7 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
             )
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.8)
         axis.tick_params(labelbottom=index + width >= len(tasks))
-        axis.set_title(
-            f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5
-        )
+        axis.set_title(f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5)
         axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), aspect="equal")
     figure.supxlabel(f"nDCG@10 of {theirs}", fontsize=9)
     figure.supylabel(f"nDCG@10 of {ours}", fontsize=9)
@@ -262,9 +253,7 @@ def heads(results: Results) -> Figure | None:
     for row in found[found["selected"]].itertuples():
         x, y = places["layer"].index(row.layer), places["head"].index(row.head)
         axis.add_patch(
-            mpl.patches.Rectangle(
-                (x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False
-            )
+            mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False)
         )
     for set_ticks, name in ((axis.set_xticks, "layer"), (axis.set_yticks, "head")):
         step = max(1, -(-len(places[name]) // 16))
@@ -280,11 +269,7 @@ def diagnostic(results: Results) -> Figure | None:
     """The judge's loss with nothing, uniform, right and wrong scores injected, for every row setting that was
     measured."""
     found = registry.diagnostic_rows(results)
-    kinds = [
-        k
-        for k in ("none", "uniform", "gold", "wrong")
-        if found and all(isinstance(r.get(k), float | int) for r in found)
-    ]
+    kinds = [k for k in ("none", "uniform", "gold", "wrong") if found and all(isinstance(r.get(k), float | int) for r in found)]
     if not kinds:
         return None
     figure, axis = plt.subplots(figsize=(1.8 + 1.5 * len(found), 3))
@@ -336,9 +321,7 @@ def cost(results: Results) -> Figure | None:
             )  # fmt: skip
         else:
             line = LINES[results.systems.index(system) % len(LINES)]
-            axis.axhline(
-                found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)"
-            )
+            axis.axhline(found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)")
     unit = "floating-point operations" if counted else "(query, target) pairs"
     axis.set(xlabel=f"{unit} of one training run", ylabel="mean nDCG@10, all tasks")
     axis.margins(x=0.15, y=0.12)
@@ -357,9 +340,7 @@ def geometry(results: Results) -> Figure | None:
     figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for row in found.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=36, **look(results, row.system))
-        axis.annotate(
-            row.system, (row.uniformity, row.alignment), xytext=(6, 4), textcoords="offset points", fontsize=8.5
-        )
+        axis.annotate(row.system, (row.uniformity, row.alignment), xytext=(6, 4), textcoords="offset points", fontsize=8.5)
     axis.margins(0.2)
     axis.set(xlabel="uniformity (lower spreads wider)", ylabel="alignment (lower is closer)")
     return figure

@@ -92,9 +92,7 @@ def testable(*systems: Tasks) -> bool:
     return all(tasks[0].ndim == 1 or len(tasks[0]) >= MIN_SEEDS for tasks in systems)
 
 
-def interval(
-    tasks: Tasks, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0, weights: Weights = None
-) -> Interval:
+def interval(tasks: Tasks, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0, weights: Weights = None) -> Interval:
     """The mean over tasks and its interval: over queries, and over seeds where there are enough of them.
 
     >>> interval([np.array([0.5, 0.5])], resamples=100)
@@ -154,9 +152,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in multipletests(p, method="holm")[1]] if len(p) else []
 
 
-def _interval(
-    values: Tasks, runs: Runs | None, resamples: int, confidence: float, seed: int, weights: Weights
-) -> Interval:
+def _interval(values: Tasks, runs: Runs | None, resamples: int, confidence: float, seed: int, weights: Weights) -> Interval:
     rng, drawn = np.random.default_rng(seed), np.zeros(resamples)
     for task, weight in zip(values, _shares(values, weights), strict=True):
         for rows in _blocks(resamples, len(task)):

@@ -7,13 +7,17 @@ params that have ``qrels/train.tsv`` are sources too.
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
 from dream.data.sources import boolq, code, own, qasper, squad, wikipedia
 from dream.data.sources.base import Source
+from dream.data.tables import INSTANCES, text_id
 from dream.errors import DreamError
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 _ALL = (boolq.SOURCE, squad.SOURCE, squad.GENERATED, qasper.SOURCE, code.SOURCE, wikipedia.SOURCE)
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
@@ -23,6 +27,11 @@ def of(config: Config) -> list[str]:
     """Names of the sources that the config trains on: ``data.sources`` and the own sets with training judgements."""
     trained = [name for name in config.own if own.has_training(config.own[name])]
     return list(dict.fromkeys([*config.data.sources, *trained]))
+
+
+def reads(config: Config) -> list[str]:
+    """Settings that :func:`of` and :func:`load` read for the config's sources, as ``section.knob``; a stage needs no others."""
+    return list(dict.fromkeys(["data.sources", "own", *(knob for name in of(config) for knob in get(name, config).reads)]))
 
 
 def get(name: str, config: Config) -> Source:
@@ -51,7 +60,7 @@ def load(name: str, config: Config, questions: pd.DataFrame | None = None) -> tu
         DreamError: unknown name, data that is missing or malformed, or no questions for a source that needs them.
     """
     source = get(name, config)
-    if not source.needs_questions:
+    if source.load:
         return source.load(config)
     passages = source.passages(config)
     written = pd.DataFrame({"target_id": [], "query": []}) if questions is None else questions
@@ -60,8 +69,6 @@ def load(name: str, config: Config, questions: pd.DataFrame | None = None) -> tu
 
 def asked(name: str, passages: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
     """Instances from generated questions; passages without one give none."""
-    from dream.data.tables import INSTANCES, text_id
-
     groups = dict(zip(passages["passage_id"], passages["group"], strict=True))
     rows = [
         (text_id(f"{name}-q", query, target), name, groups[target], query, target)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
+from dream.data.tables import Tables
 
-Tables = tuple[pd.DataFrame, pd.DataFrame]
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def _nothing(config: Config) -> None:
     """A source that needs nothing beyond its assets."""
+
+
+def _no_passages(config: Config) -> pd.DataFrame:
+    raise NotImplementedError("a source gives load or passages")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Source:
         passages: config → passages alone, of sources whose questions are generated.
         assets: packaged data that it reads.
         check: stops with one line if something else that it needs is not at hand.
+        reads: settings that its functions read, as ``section.knob``.
     """
 
     name: str
@@ -34,9 +41,10 @@ class Source:
     description: str
     licence: str
     load: Callable[[Config], Tables] | None = None
-    passages: Callable[[Config], pd.DataFrame] | None = None
+    passages: Callable[[Config], pd.DataFrame] = _no_passages
     assets: tuple[str, ...] = ()
     check: Callable[[Config], None] = _nothing
+    reads: tuple[str, ...] = ()
 
     @property
     def needs_questions(self) -> bool:

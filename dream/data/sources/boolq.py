@@ -5,10 +5,14 @@ The evaluation task ``boolq`` asks only about titles that do not occur here.
 
 from __future__ import annotations
 
-from dream.config import Config
+from typing import TYPE_CHECKING
+
 from dream.data import packaged
 from dream.data.sources.base import Source, Tables
 from dream.data.tables import frames
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def load(config: Config) -> Tables:

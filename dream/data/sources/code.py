@@ -6,11 +6,14 @@ Only modules with at least 16 functions are taken, so that every K up to the pap
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from dream.config import Config
 from dream.data import code
 from dream.data.sources.base import Source, Tables
 from dream.data.tables import frames
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 SMALLEST_MODULE = 16
 

@@ -7,11 +7,14 @@ One instance per training query: its highest-graded document (of equals the firs
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-from dream.config import Config
 from dream.data import beir
 from dream.data.sources.base import Source, Tables
 from dream.data.tables import INSTANCES, PASSAGES
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def has_training(path: str) -> bool:

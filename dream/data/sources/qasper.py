@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dream.config import Config
+from typing import TYPE_CHECKING
+
 from dream.data import packaged
 from dream.data.sources.base import Source, Tables
 from dream.data.tables import frames
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def load(config: Config) -> Tables:

@@ -8,21 +8,23 @@ the same run, its articles are split: see :func:`in_training`.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
 from dream.data import packaged
+from dream.data.lists import of as evaluated
 from dream.data.sources.base import Source, Tables
 from dream.data.tables import frames
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 def load(config: Config) -> Tables:
     """1,000 questions on 803 paragraphs of 48 articles (half of the articles if the task ``squad`` is evaluated)."""
-    from dream.data import tasks
-
     pairs = packaged.squad()
-    if "squad" in tasks.of(config):
+    if "squad" in evaluated(config):
         pairs = [pair for pair in pairs if in_training(pair.group)]
     return frames("squad", pairs)
 
@@ -45,6 +47,7 @@ SOURCE = Source(
     licence="CC BY-SA 4.0",
     load=load,
     assets=("squad",),
+    reads=("tasks", "task_lists", "own"),
 )
 GENERATED = Source(
     name="squad-generated",
@@ -53,4 +56,5 @@ GENERATED = Source(
     licence="CC BY-SA 4.0",
     passages=passages,
     assets=("squad",),
+    reads=("tasks", "task_lists", "own"),
 )

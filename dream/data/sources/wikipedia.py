@@ -12,15 +12,18 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from dream.assets import hub
-from dream.config import Config
 from dream.data.sources.base import Source
 from dream.data.tables import PASSAGES, text_id
 from dream.errors import DreamError
 from dream.files import cache_folder, replacing, value_hash
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 DATASET = "Tevatron/wikipedia-nq-corpus"
 CHUNKS = 16
@@ -103,4 +106,5 @@ SOURCE = Source(
     licence="CC BY-SA 3.0",
     passages=passages,
     check=check,
+    reads=("data.sources", "data.instances", "data.development", "data.passage_words", "data.seed", "questions.per_set"),
 )

@@ -1,43 +1,47 @@
 """Evaluation tasks: one registry of packaged tasks, a user's own sets and mteb's tasks by name.
 
 A new packaged task is one entry in ``tasks/packaged.py``. Names in params are single tasks, lists of ``task_lists`` or
-lists of ``tasks/lists.py``; a set under ``own`` joins the list ``general`` by itself. The stage ``prepare`` writes
-packaged and own tasks to ``work/tasks``; :func:`load` reads them back. mteb keeps its own cache.
+lists of ``dream/data/lists.py``; a set under ``own`` joins the list ``general`` by itself. Packaged and own tasks are written
+once for every entry of ``tasks``, to ``work/tasks/<entry>/<task>``, so that an entry's evaluation depends on its own folder
+alone; :func:`load` reads them back. mteb keeps its own cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
+from dream.data import beir, sources
+from dream.data.lists import of, resolve
+from dream.data.tasks import mteb, own, packaged
 from dream.data.tasks.base import Task
-from dream.data.tasks.lists import LISTS
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 from dream.files import read_json, replacing_folder, write_json
 
+if TYPE_CHECKING:
+    from dream.config import Config
+
 FOLDER = Path("work/tasks")
-
-
-def of(config: Config) -> list[str]:
-    """All evaluation tasks of the config, each once."""
-    return resolve(config.tasks, config)
-
-
-def resolve(entries: list[str], config: Config) -> list[str]:
-    """Names and lists → task names, each once, in order. A list may name lists; none holds itself (dream/names.py)."""
-    lists = {**LISTS, **config.task_lists}
-    if "general" in lists:
-        lists["general"] = [*lists["general"], *config.own]
-
-    def flat(names: list[str]) -> Iterator[str]:
-        for name in names:
-            yield from flat(lists[name]) if name in lists else [name]
-
-    return list(dict.fromkeys(flat(entries)))
+TABLES = ("corpus", "queries", "qrels")
+__all__ = [
+    "Task",
+    "assets",
+    "build",
+    "check",
+    "kind",
+    "load",
+    "of",
+    "parts",
+    "reads",
+    "resolve",
+    "write",
+    "write_entry",
+    "written",
+]
 
 
 def kind(name: str, config: Config) -> str:
@@ -50,24 +54,27 @@ def assets(name: str) -> tuple[str, ...]:
     return PACKAGED[name].assets if name in PACKAGED else ()
 
 
+def reads(names: list[str], config: Config) -> list[str]:
+    """Settings that :func:`build` reads for these tasks, as ``section.knob``: a stage that writes them may have no others."""
+    found = ["own"]
+    for task in (PACKAGED[name] for name in names if name in PACKAGED):
+        found += ["data.task_queries", "data.task_documents", "data.seed"]
+        found += [knob for listed in task.reads for knob in (sources.reads(config) if listed == "sources" else [listed])]
+    return list(dict.fromkeys(found))
+
+
 def check(names: list[str], config: Config) -> None:
     """Stop with one line if a task is unknown or its data is not at hand."""
-    from dream.data import beir
-
     for name in names:
         match kind(name, config):
             case "own":
                 beir.check(config.own[name])
             case "mteb":
-                from dream.data.tasks import mteb
-
                 mteb.check(name)
 
 
 def build(name: str, config: Config) -> Task:
     """Make a packaged or own task from its source. Use :func:`load` to read what ``prepare`` wrote."""
-    from dream.data.tasks import own, packaged
-
     if kind(name, config) == "own":
         return own.build(name, config.own[name])
     if name not in PACKAGED:
@@ -75,36 +82,59 @@ def build(name: str, config: Config) -> Task:
     return packaged.build(name, config)
 
 
-def write(task: Task, folder: Path = FOLDER) -> None:
+def write(task: Task, folder: Path) -> None:
     """Write a task to ``folder/<name>/``: corpus, queries and qrels as parquet, the rest as task.json."""
     with replacing_folder(Path(folder) / task.name) as temporary:
-        for table in ("corpus", "queries", "qrels"):
+        for table in TABLES:
             getattr(task, table).to_parquet(temporary / f"{table}.parquet", index=False)
         facts = ("name", "suite", "description", "licence", "revision", "notes", "drop_identical_ids")
         write_json(temporary / "task.json", {name: getattr(task, name) for name in facts})
 
 
-def parts(name: str, config: Config, folder: Path = FOLDER) -> Iterator[Task]:
+def write_entry(entry: str, config: Config, folder: Path) -> list[str]:
+    """Build the packaged and own tasks of one entry of ``tasks`` into ``folder``, one corpus in memory at a time.
+
+    Returns:
+        The names of all its tasks, mteb's too, as ``folder/entry.json`` holds them.
+    """
+    names = resolve([entry], config)
+    for name in names:
+        if kind(name, config) != "mteb":
+            write(build(name, config), folder)
+    write_json(Path(folder) / "entry.json", {"tasks": names})
+    return names
+
+
+def written(root: Path = FOLDER) -> dict[str, Path]:
+    """Task name → its folder, for every task that was written under ``root``; of a task in several entries the newest."""
+    files = sorted(Path(root).glob("[!.]*/[!.]*/task.json"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.parent.name: path.parent for path in files}
+
+
+def parts(name: str, config: Config, root: Path = FOLDER) -> Iterator[Task]:
     """A task's parts, one at a time: one for packaged and own tasks, one or more for mteb's (scores are averaged).
+
+    Args:
+        name: a task of an entry of ``config.tasks``; the first entry that holds it is read.
+        root: where the entries' folders are.
 
     Raises:
         DreamError: ``prepare`` has not written the task, the name is unknown, or mteb's data cannot be had.
     """
     if kind(name, config) == "mteb":
-        from dream.data.tasks import mteb
-
         yield from mteb.parts(name)
         return
-    place = Path(folder) / name
+    entry = next((entry for entry in config.tasks if name in resolve([entry], config)), None)
+    if entry is None:
+        raise DreamError(f"task {name} is in no entry of tasks", "List it under `tasks` in params.yaml")
+    place = Path(root) / entry / name
     facts = read_json(place / "task.json")
-    yield Task(
-        **facts, **{table: pd.read_parquet(place / f"{table}.parquet") for table in ("corpus", "queries", "qrels")}
-    )
+    yield Task(**facts, **{table: pd.read_parquet(place / f"{table}.parquet") for table in TABLES})
 
 
-def load(name: str, config: Config, folder: Path = FOLDER) -> Task:
+def load(name: str, config: Config, root: Path = FOLDER) -> Task:
     """A task that has one part. See :func:`parts`."""
-    found = list(parts(name, config, folder))
+    found = list(parts(name, config, root))
     if len(found) != 1:
         raise DreamError(f"task {name} has {len(found)} parts", "Use tasks.parts and average their scores")
     return found[0]

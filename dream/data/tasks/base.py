@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -43,18 +44,16 @@ class Task:
     def judgements(self) -> dict[str, dict[str, int]]:
         """qrels as query id → document id → relevance."""
         found: dict[str, dict[str, int]] = {}
-        for query, doc, grade in zip(
-            self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True
-        ):
+        for query, doc, grade in zip(self.qrels["query_id"], self.qrels["doc_id"], self.qrels["relevance"], strict=True):
             found.setdefault(query, {})[doc] = int(grade)
         return found
 
 
-def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more) -> Task:
+def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, **more: Any) -> Task:
     """A :class:`Task` with its tables in the order of their ids and its revision.
 
     Raises:
-        DreamError: an id appears twice or holds a control character.
+        DreamError: an id appears twice or holds a control character, a pair is judged twice, or a grade is no whole number.
     """
     for kind, table in (("documents", corpus), ("queries", queries)):
         place = f"task {name}, {kind}"
@@ -62,6 +61,11 @@ def make(name: str, suite: str, corpus: pd.DataFrame, queries: pd.DataFrame, qre
             raise DreamError(f"{place}: id {twice.iloc[0]!r} appears twice", "Ids must be unique")
         for one in table["id"]:
             check_id(one, place)
+    if len(again := qrels[qrels.duplicated(["query_id", "doc_id"])]):
+        query, doc = again.iloc[0][["query_id", "doc_id"]]
+        raise DreamError(f"task {name}: document {doc!r} is judged twice for query {query!r}", "Keep one of the judgements")
+    if len(broken := qrels[qrels["relevance"] % 1 != 0]):
+        raise DreamError(f"task {name}: grade {broken['relevance'].iloc[0]} is no whole number", "Scale or round all grades")
     corpus = corpus[CORPUS].sort_values("id", ignore_index=True)
     queries = queries[QUERIES].sort_values("id", ignore_index=True)
     qrels = qrels[QRELS].sort_values(["query_id", "doc_id"], ignore_index=True)

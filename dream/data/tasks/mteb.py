@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from dream.assets import hub
+from dream.data.lists import LISTS, suite
 from dream.data.tables import CORPUS, QRELS, QUERIES, copies, grade
 from dream.data.tasks.base import Task, make
-from dream.data.tasks.lists import LISTS, suite
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 
@@ -31,9 +31,7 @@ def _get(name: str) -> list[Any]:
     import mteb
 
     try:
-        task = mteb.get_task(
-            name, hf_subsets=SUBSETS.get(name), **({"eval_splits": ["dev"]} if name == "MSMARCO" else {})
-        )
+        task = mteb.get_task(name, hf_subsets=SUBSETS.get(name), eval_splits=["dev"] if name == "MSMARCO" else None)
     except KeyError:
         names = [task.metadata.name for task in mteb.get_tasks(task_types=["Retrieval"])]
         near = difflib.get_close_matches(name, [*PACKAGED, *LISTS, *names], n=1)
@@ -86,9 +84,7 @@ def _part(name: str, task: Any, subset: str, split: str) -> Task:
     corpus = pd.DataFrame(
         ((str(row["id"]), row.get("title") or "", row.get("text") or "") for row in data["corpus"]), columns=CORPUS
     )
-    queries = pd.DataFrame(
-        ((str(row["id"]), row["text"]) for row in data["queries"] if row["id"] in relevant), columns=QUERIES
-    )
+    queries = pd.DataFrame(((str(row["id"]), row["text"]) for row in data["queries"] if row["id"] in relevant), columns=QUERIES)
     if queries.empty or corpus.empty:
         raise DreamError(f"task {name}: subset {subset}, split {split} is empty", "Choose other tasks")
     own = task.metadata.name

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.config import Config
 from dream.data import code, development, packaged
 from dream.data.packaged import Pair
 from dream.data.sources.squad import in_training
 from dream.data.tables import CORPUS, QRELS, QUERIES, draw, rng, text_id
 from dream.data.tasks.base import Task, make
 
+if TYPE_CHECKING:
+    from dream.config import Config
+
 Texts = Iterable[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """One packaged task: ``pairs`` gives the judged pairs, ``more`` further documents (title, text)."""
+    """One packaged task: ``pairs`` gives the judged pairs, ``more`` further documents (title, text).
+
+    ``reads`` are the settings that they read beside those that every task reads; ``sources`` stands for what the training
+    sources of the config read.
+    """
 
     description: str
     licence: str
@@ -32,6 +39,7 @@ class Packaged:
     more: Callable[[Config], Texts] = lambda config: ()
     assets: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 def _boolq(config: Config) -> list[Pair]:
@@ -62,7 +70,7 @@ PACKAGED: dict[str, Packaged] = {
         assets=("drop",),
     ),
     "squad": Packaged(
-        "Questions → paragraph of a Wikipedia article", "CC BY-SA 4.0", _squad, assets=("squad",),
+        "Questions → paragraph of a Wikipedia article", "CC BY-SA 4.0", _squad, assets=("squad",), reads=("data.sources",),
         notes=("if SQuAD is trained on too, its articles are split between training and this task",),
     ),
     "sciq": Packaged("Science questions → support text", "CC BY-NC 3.0", lambda c: packaged.sciq(), assets=("sciq",)),
@@ -84,7 +92,7 @@ PACKAGED: dict[str, Packaged] = {
     ),
     "development": Packaged(
         "Questions of the training sources' held-out groups → target: settings are searched here, tables leave it out",
-        "that of each source", development.pairs,
+        "that of each source", development.pairs, reads=("sources", "data.development"),
         notes=("held-out groups of the training sources (data.development)",),
     ),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dream.data.tasks import written
 from dream.errors import DreamError
 from dream.report import stats
 from dream.report.results import runs
@@ -64,9 +65,7 @@ def side(name: str, load: Callable[[], Results]) -> Side:
 def sides(ours: str, theirs: str, load: Callable[[], Results]) -> tuple[Side, Side]:
     """Open both sides, reading the workspace once."""
     if ours == theirs:
-        raise DreamError(
-            f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream bm25`"
-        )
+        raise DreamError(f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream bm25`")
     once = cache(load)
     return side(ours, once), side(theirs, once)
 
@@ -75,18 +74,17 @@ def table(ours: Side, theirs: Side) -> Table:
     """Paired differences on the tasks that both were evaluated on, and over all of them."""
     shared = [pair for pair in ours.results.tasks if pair in theirs.results.tasks]
     if not shared:
-        raise DreamError(
-            f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks"
-        )
+        raise DreamError(f"{ours.label} and {theirs.label} have no task in common", "Compare experiments with the same tasks")
     scopes = [(suite, task, [task]) for suite, task in shared] + [("all", "mean", [task for _, task in shared])]
-    data, rows, within = [], [], []
+    data: list[dict[str, Any]] = []
+    rows, within = [], []
     for suite, label, tasks in scopes:
         found, gaps = difference(ours, theirs, tasks), np.concatenate([np.subtract(*aligned(ours, theirs, t)) for t in tasks])
         means = [stats.mean(one.results.values(one.system, tasks), one.results.weights(tasks)) for one in (ours, theirs)]
         ranges = [end for one in (ours, theirs) for end in measures.seed_range(one.results, one.system, tasks)]
         won, lost = int((gaps > 1e-9).sum()), int((gaps < -1e-9).sum())
-        row = (suite, label, *means, found.value, found.low, found.high, found.p, None, won, lost, len(gaps), *ranges)
-        data.append(dict(zip(KEYS, row, strict=True)))
+        values = (suite, label, *means, found.value, found.low, found.high, found.p, None, won, lost, len(gaps), *ranges)
+        data.append(dict(zip(KEYS, values, strict=True)))
         within += [label] if measures.within_seeds(ours.results, ours.system, theirs.results, theirs.system, tasks) else []
     measures.corrected(data[:-1])
     measures.corrected(data[-1:])
@@ -140,7 +138,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
     """The queries that changed most, half of them wins and half losses, and a remark on what could not be shown."""
     frames = []
     for _, task in ours.results.tasks:
-        if task in dict(map(reversed, theirs.results.tasks)):
+        if task in {name for _, name in theirs.results.tasks}:
             a, b = aligned(ours, theirs, task)
             ids = ours.results.scores(ours.system, task).index
             frames.append(pd.DataFrame({"task": task, "query_id": ids, "ours": a, "theirs": b}))
@@ -155,7 +153,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
         text, hits = "", {}
         corpus = task_texts(row.task, work)
         if corpus is None:
-            missing.add(str(work / "tasks" / row.task))
+            missing.add(f"task {row.task}")
         else:
             text = corpus["queries"].get(row.query_id, "")
             for one in (ours, theirs):
@@ -166,9 +164,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
                     hits[one.label] = [_document(d, corpus, row.query_id) for d in found[:SHOWN]]
         shown.append(Change(row.task, row.query_id, row.ours, row.theirs, text, hits))
     remark = (
-        f"Not at hand, so not shown: {', '.join(sorted(missing))} (`dvc repro` or `dvc pull` brings them)."
-        if missing
-        else ""
+        f"Not at hand, so not shown: {', '.join(sorted(missing))} (`dvc repro` or `dvc pull` brings them)." if missing else ""
     )
     return shown, remark
 
@@ -176,7 +172,9 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
 @cache
 def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     """``{"queries": id → text, "documents": id → text, "relevant": query id → ids}`` of a task folder, or None."""
-    folder = work / "tasks" / task
+    folder = written(work / "tasks").get(task)
+    if folder is None:
+        return None
     paths = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
     if not all(path.exists() for path in paths.values()):
         return None
@@ -188,8 +186,7 @@ def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     return {
         "queries": dict(zip(queries["id"].astype(str), queries["text"], strict=True)),
         "documents": {
-            str(i): f"{title} {text}".strip()
-            for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+            str(i): f"{title} {text}".strip() for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
         },
         "relevant": relevant,
     }

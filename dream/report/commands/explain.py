@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dream import names
-from dream.config import Config
+from dream.config import Config, stages
+from dream.data.tasks import written
 from dream.errors import DreamError, visible
 from dream.files import read_json
 from dream.report.commands import compare
@@ -53,21 +54,18 @@ def find(query_id: str, config: Config, system: str, work: Path = WORK):
             for question in candidates.questions:
                 if question.id == query_id:
                     return replace(candidates, questions=(question,))
-    folder = work / "tasks"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        texts = compare.task_texts(path.name, work)
+    for task in sorted(written(work / "tasks")):
+        texts = compare.task_texts(task, work)
         if texts is None or query_id not in texts["queries"]:
             continue
         gold = sorted(texts["relevant"].get(query_id, ()))[:1]
         if not gold:
-            raise DreamError(f"query {query_id} of {path.name} has no relevant document", "Choose another query")
-        ids = (gold + _hits(path.name, query_id, config, system, work, set(gold)))[: config.candidates.count]
+            raise DreamError(f"query {query_id} of {task} has no relevant document", "Choose another query")
+        ids = (gold + _hits(task, query_id, config, system, work, set(gold)))[: config.candidates.count]
         if len(ids) < 2:
             raise DreamError(f"no hits of {system} for query {query_id} are at hand", "Run `dvc repro` or `dvc pull`")
         passages = tuple(texts["documents"][i] for i in ids)
-        return CandidateSet(
-            query_id, path.name, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),)
-        )
+        return CandidateSet(query_id, task, tuple(ids), passages, (Question(query_id, texts["queries"][query_id], 0),))
     raise DreamError(
         f"query {query_id!r} is in no training set and no task under {work}",
         "`dream-report compare A B` prints ids of evaluation queries; run `dvc repro` first if work/ is empty",
@@ -104,18 +102,22 @@ def explain(query_id: str, config: Config, system: str, seed: int = 0, work: Pat
 
     from dream.encoder import Encoder
     from dream.judge import Injection, Judge
+    from dream.models import rules
 
     torch.set_num_threads(config.training.threads)
     question, k = candidates.questions[0], len(candidates.passages)
     with torch.no_grad():
-        encoder = Encoder.load(config, folder / "adapter")
-        vectors = encoder.embed([question.text, *candidates.passages]).float()
+        encoder = Encoder.load(
+            rules(config.roles["encoder"], "models.encoder"), adapter=folder / "adapter", max_length=config.encoder.max_length
+        )
+        texts = [encoder.query_prompt + question.text, *(encoder.document_prompt + p for p in candidates.passages)]
+        vectors = encoder.embed(texts).float()
         similarities = vectors[1:] @ vectors[0]
         tau, gate = (
-            float(state.get("tau", config.tuned(system).temperature.init)),
+            float(state.get("tau", stages.cut(config, f"train-{system}").temperature.init)),
             float(state.get("gate", config.injection.gate_init)),
         )
-        judge = Judge.from_config(config)
+        judge = Judge.build(config)
         device = judge.device  # the encoder's may be another one
         p = (similarities / tau).softmax(0).to(device)
         heads = [tuple(head) for head in selected]
@@ -173,8 +175,7 @@ def page(found: Explanation) -> str:
     """A small self-contained page: tokens coloured by what injection changed."""
     e = lambda text: html.escape(visible(text, keep="\n"))  # noqa: E731
     rows = "".join(
-        f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td>"
-        f"<td>{e(r['text'])}</td></tr>"
+        f"<tr{' class=gold' if r['gold'] else ''}><td>{r['p']:.3f}</td><td>{r['similarity']:.3f}</td><td>{e(r['text'])}</td></tr>"
         for r in sorted(found.candidates, key=lambda r: -r["p"])
     )
     tokens = "".join(

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dream.config import RECIPES
 from dream.errors import DreamError, run_to_its_end
 from dream.files import read_yaml, replacing_folder
+from dream.knobs import RECIPES
 from dream.report import build, stats
 from dream.report.commands import compare
 from dream.report.results import cells as reading

@@ -2,7 +2,7 @@
 
 Ids and names are text, whatever they look like, and a cell's table must hold what its record says: as many queries, the same
 means. Nothing here globs: a file left over from another list of systems is never picked up, and a listed cell that is missing
-stops the report with its path and the command that makes it. Every cell has a run record (``reports/cells/runs``) that
+stops the report with its path and the command that makes it. Every cell has a run record (``reports/results/runs``) that
 holds the resolved configuration it was made with; :mod:`agreement` compares them, so that numbers of two
 configurations never stand in one table.
 """
@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 
 from dream import names
-from dream.config import Config
+from dream.config import Config, stages
 from dream.errors import DreamError
-from dream.files import read_json
+from dream.files import read_json, sha256
 from dream.report import stats
 from dream.report.results.agreement import check_agreement
 
-CELLS = Path("reports/cells")
+CELLS = Path("reports/results")
 METRIC = "ndcg_at_10"
 SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
 TEXTS = ["suite", "task", "system", "seed", "query_id"]
@@ -62,7 +62,7 @@ class Cell:
         """The DVC stage that makes the cell."""
         if self.seed is not None:
             return "evaluate"
-        return "rerank" if self.system == "qrhead" else "reference"
+        return "rerank" if self.system in names.registered("systems", "reranker") else "reference"
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,15 @@ class Results:
     """Everything a report is made from, in memory.
 
     ``queries`` has one row per system, seed and query; ``records`` one per system, seed and task; ``runs`` the run
-    record of every stage and cell by name; ``curves`` the training curve of every training run.
+    record of every stage and cell by name; ``wanted`` what each stage would read now;
+    ``curves`` the training curve of every training run.
     """
 
     config: Config
     queries: pd.DataFrame
     records: pd.DataFrame
     runs: dict[str, dict[str, Any]]
+    wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # intervals, computed once
@@ -134,11 +136,11 @@ class Results:
 
     def _parts(self, task: str) -> list[Any]:
         """Which of a task's queries belong to each of its parts."""
-        names = self.record(self.systems[0], task).get("parts")
-        if not isinstance(names, dict):
+        parts = self.record(self.systems[0], task).get("parts")
+        if not isinstance(parts, dict):
             return [slice(None)]
         ids = self._tables[self.systems[0], task].index
-        return [ids.str.startswith(f"{name}:") for name in names]
+        return [ids.str.startswith(f"{name}:") for name in parts]
 
     def seed_means(self, system: str, tasks: list[str]) -> list[float]:
         """Mean nDCG@10 over the tasks of each training run; empty for a system that is not trained here."""
@@ -188,8 +190,13 @@ def expected(config: Config) -> list[Cell]:
     return references + trained
 
 
-def load(config: Config, folder: Path | str = CELLS) -> Results:
+def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str, Any]] | None = None) -> Results:
     """Read every listed cell and check that all of them belong to one configuration.
+
+    Args:
+        config: lists systems, seeds and tasks.
+        folder: of the small results.
+        wanted: what every stage read, by file of ``reports/config`` (default: what this configuration gives).
 
     Raises:
         DreamError: a listed cell or its run record is missing or has another schema, two cells were made with
@@ -198,21 +205,20 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
     folder = Path(folder)
     cells = expected(config)
     if not cells:
-        raise DreamError(
-            "params lists nothing to report", "Name systems in references or objectives, and tasks in tasks"
-        )
+        raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
     if not folder.is_dir() or not any(folder.rglob("*")):
         raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
     runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in cells}
     trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
-    runs |= {
-        f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained
-    }
-    for stage in ("assets", "questions", "prepare", "candidates", "heads", "teacher"):
+    runs |= {f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained}
+    tasks = [f"tasks-{entry}" for entry in config.tasks]
+    teachers = [f"teacher-{name}" for name in config.objectives]
+    for stage in ("assets", "questions", *tasks, "prepare", "candidates", "heads", "signal", *teachers):
         path = folder / "runs" / f"{stage}.json"
         if path.exists():
             runs[stage] = _read_run(path, f"dvc repro {stage}")
-    check_agreement(config, runs, folder)
+    wanted = wanted or stages.files(config)
+    check_agreement(wanted, runs, folder)
     records = {cell: _read_records(cell, folder) for cell in cells}
     queries = pd.concat([_read_queries(cell, folder, records[cell]) for cell in cells], ignore_index=True)
     records = pd.concat(records.values(), ignore_index=True)
@@ -223,7 +229,7 @@ def load(config: Config, folder: Path | str = CELLS) -> Results:
         raise DreamError(f"two cells of {one.system} have different scores on {one.task}", "Run `dvc repro` so that both agree")
     records = records.drop_duplicates(keys, ignore_index=True)
     curves = {run: _read_curve(run, folder, runs) for run in trained if (folder / "train" / f"{run}.csv").exists()}
-    results = Results(config, queries, records, runs, curves, _read_extras(folder))
+    results = Results(config, queries, records, runs, wanted, curves, _read_extras(folder))
     _check_queries(results)
     return results
 
@@ -241,8 +247,12 @@ def _read_run(path: Path, command: str) -> dict[str, Any]:
         raise _missing(path, command)
     value = read_json(path)
     record = value[0] if isinstance(value, list) and value else value
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise DreamError(f"{path} has another schema (it holds no resolved config)", f"Run `{command}` to make it anew")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or not isinstance(record.get("settings"), str):
+        raise DreamError(f"{path} has another schema (it does not say what its stage read)", f"Run `{command}` to make it anew")
+    for file, digest in (record.get("outputs") or {}).items():
+        place = path.parent.parent / Path(file).relative_to(CELLS)
+        if place.exists() and sha256(place) != digest:
+            raise DreamError(f"{place} is not what its stage wrote", f"Run `{command}`, or take it from git again")
     return record
 
 
@@ -400,5 +410,3 @@ def _check_queries(results: Results) -> None:
             if rows["revision"].nunique(dropna=False) > 1:
                 a, b = rows.drop_duplicates("revision")["cell"].iloc[:2]
                 raise DreamError(f"cells {a} and {b} were scored on different revisions of {task}", remedy)
-
-

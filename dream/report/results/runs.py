@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from dream import config as configs
+from dream.config import stages
 from dream.errors import DreamError
-from dream.files import read_yaml, write_json
+from dream.files import read_json
 from dream.report.results import cells as reading
-from dream.report.results.agreement import flat, later
+from dream.report.results.agreement import flat
 
 WORKSPACE = "workspace"
-NEEDED = ("params.yaml", "reports/cells")
+NEEDED = ("reports/config", "reports/results")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _git(*arguments: str, binary: bool = False) -> Any:
 def found(commits: int = 1) -> list[Revision]:
     """The workspace, the last commits that changed results, and all DVC experiments by name."""
     revisions = [Revision(WORKSPACE, "")]
-    log = _git("log", f"-{commits}", "--format=%H", "--", "reports/cells").split()
+    log = _git("log", f"-{commits}", "--format=%H", "--", "reports/results").split()
     revisions += [Revision(commit[:7], commit) for commit in log]
     for line in _git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)").splitlines():
         name, commit = line.split()
@@ -69,15 +70,11 @@ def resolve(name: str) -> Revision:
         commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
     except DreamError:
         known = ", ".join(revision.name for revision in found())
-        raise DreamError(
-            f"revision {name!r} is no experiment and no commit", f"Known: {known}, and any git revision"
-        ) from None
+        raise DreamError(f"revision {name!r} is no experiment and no commit", f"Known: {known}, and any git revision") from None
     return Revision(name, commit)
 
 
-def open_revision(
-    revision: Revision, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS
-) -> reading.Results:
+def open_revision(revision: Revision, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> reading.Results:
     """Read a revision's results.
 
     Raises:
@@ -90,45 +87,22 @@ def open_revision(
         try:
             archive = _git("archive", "--format=tar", revision.commit, *NEEDED, binary=True)
         except DreamError:
-            raise DreamError(
-                f"{revision.name} holds no results", "It has no params.yaml and reports/cells in git"
-            ) from None
+            raise DreamError(f"{revision.name} holds no results", "It has no reports/config and reports/results in git") from None
         with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
             opened.extractall(temporary, filter="data")
         root = Path(temporary)
         try:
-            _complete(root / "params.yaml", Path(params))
-            return reading.load(configs.load(root / "params.yaml"), root / "reports" / "cells")
+            wanted = {path.stem: read_json(path) for path in (root / stages.FOLDER).glob("*.json")}
+            return reading.load(stages.load("report", root / stages.FOLDER), root / "reports" / "results", wanted)
         except DreamError as error:
             what = error.what.replace(f"{root}/", "")
             raise DreamError(f"{revision.name}: {what}", error.remedy) from None
 
 
-def _complete(then: Path, now: Path) -> None:
-    """Give an older params file the knobs that came later, as they stand now: without them it could not be read."""
-    old, new = (read_yaml(path) if path.exists() else None for path in (then, now))
-    if isinstance(old, dict) and isinstance(new, dict):
-        write_json(then, _with_missing(old, new))  # JSON is YAML 1.2
-
-
-def _with_missing(old: Any, new: Any) -> Any:
-    """``old`` with the keys that only ``new`` has; a value per recipe is one value.
-
-    >>> _with_missing({"a": {"b": 1}, "k": {"packaged": 8}}, {"a": {"b": 2, "c": 3}, "k": {"packaged": 9, "paper": 1}, "d": 4})
-    {'a': {'b': 1, 'c': 3}, 'k': {'packaged': 8}, 'd': 4}
-    """
-    if not (isinstance(old, dict) and isinstance(new, dict)) or set(old) <= set(configs.RECIPES):
-        return old
-    kept = {key: _with_missing(value, new.get(key)) for key, value in old.items()}
-    return kept | {key: value for key, value in new.items() if key not in old}
-
-
 def settings(results: reading.Results) -> dict[str, Any]:
-    """Dotted knobs of an experiment's resolved config, without lists of what could be chosen and knobs that came later."""
-    ignored, config = ("sizes", "task_lists", "report", "published"), results.config.model_dump(mode="json")
-    new = later(results.config, results.runs)
-    knobs = {k: v for name, part in config.items() if name not in ignored for k, v in flat(part, name).items()}
-    return {key: value for key, value in knobs.items() if key not in new}
+    """Dotted knobs of an experiment's resolved config, without lists of what could be chosen."""
+    ignored, config = ("sizes", "models", "task_lists", "report", "probes"), results.config.model_dump(mode="json")
+    return {k: v for name, part in config.items() if name not in ignored for k, v in flat(part, name).items()}
 
 
 def differing(flats: list[dict[str, Any]]) -> list[str]:

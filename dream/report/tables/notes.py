@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from dream import objectives
-from dream.config import Config
+from dream.config import Config, stages
+from dream.objectives import find
 from dream.report import stats
 from dream.report.results.agreement import later
 from dream.report.results.cells import Results
@@ -45,22 +46,30 @@ def untested(trained: dict[str, int]) -> list[str]:
 
 
 def _encoder(results: Results) -> str:
-    config, size = results.config, results.config.size
-    layers = f", first {size.encoder_layers} layers" if size.encoder_layers else ""
-    prompts = [f"{kind} {text!r}" for kind, text in _prompts(config) if text]
+    record = results.config.roles["encoder"]
+    layers = f", first {record.layers} layers" if record.layers else ""
+    used = _used(results)
+    prompts = [f"{kind} {used[f'{kind}_prompt']!r}" for kind in ("query", "document") if used.get(f"{kind}_prompt")]
+    pooling = used.get("pooling") or record.pooling or "its own"
     return (
-        f"Untrained and trained encoder {size.encoder}{layers}: {config.encoder.pooling}-token pooling"
-        f"{', end-of-text token appended' if config.encoder.append_eos else ''}, at most "
-        f"{config.evaluate.max_length} tokens per "
-        f"query or document, weights {config.evaluate.dtype}, scores float32; prompts: {', '.join(prompts) or 'none'}."
+        f"Untrained and trained encoder {record.model}{layers}: {pooling}-token pooling"
+        f"{', end-of-text token appended' if record.append_eos else ''}, at most "
+        f"{used.get('max_length') or record.max_length} tokens per "
+        f"query or document, weights {record.dtype}, scores float32; prompts: {', '.join(prompts) or 'none'}."
     ).replace("mean-token pooling", "mean pooling")
+
+
+def _used(results: Results) -> dict[str, Any]:
+    """The rules by which the encoder was evaluated, from the record of a system that has it."""
+    names = [name for name in results.systems if name == "untrained" or name in results.config.objectives]
+    return results.record(names[0], results.tasks[0][1])["settings"] if names else {}
 
 
 def _published(results: Results) -> list[str]:
     """A note for every system that others trained: it was run by its own rules, not by those of `evaluate`."""
     notes = []
     for name in results.systems:
-        if name in results.config.published:
+        if name in results.config.models:
             used = results.record(name, results.tasks[0][1])["settings"]
             adapter = f" with adapter {used['adapter']}" if used.get("adapter") else ""
             adapter += f" (its base: {used['adapter_base']})" if used.get("adapter_base") else ""
@@ -74,41 +83,40 @@ def _published(results: Results) -> list[str]:
     return notes
 
 
-def _prompts(config) -> list[tuple[str, str]]:
-    return [("query", config.evaluate.query_prompt), ("document", config.evaluate.document_prompt)]
-
-
 def _training(results: Results) -> str:
     config = results.config
     if not config.objectives:
         return ""
     pairs = ", ".join(f"{name} {results.pairs_trained(name):,}" for name in config.objectives)
     training = config.training
+    seeds = f"seed{'s' * (len(config.seeds) > 1)} {', '.join(map(str, config.seeds))}"
     return (
-        f"Trained {len(config.seeds)} times each (seeds {', '.join(map(str, config.seeds))}) on (query, target) "
-        f"pairs per run: "
-        f"{pairs}; {training.steps} steps of {training.batch} candidate sets, K = {config.candidates.count} "
+        f"Trained {_times(len(config.seeds))} each ({seeds}) on (query, target) pairs per run: {pairs}; "
+        f"{training.steps} steps of {training.batch} candidate sets, K = {config.candidates.count} "
         f"({config.candidates.source}), LoRA r {training.lora.r}, "
         f"learning rate {_each(config, lambda c: c.training.learning_rate)}, {config.encoder.max_length} tokens."
     )
 
 
-def _each(config: Config, value: Callable[[Config], float], names: list[str] | None = None) -> str:
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _each(config: Config, value: Callable[[Config], float], objectives: list[str] | None = None) -> str:
     """A setting that every objective may have of its own: one number if all share it, else each with its objectives."""
     found: dict[str, list[str]] = {}
-    for name in config.objectives if names is None else names:
-        found.setdefault(f"{value(config.tuned(name)):g}", []).append(name)
+    for name in config.objectives if objectives is None else objectives:
+        found.setdefault(f"{value(stages.cut(config, f'train-{name}')):g}", []).append(name)
     if len(found) <= 1:
         return next(iter(found), f"{value(config):g}")
-    return ", ".join(f"{number} ({_list(sharing)})" for number, sharing in found.items())
+    return ", ".join(f"{number} ({_list(names)})" for number, names in found.items())
 
 
 def _own_settings(results: Results) -> str:
     """What stands in an objective's own section, but what :func:`_each` says."""
     said = []
     for name in results.config.objectives:
-        section = getattr(results.config, name, None)
-        own = section.model_dump(exclude={"learning_rate", "temperature"}) if section is not None else {}
+        own = results.config.knobs[name].model_dump(exclude={"learning_rate", "temperature"})
         words = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in own.items())
         said += [f"{name}: {words}"] if words else []
     return f"Settings of an objective's own: {'; '.join(said)}." if said else ""
@@ -121,7 +129,7 @@ def _word(value: object) -> str:
 def _qrhead(results: Results) -> str:
     if "qrhead" not in results.systems:
         return ""
-    qrhead = results.config.qrhead
+    qrhead = results.config.knobs["qrhead"]
     return (
         f"qrhead: BM25's best {qrhead.depth} documents in the order that the judge's selected heads give them, "
         f"{qrhead.per_prompt} passages in a prompt; nothing is trained."
@@ -130,7 +138,7 @@ def _qrhead(results: Results) -> str:
 
 def _later(results: Results) -> str:
     """Knobs that params has and no cell knows: what these numbers would be with them is not known."""
-    new = later(results.config, results.runs)
+    new = later(results.wanted, results.runs)
     return f"Made before params had {', '.join(f'{key} ({value})' for key, value in new.items())}." if new else ""
 
 
@@ -175,11 +183,11 @@ def _versions(results: Results) -> str:
 
 
 def _judge(results: Results) -> str:
-    judge, heads = results.config.judge, results.config.heads
-    if not (results.config.rerankers or any(objectives.find(name).needs for name in results.config.objectives)):
+    judge, heads, record = results.config.judge, results.config.heads, results.config.roles["judge"]
+    if not any(find(name).needs for name in results.config.objectives) and not results.config.rerankers:
         return ""
     return (
-        f"Judge {results.config.size.judge} in {judge.dtype}: passages, questions and targets of at most "
+        f"Judge {record.model} in {record.dtype}: passages, questions and targets of at most "
         f"{judge.passage_tokens}, "
         f"{judge.query_tokens} and {judge.target_tokens} tokens; heads {heads.strategy}, {heads.count} of them."
     )
@@ -188,18 +196,17 @@ def _judge(results: Results) -> str:
 def _open(results: Results) -> str:
     """Our readings of what the paper leaves open."""
     config = results.config
-    tempered = [name for name in config.objectives if hasattr(getattr(config, name, None), "temperature")]
+    tempered = [name for name in config.objectives if hasattr(config.knobs[name], "temperature")]
+    used = _used(results)
     readings = [
         f"initial tau {_each(config, lambda c: c.temperature.init, tempered)} "
         f"({'learned as log tau' if config.temperature.learned else 'fixed'})",
         f"gate {config.injection.gate}, g starts at {config.injection.gate_init:g}",
-        f"judge rows injected: {config.injection.rows} (budget {config.injection.budget}, scores "
-        f"{config.injection.scores})",
+        f"judge rows injected: {config.injection.rows} (budget {config.injection.budget}, scores {config.injection.scores})",
         f"schedule {config.training.schedule}, warm-up {config.training.warmup:g}",
-        f"end-of-text token {'' if config.encoder.append_eos else 'not '}appended",
-        "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence, no evaluation "
-        "instruction"
-        if not (config.evaluate.query_prompt or config.evaluate.document_prompt)
+        f"end-of-text token {'' if config.roles['encoder'].append_eos else 'not '}appended",
+        "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence, no evaluation instruction"
+        if not (used.get("query_prompt") or used.get("document_prompt"))
         else "candidates shuffled, judge prompt plain text without chat template, loss a mean per sequence",
     ]
     return f"What the paper leaves open, as read here: {'; '.join(readings)}."

@@ -103,9 +103,7 @@ def main(results: Results) -> Table:
         del legend[1]
     title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
     head = ["Suite", "Task", *systems, "Queries", "Documents"]
-    return Table(
-        "main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results)
-    )
+    return Table("main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results))
 
 
 def _about_seeds(results: Results) -> list[str]:
@@ -234,11 +232,10 @@ def cost(results: Results) -> Table:
         )
         for r in found
     ]  # fmt: skip
-    hardware = next((run["hardware"] for run in results.runs.values() if run.get("hardware")), {})
+    hardware: dict[str, Any] = next((run["hardware"] for run in results.runs.values() if run.get("hardware")), {})
     devices = ", ".join(hardware.get("accelerators") or ["no accelerator"])
     notes = [
-        "Per training run: mean over seeds; evaluation: all tasks of one run. Peak: the process's, device memory if "
-        "larger.",
+        "Per training run: mean over seeds; evaluation: all tasks of one run. Peak: the process's, device memory if larger.",
         f"Gain per hour: mean nDCG@10 over all tasks minus that of {UNTRAINED}, by hours of training "
         "(detection of heads and making of data not counted; they stand in rows of their own).",
         f"Machine: {hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores, "
@@ -267,9 +264,7 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
         runs = [f"{system}-{seed}" for seed in results.seeds(system)]
         if runs:
             groups.append((system, "train", [[results.runs[f"train-{run}"]] for run in runs]))
-        evaluations = [
-            [results.runs[f"evaluate-{run}-{tasks}"] for tasks in results.config.tasks] for run in runs or [system]
-        ]
+        evaluations = [[results.runs[f"evaluate-{run}-{tasks}"] for tasks in results.config.tasks] for run in runs or [system]]
         groups.append((system, "evaluate", evaluations))
     rows = []
     for system, stage, repeats in groups:
@@ -349,9 +344,7 @@ def diagnostic(results: Results) -> Table | None:
     if not found:
         return None
     present = list(dict.fromkeys(key for row in found for key in row))
-    columns = [key for key in DIAGNOSTIC_ORDER if key in present] + [
-        key for key in present if key not in DIAGNOSTIC_ORDER
-    ]
+    columns = [key for key in DIAGNOSTIC_ORDER if key in present] + [key for key in present if key not in DIAGNOSTIC_ORDER]
     rows = [fields(*(_plain_value(row.get(key)) for key in columns)) for row in found]
     notes = [
         "Judge's mean loss on the target passage (nats per token) with nothing injected, uniform p, all weight on "

@@ -69,7 +69,6 @@ def one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-
 def number(value: float | None, digits: int = 3) -> str:
     """A score as tables print it: no leading zero, a proper minus sign, a dash for nothing.
 
@@ -103,7 +102,6 @@ def signed(value: float) -> str:
 def p_value(value: float | None) -> str:
     """A p-value; a dash where nothing was tested."""
     return "< .001" if value is not None and value < 0.001 else number(value)
-
 
 
 def grouped(value: float) -> str:
@@ -150,9 +148,7 @@ def markdown(table: Table) -> str:
     rule = [("-" * (w - 1) + ":") if numeric[i] else "-" * w for i, w in enumerate(widths)]
     lines = [f"# {_escape_markdown(table.title)}", ""]
     for row in [head, rule, *rows]:
-        padded = [
-            text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("| " + " | ".join(padded) + " |")
     return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
 
@@ -246,9 +242,7 @@ def plain(table: Table) -> str:
     numeric = _numeric_columns(table)
     lines = [table.title, ""]
     for row in [table.head, ["-" * w for w in widths], *rows]:
-        padded = [
-            text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
     if any(one.bold for row in table.rows for one in row):
         lines += ["", "* best"]

@@ -1,0 +1,142 @@
+"""What a whole configuration must keep before anything runs: names are known, and a name stands for one thing.
+
+Two cells never share a file, and no entry of params.yaml takes the place of something else. Names that are equal but for case
+are one name, as on file systems that do not tell them apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from dream import names as rules
+from dream.config.sections import Config
+from dream.data.lists import LISTS
+from dream.data.sources import SOURCES
+from dream.data.tasks.packaged import PACKAGED
+from dream.errors import DreamError
+from dream.knobs import RECIPES
+from dream.names import hint
+
+
+def trained() -> dict[str, str]:
+    """Names of the objectives."""
+    return rules.registered("objectives")
+
+
+def built_in() -> dict[str, str]:
+    """Names of the evaluated systems that have a file of their own and need no entry in params.yaml."""
+    return rules.registered("systems")
+
+
+def rerankers() -> dict[str, str]:
+    """Names of the systems in which the judge reranks the hits of another."""
+    return rules.registered("systems", "reranker")
+
+
+def carriers() -> set[str]:
+    """Names that may carry knobs of their own, a section of params.yaml each."""
+    return {*trained(), *built_in(), *rerankers()}
+
+
+def carrier(name: str) -> Any:
+    """The class of an objective or of a system with a file of its own; None for all others."""
+    if name in trained():
+        return importlib.import_module("dream.objectives").find(name)
+    if name in rerankers() or name in built_in():
+        return importlib.import_module("dream.systems").find(name)
+    return None
+
+
+def objectives(config: Config) -> None:
+    """Let every objective that runs look at the settings that it would be trained with."""
+    for name in config.objectives:
+        carrier(name).check(config.knobs[name], config)
+
+
+def names(config: Config) -> None:
+    """Stop before anything runs if a list of params.yaml names something unknown, or a name stands for two things.
+
+    Tasks that are neither packaged, own nor a list are mteb's: the stage ``assets`` asks mteb, which takes seconds.
+
+    Raises:
+        DreamError: one line with the key, the name and the remedy.
+    """
+    _known(config)
+    _one_thing(config)
+    for name in config.task_lists:
+        _ends(name, config.task_lists)
+    _cells(config)
+
+
+def _known(config: Config) -> None:
+    models = list(config.models)
+    systems = [*built_in(), *rerankers(), *models, *trained()]
+    choices = {
+        "objectives": (config.objectives, trained()),
+        "references": (config.references, [*built_in(), *models]),
+        "rerankers": (config.rerankers, rerankers()),
+        "data.sources": (config.data.sources, [*SOURCES, *config.own]),
+        "report.reference_system": ([config.report.reference_system], systems),
+    }
+    for key, (names, known) in choices.items():
+        for name in names:
+            if name in known:
+                continue
+            if name in systems:  # the right name in the wrong list
+                place = "rerankers" if name in rerankers() else "objectives" if name in trained() else "references"
+                raise DreamError(f"{key}: {name!r} belongs to `{place}`", "List it there")
+            raise DreamError(f"{key}: {name!r} is unknown", hint(name, known))
+    if not config.data.sources and not config.own:
+        raise DreamError("data.sources is empty and there is no own set to train on", "Name a source")
+
+
+def _one_thing(config: Config) -> None:
+    taken = {name.casefold(): what for name, what in _given()}
+    mteb = {name for members in LISTS.values() for name in members}  # tell case apart: no file bears a task's name alone
+    sections = {"task_lists": "a task list", "own": "an own set", "models": "a model"}
+    for section, what in sections.items():
+        for name in getattr(config, section):
+            other = "an mteb task" if name in mteb else taken.get(name.casefold())
+            if other:
+                raise DreamError(f"{section}: {name!r} is already the name of {other}", "Choose another name")
+            taken[name.casefold()] = f"{what} ({name})"
+
+
+def _given() -> Iterator[tuple[str, str]]:
+    """Every name that the code gives, and what it stands for."""
+    for what, found in (
+        ("a recipe", RECIPES), ("a file beside the tasks", ["entry.json"]), ("a system", [*built_in(), *rerankers(), "hybrid"]),
+        ("an objective", trained()), ("a packaged training source", SOURCES), ("a packaged task", PACKAGED),
+        ("a list of mteb tasks", LISTS),
+    ):  # fmt: skip
+        yield from ((name, what) for name in found)
+
+
+def _ends(name: str, lists: dict[str, list[str]], above: tuple[str, ...] = ()) -> None:
+    if name in above:
+        raise DreamError(f"task_lists: {' → '.join((*above, name))} never ends", "A list may not hold itself")
+    for entry in lists.get(name, ()):
+        _ends(entry, lists, (*above, name))
+
+
+def _cells(config: Config) -> None:
+    """Over everything that params.yaml defines, listed or not: a system switched on later meets no file of another."""
+    systems: list[tuple[str, int | None]] = [(name, None) for name in (*built_in(), *rerankers(), *config.models)]
+    systems += [(name, seed) for name in trained() for seed in config.seeds]
+    entries = dict.fromkeys([*config.tasks, *config.task_lists, *config.own, *PACKAGED, *LISTS])
+    seen: dict[str, tuple[str, int | None, str]] = {}
+    for system, seed in systems:
+        for entry in entries:
+            ours = (system, seed, entry)
+            theirs = seen.setdefault(rules.cell(*ours).casefold(), ours)
+            if theirs != ours:
+                raise DreamError(
+                    f"{_said(*theirs)} and {_said(*ours)} would share the file {rules.cell(*ours)}",
+                    "Rename a model or a task list",
+                )
+
+
+def _said(system: str, seed: int | None, entry: str) -> str:
+    return f"{system}{'' if seed is None else f' with seed {seed}'} on {entry}"

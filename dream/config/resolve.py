@@ -1,0 +1,133 @@
+"""params.yaml → one :class:`~dream.config.sections.Config` that refuses what it does not know.
+
+A knob in params.yaml is one value or one value per recipe (``{packaged: 8, paper: 16}``). :func:`resolve` picks the recipe's
+value, validates every key and type, looks up size and models, and collects the knobs that objectives and systems carry in
+their own files. Adding a common knob is one line in params.yaml and one field in ``sections.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dream import knobs, names
+from dream.config import check
+from dream.config.sections import Config, Model
+from dream.errors import DreamError
+from dream.files import read_yaml
+from dream.knobs import FALLBACK, RECIPES
+
+
+def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = None) -> Config:
+    """Read and resolve a params file.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted keys and values put over the file's, as ``dvc exp run -S`` does.
+
+    Raises:
+        DreamError: see :func:`dream.files.read_yaml` and :func:`resolve`.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise DreamError(f"{path} holds no settings", "params.yaml in the repository shows every setting")
+    for key, value in (overrides or {}).items():
+        *parents, leaf = key.split(".")
+        place = raw
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[leaf] = value
+    return resolve(raw, str(path))
+
+
+def resolve(raw: dict[str, Any], source: str = "params.yaml") -> Config:
+    """Resolve the values of one recipe and validate them, so that nothing runs on a wrong one.
+
+    Raises:
+        DreamError: a size, recipe or model is not defined, a key is unknown or missing, a value has the wrong type or is out of
+            range, or the names do not stand (see :func:`dream.config.check.names`).
+    """
+    try:
+        return _resolve(raw)
+    except DreamError as error:
+        raise DreamError(f"{source}: {error.what}", error.remedy) from None
+
+
+def _resolve(raw: dict[str, Any]) -> Config:
+    sizes, model = _section(raw, "sizes"), _section(raw, "model")
+    size = model.get("size")
+    if not isinstance(size, str) or not isinstance(sizes.get(size), dict):
+        raise DreamError(f"model.size {size!r} is not defined", f"Choose one of {', '.join(map(str, sizes))}, or add it to sizes")
+    recipe = raw.get("recipe", "auto")
+    if recipe == "auto":
+        recipe = sizes[size].get("recipe")
+    if recipe not in RECIPES:
+        raise DreamError(f"recipe {recipe!r} is not defined", f"Choose auto, {', '.join(RECIPES)}")
+    values = {key: _pick(value, recipe, str(key)) for key, value in raw.items()} | {"recipe": recipe}
+    carried = {key: values.pop(key) for key in list(values) if key in check.carriers() and key not in Config.model_fields}
+    if odd := {"roles", "knobs", "probes"} & set(values):
+        raise DreamError(f"{min(odd)} is not a known setting", "Remove it")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise knobs.problem(error, Config) from None
+    check.names(config)
+    probes = max(config.heads.probes, config.injection.diagnostic)
+    config = config.model_copy(update={"probes": probes, "roles": _roles(config), "knobs": _knobs(config, carried)})
+    check.objectives(config)
+    return config
+
+
+def _section(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _roles(config: Config) -> dict[str, Model]:
+    """The records of the models in use, by role."""
+    named = {
+        "encoder": ("sizes", config.size.encoder),
+        "judge": ("sizes", config.size.judge),
+        "generator": ("questions.generator", config.questions.generator),
+        "dense": ("candidates.dense_model", config.candidates.dense_model),
+        **{name: ("references", name) for name in config.references if name in config.models},
+    }
+    for key, name in named.values():
+        if name not in config.models:
+            raise DreamError(f"{key}: {name!r} is no entry of models", names.hint(name, config.models))
+    return {role: config.models[name] for role, (_, name) in named.items()}
+
+
+def _knobs(config: Config, carried: dict[str, Any]) -> dict[str, knobs.Knobs]:
+    """The settings that objectives and systems carry in their own files: of those that run or are named in params.yaml."""
+    found = {}
+    for name in dict.fromkeys([*config.objectives, *config.rerankers, *config.references, *carried]):
+        carrier = check.carrier(name) if name in check.carriers() - {"bm25", "untrained"} else None
+        if carrier is None or carrier.Knobs is None:
+            continue
+        overrides = carried.get(name)
+        if overrides is not None and not isinstance(overrides, dict):
+            raise DreamError(f"{name}: {knobs.WORDS['dict_type']} (got {str(overrides)[:80]!r})")
+        try:
+            found[name] = carrier.Knobs.resolve(config.recipe, overrides)
+        except ValidationError as error:
+            raise knobs.problem(error, carrier.Knobs, name) from None
+    return found
+
+
+def _pick(value: Any, recipe: str, key: str) -> Any:
+    """Replace every ``{recipe: value}`` mapping by the value of ``recipe`` (or of the recipe it builds on)."""
+    if not isinstance(value, dict):
+        return value
+    if odd := [name for name in value if name not in RECIPES] if set(value) & set(RECIPES) else []:
+        raise DreamError(f"{key}: {odd[0]!r} is no recipe", names.hint(str(odd[0]), RECIPES))
+    if value and set(value) <= set(RECIPES):
+        name = recipe
+        while name not in value:
+            if name not in FALLBACK:
+                raise DreamError(f"{key} has no value for recipe {recipe!r}", f"Add `{recipe}: …` to it")
+            name = FALLBACK[name]
+        return value[name]
+    return {k: _pick(v, recipe, f"{key}.{k}") for k, v in value.items()}

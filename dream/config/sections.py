@@ -1,0 +1,240 @@
+"""The sections of params.yaml and the whole of it, :class:`Config`, resolved for one size and one recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from dream.errors import DreamError
+from dream.knobs import (
+    DType,
+    Fraction,
+    ModelReference,
+    Name,
+    Names,
+    Pooling,
+    Positive,
+    Processes,
+    Section,
+    Seed,
+    SomeNames,
+    distinct,
+)  # fmt: skip
+
+
+class Size(Section):
+    """One entry of ``sizes``: the records of ``models`` that a size stands for, and its recipe."""
+
+    encoder: Name
+    judge: Name
+    recipe: Literal["packaged", "smoke", "paper"]
+
+
+class Model(Section):
+    """A model that is loaded, and all the rules that its numbers depend on. None: as the model's own folder says."""
+
+    model: ModelReference  # packaged/…, a hub id (owner/name or owner/name@revision) or a folder
+    adapter: ModelReference | None = None  # a PEFT adapter on top of it
+    layers: Positive | None = None  # the first so many layers are kept; None: all
+    pooling: Pooling | None = None
+    query_prompt: str | None = None  # put before every query, in training and evaluation
+    document_prompt: str | None = None
+    append_eos: bool = False  # end-of-text token behind every text
+    max_length: Positive | None = None  # longest input in evaluation, in tokens; None: what the folder says, at most 512
+    dtype: DType = "float32"  # of the weights as they are loaded; a LoRA's are float32
+    quantization: Literal["none", "8bit", "4bit"] = "none"  # of a judge: bitsandbytes weights that compute in ``dtype``
+    lora_targets: SomeNames | None = None  # None: the attention projections of its architecture
+    trust_remote_code: bool = False  # run code from the model's repository
+    licence: str = ""
+
+
+class Choice(Section):
+    size: str
+
+
+class Data(Section):
+    sources: Names
+    instances: Positive
+    task_queries: Positive | None
+    task_documents: Positive | None
+    passage_words: Positive
+    development: Annotated[float, Field(ge=0, lt=1)]
+    seed: Seed
+
+
+class Questions(Section):
+    generator: Name
+    prompt: Annotated[str, Field(pattern=r"\{passage\}")]
+    per_set: Positive
+    max_new_tokens: Positive
+    batch: Positive
+    round_trip: Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Candidates(Section):
+    source: Literal["auto", "same_document", "bm25", "dense", "hybrid"]
+    count: Annotated[Positive, Field(ge=2)]
+    include_positive: bool
+    questions_per_set: Positive
+    dense_model: Name
+    rrf_k: Positive
+    seed: Seed
+
+
+class BM25(Section):
+    k1: Annotated[float, Field(ge=0)]
+    b: Fraction
+    stemmer: Literal["english", "none"]
+    stopwords: Literal["none", "english"]
+    tokenizer: Literal["words", "auto"]
+
+
+class Judge(Section):
+    passage_tokens: Positive
+    query_tokens: Positive
+    target_tokens: Positive
+
+
+class Heads(Section):
+    strategy: Literal["query_focused", "random", "random_middle", "all", "explicit"]
+    count: Positive
+    explicit: Annotated[
+        list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]], AfterValidator(distinct)
+    ]
+    probes: Positive
+    drop_low_tokens: bool
+    bootstrap: Positive
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _explicit_heads_are_listed(self) -> Heads:
+        if self.strategy == "explicit" and not self.explicit:
+            raise ValueError("strategy is explicit, but explicit is empty. List [layer, head] pairs")
+        return self
+
+    def require(self, layers: int, heads: int) -> None:
+        """Stop if a judge with so many layers, and heads in each, cannot give what is asked for."""
+        missing = [pair for pair in self.explicit if pair[0] >= layers or pair[1] >= heads]
+        if self.strategy == "explicit" and missing:
+            raise DreamError(
+                f"heads.explicit: {missing[0]} is no head of the judge", f"It has {layers} layers of {heads} heads, from 0"
+            )
+        if self.strategy not in ("explicit", "all") and self.count > layers * heads:
+            raise DreamError(
+                f"heads.count is {self.count}, but the judge has {layers * heads} heads ({layers} layers of {heads})", "Lower it"
+            )
+
+
+class Injection(Section):
+    rows: Literal["query", "query+label", "all"]
+    budget: Literal["paper", "preserve"]
+    gate: Literal["learned", "fixed", "off"]
+    gate_init: Annotated[float, Field(gt=0, lt=1)]
+    scores: Literal["learned", "uniform"]
+    diagnostic: Positive
+    gap_every: Positive
+    force: bool
+
+
+class Temperature(Section):
+    init: Annotated[float, Field(gt=0)]
+    learned: bool
+
+
+class Encoder(Section):
+    max_length: Positive
+    token_budget: Positive
+
+
+class Lora(Section):
+    r: Positive
+    alpha: Positive
+    dropout: Fraction
+
+
+class Training(Section):
+    steps: Positive
+    batch: Positive
+    micro_batch: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    scalar_learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup: Fraction
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip: Annotated[float, Field(ge=0)]
+    lora: Lora
+    gradient_checkpointing: bool
+    checkpoint_every: Positive
+    keep_checkpoints: Positive
+    log_every: Positive
+    threads: Processes
+    accelerate: str | None
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> Training:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
+        return self
+
+
+class Evaluate(Section):
+    token_budget: Positive
+    search_chunk: Positive
+    depth: Annotated[Positive, Field(ge=100)]  # Recall@100 counts so many hits
+    drop_identical_ids: bool
+    workers: Processes
+
+
+class Report(Section):
+    reference_system: str
+    resamples: Positive
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    seed: Seed
+
+
+class Config(Section):
+    """All of params.yaml, resolved for one size and one recipe; of a stage, the part that the stage may read.
+
+    ``probes`` counts the candidate sets at the end that no run trains on: heads are scored, and the gap before training is
+    measured, on them. ``roles`` holds the records of the models in use: ``encoder`` (trained, and ``untrained``), ``judge``,
+    ``generator`` of questions, ``dense`` of candidates, and every reference that is a model under its own name. ``knobs``
+    holds the settings that objectives and systems carry in their own files, by name.
+    """
+
+    model: Choice
+    recipe: Literal["packaged", "smoke", "paper"]
+    sizes: dict[Name, Size]
+    models: dict[Name, Model]
+    objectives: Names
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)]
+    references: Names
+    rerankers: Names
+    tasks: SomeNames
+    task_lists: dict[Name, SomeNames]
+    own: dict[Name, str]
+    data: Data
+    questions: Questions
+    candidates: Candidates
+    bm25: BM25
+    judge: Judge
+    heads: Heads
+    injection: Injection
+    temperature: Temperature
+    encoder: Encoder
+    training: Training
+    evaluate: Evaluate
+    report: Report
+    probes: int = 0
+    roles: dict[str, Model] = Field(default_factory=dict)
+    knobs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def evaluated_only(self) -> list[str]:
+        """The systems that are not trained here, in the order of a table's rows."""
+        return [*self.references, *self.rerankers]
+
+    @property
+    def size(self) -> Size:
+        """The entry of ``sizes`` that ``model.size`` names."""
+        return self.sizes[self.model.size]

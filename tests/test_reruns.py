@@ -1,0 +1,123 @@
+"""What a change reruns: every row of the table in docs/design.md, asked of DVC itself.
+
+The real dvc.yaml and the real stage ``configure`` run; the work of every other stage is replaced by a script that writes, in
+place of each out, a hash of what the stage reads. So DVC decides, on the dependencies that the pipeline declares.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from dvc.repo import Repo
+from dvc.utils.hydra import apply_overrides
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STUB = '''
+import hashlib, json, pathlib, sys, time
+name, deps, outs = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+settings = json.loads(pathlib.Path(next(d for d in deps if d.startswith("reports/config/"))).read_text())
+settings.pop("code", None)
+deps = [d for d in deps if not d.startswith(("dream", "stages", "reports/config"))]
+if name == "given":  # an objective sees what it needs
+    kept = {"judge": "reports/assets/judge.json", "heads": "work/heads", "teacher": "work/teacher"}
+    deps = [d for d in deps if any(d.startswith(kept[n]) for n in settings["needs"])]
+    settings.pop("injection", None)
+if name == "prepare":  # the passages and questions of the new task stand nowhere in training
+    settings = settings["data"]
+def content(path):
+    path = pathlib.Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [p.read_text() for p in files]
+said = hashlib.sha256(json.dumps([settings, [content(d) for d in deps]]).encode()).hexdigest()
+for out in map(pathlib.Path, outs):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if "runs" in out.parts:
+        out.write_text(str(time.time()))  # wall times differ from run to run
+    elif out.suffix:
+        out.write_text(said)
+    else:
+        out.mkdir(exist_ok=True)
+        roles = settings.get("roles", {}) if name == "assets" else {"all": said}
+        files = ["encoder", "judge", "generator", "dense", *settings["references"], "data"] if name == "assets" else ["all"]
+        for role in files:
+            shown = "encoder" if role == "untrained" else role
+            (out / f"{role}.json").write_text(json.dumps(roles.get(shown, {})))
+'''
+
+
+def rows():
+    """(change, what runs beside `configure` and `report`) of every row of the table."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = text.split("## What a change reruns")[1].split("\n\n")[2]
+    found = [[field.strip() for field in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return [(re.findall("`([^`]+)`", change), re.findall("`([^`]+)`", runs)) for change, runs in found]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("dream", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", folder)
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    for name, stage in pipeline["stages"].items():
+        outs = [o if isinstance(o, str) else next(iter(o)) for kind in ("outs", "plots", "metrics") for o in stage.get(kind, [])]
+        if name == "configure":
+            stage["cmd"] = stage["cmd"].replace("python", sys.executable)
+        else:
+            stage["cmd"] = f"{sys.executable} stub.py {name} {','.join(stage['deps'])} {','.join(outs)}"
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
+    (folder / "stub.py").write_text(STUB, encoding="utf-8")
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    Repo.init(str(folder)).close()
+    apply_overrides(folder / "params.yaml", ["objectives=[dream,infonce,replug]", "seeds=[0,1]", "rerankers=[qrhead]"])
+    repro(folder)
+    return folder
+
+
+def repro(folder):
+    """Run the pipeline; the stages that DVC ran, by name."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return set(re.findall(r"Running stage '([^']+)'", done.stdout))
+
+
+@pytest.mark.parametrize(("change", "expected"), rows(), ids=lambda value: " ".join(value) if value else "nothing")
+def test_a_change_reruns_what_the_table_says(project, change, expected):
+    files = {path: path.read_bytes() for path in [project / "params.yaml", *map(project.joinpath, filter(is_file, change))]}
+    try:
+        for one in change:
+            path = project / one
+            if is_file(one):
+                before = path.read_text(encoding="utf-8") if path.exists() else ""
+                path.write_text(before + "\n# a change\n", encoding="utf-8")
+            else:
+                apply_overrides(project / "params.yaml", [one])
+        ran = repro(project) - {"configure", "report"}
+    finally:
+        for path, content in files.items():
+            path.write_bytes(content)
+    everything = stages(project)
+    wanted = {name for name in everything for pattern in expected if pathlib.PurePath(name).match(pattern)}
+    assert ran == wanted, f"ran {sorted(ran - wanted)} too, and not {sorted(wanted - ran)}"
+    repro(project)  # back: all from the run-cache
+
+
+def test_going_back_runs_nothing_but_restores(project):
+    apply_overrides(project / "params.yaml", ["training.learning_rate=0.001"])
+    assert any(name.startswith("train@") for name in repro(project))
+    apply_overrides(project / "params.yaml", ["training.learning_rate=0.0005"])
+    assert repro(project) <= {"report"}
+
+
+def is_file(change):
+    return change.endswith(".py")
+
+
+def stages(folder):
+    with Repo(str(folder)) as repo:
+        return {stage.addressing.split(":")[-1] for stage in repo.index.stages}
