@@ -675,3 +675,30 @@ def test_a_published_system_is_said_to_follow_its_own_rules(results):
     (note,) = [n for n in notes.footnotes(committed) if n.startswith("minilm:")]
     assert "packaged/minilm" in note and "mean pooling" in note and "256 tokens" in note
     assert not [n for n in notes.footnotes(results) if n.startswith("minilm:")]
+
+
+@pytest.mark.parametrize(
+    ("lists", "own", "line"),
+    [
+        ({"general": ["boolq", "drop", "squad"], "domain": ["mbpp"]}, {}, "has no result on squad, which general holds now"),
+        ({"general": ["boolq"], "domain": ["mbpp"]}, {}, "has results on drop, which general no longer holds"),
+        ({"general": ["boolq", "drop"], "domain": ["mbpp"]}, {"mine": "sets/mine"}, "has no result on mine, which general holds now"),
+    ],
+)
+def test_cells_of_other_tasks_than_params_lists_are_noticed(folder, lists, own, line):
+    with pytest.raises(DreamError, match=rf"bm25-general\.json {line}\. Run `dvc repro`"):
+        cells.load(make_config(task_lists=lists, own=own), folder)
+
+
+@pytest.mark.parametrize("value", [{}, [], {"rows": []}, [{"layer": 0}], "heads"])
+def test_a_file_of_heads_without_heads_is_named(config, tmp_path, value):
+    folder = make_cells(tmp_path, config)
+    (folder / "heads.json").write_text(json.dumps(value))
+    with pytest.raises(DreamError, match=r"heads\.json has another schema \(no layer, head and score\)\. Run `dvc repro heads`"):
+        cells.load(config, folder)
+
+
+def test_the_mark_of_plain_text_is_the_one_that_the_notes_speak_of(results):
+    for name in ("main", "significance"):
+        text = render.plain(*registry.build(results, [name]))
+        assert "\n* marked\n" in text and "marked" in text.partition("\n* marked\n")[2] and "bold" not in text

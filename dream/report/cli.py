@@ -52,6 +52,13 @@ def load(params: Path, cells: Path, experiment: str | None = None, reference: st
     return results if reference is None else results.against(reference)
 
 
+def place(text: Any) -> Path:
+    """Where to write; an empty text would be the working folder."""
+    if not str(text).strip():
+        raise DreamError("the place to write to is empty", "Name a folder or a file")
+    return Path(text)
+
+
 def trained(config: Any, system: str | None) -> str:
     """The system that a user named, or the first that params trains."""
     if system is None and not config.objectives:
@@ -99,7 +106,10 @@ def tables(
     table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Only this table; may be repeated.")] = None,
     format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Rebuild all tables as CSV and Markdown in this folder instead.")
+        Path | None,
+        typer.Option(
+            "--out", parser=place, metavar="PATH", help="Rebuild all tables as CSV and Markdown in this folder instead."
+        ),
     ] = None,
     experiment: Experiment = None,
     reference: Reference = None,
@@ -150,7 +160,9 @@ def _for_tables(folder: Path) -> Path:
 )
 def plots(
     plot: Annotated[list[str] | None, typer.Option("--plot", "-p", help="Only this plot; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the PNG and SVG files: reports/plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", parser=place, metavar="PATH", help="Folder for the PNG and SVG files: reports/plots.")
+    ] = None,
     experiment: Experiment = None,
     reference: Reference = None,
     json: Json = False,
@@ -208,8 +220,11 @@ def paper(
     cells: Cells = CELLS,
 ) -> None:
     """Set the paper's printed numbers, ablations too, beside ours, and say which have not been run."""
+    from dream import config
     from dream.report.commands import paper as printed
 
+    if params.exists():
+        config.load(params)  # a broken one is no missing result
     remark = ""
     try:
         results = load(params, cells)
@@ -275,7 +290,7 @@ def plan(
     recipe: Annotated[str, typer.Option("--recipe", help="auto, packaged, smoke or paper.")] = "auto",
     tflops: Annotated[float, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s.")] = 100.0,
     device_gib: Annotated[
-        float | None, typer.Option("--device-gib", min=0, max=1e9, help="Device memory; by default what is here.")
+        float | None, typer.Option("--device-gib", min=0.1, max=1e9, help="Device memory; by default what is here.")
     ] = None,
     json: Json = False,
     params: Params = PARAMS,
@@ -315,7 +330,7 @@ def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
     system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a small page here.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", parser=place, metavar="PATH", help="Write a small page here.")] = None,
     json: Json = False,
     params: Params = PARAMS,
 ) -> None:
@@ -348,7 +363,7 @@ def explain(
     )
 )
 def export(
-    out: Annotated[Path, typer.Option("--out", help="Folder; each format is a folder in it.")],
+    out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="Folder; each format is a folder in it.")],
     system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
     format: Annotated[str, typer.Option("--format", "-f", help="both, peft or sentence-transformers.")] = "both",
@@ -381,7 +396,9 @@ def export(
 
 @app.command(epilog=examples("dream-report page", "dream-report page --out results.html"))
 def page(
-    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("reports/page.html"),
+    out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="The HTML file to write.")] = Path(
+        "reports/page.html"
+    ),
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,

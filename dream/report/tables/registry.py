@@ -94,7 +94,7 @@ def main(results: Results) -> Table:
         rows.append(fields(suite, label, *scores, *counts))
     percent = f"{config.report.confidence:.0%}"
     legend = [
-        f"nDCG@10 [{percent} interval over {over(results)}]; best of a row in bold. A mean weighs every task the same.",
+        f"nDCG@10 [{percent} interval over {over(results)}]; the best of a row is marked. A mean weighs every task the same.",
         f"↑ ↓ above or below {reference}: p < {LEVEL} of a paired test over {over(results)}, after Holm's correction, for each "
         "system over its tasks (and apart over its means).",
         *_about_seeds(results),
@@ -147,7 +147,7 @@ def significance(results: Results) -> Table | None:
     ]  # fmt: skip
     draws = results.config.report.resamples
     notes = [
-        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's correction.",
+        f"Difference of nDCG@10, system minus {reference}, on the same queries; marked: p < {LEVEL} after Holm's correction.",
         f"Interval over {over(results)}: bootstrap of queries, {draws} draws; two-sided p: sign flips of queries, as many draws, "
         f"smallest possible value 1/{1 + draws}."
         + (" To every draw a trained system's seeds add Student's t with their spread." if "seeds" in over(results) else ""),

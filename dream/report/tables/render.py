@@ -236,7 +236,7 @@ def _html_field(one: Field, kind: str) -> str:
 
 
 def plain(table: Table) -> str:
-    """Aligned text for a pipe: no colours, no box drawing; ``*`` after a field marks the best."""
+    """Aligned text for a pipe: no colours, no box drawing; ``*`` after a field marks it."""
     rows = [[one.text + ("*" if one.bold else "") for one in row] for row in table.rows]
     widths = [max(len(row[i]) for row in [table.head, *rows]) for i in range(len(table.head))]
     numeric = _numeric_columns(table)
@@ -245,7 +245,7 @@ def plain(table: Table) -> str:
         padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
     if any(one.bold for row in table.rows for one in row):
-        lines += ["", "* best"]
+        lines += ["", "* marked"]
     return "\n".join([*lines, *([""] if table.notes else []), *(f"- {note}" for note in table.notes)]) + "\n"
 
 
