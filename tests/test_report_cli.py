@@ -205,7 +205,7 @@ ONE_LINE = [
     (["explain", "q", "--seed", "1.5"], "Invalid value for '--seed': "),
     (["tables", "--out", "file"], r"\S+/file is not a folder\. Name a folder"),
     (["tables", "--out", "folder"], "folder holds other files, which would be lost. Name a new folder"),
-    *((command.split() + [""], "the place to write to is empty. Name a folder or a file") for command in
+    *(([*command.split(), ""], "the place to write to is empty. Name a folder or a file") for command in
       ("tables --out", "plots --plot systems --out", "page --out", "export --out", "explain q --html")),
     (["page", "--out", "folder"], "'folder' is no name of an HTML file. Name one that ends in .html"),
     (["page", "--out", "params.yaml"], "'params.yaml' is no name of an HTML file"),
