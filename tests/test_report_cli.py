@@ -201,13 +201,14 @@ ONE_LINE = [
     (["runs", "--commits", "-1"], "Invalid value for '--commits': Input should be greater than or equal to 0"),
     (["plan", "--tflops", "nan"], "Invalid value for '--tflops': "),
     (["plan", "--device-gib", "inf"], "Invalid value for '--device-gib': "),
+    (["plan", "--device-gib", "0"], "Invalid value for '--device-gib': "),
     (["explain", "q", "--seed", "1.5"], "Invalid value for '--seed': "),
     (["tables", "--out", "file"], r"\S+/file is not a folder\. Name a folder"),
     (["tables", "--out", "folder"], "folder holds other files, which would be lost. Name a new folder"),
-    (["tables", "--out", ""], ". holds other files, which would be lost"),
+    *(([*command.split(), ""], "the place to write to is empty. Name a folder or a file") for command in
+      ("tables --out", "plots --plot systems --out", "page --out", "export --out", "explain q --html")),
     (["page", "--out", "folder"], "'folder' is no name of an HTML file. Name one that ends in .html"),
     (["page", "--out", "params.yaml"], "'params.yaml' is no name of an HTML file"),
-    (["page", "--out", ""], "'.' is no name of an HTML file"),
     (["explain", "q", "--html", "params.yaml"], "'params.yaml' is no name of an HTML file"),
     (["page", "--out", "file/page.html"], "file is there and is not a folder. Name a folder"),
     (["page", "--out", "x" * 300 + ".html"], r"\S+/x+\S* has too long a name\. Choose a shorter one"),
@@ -309,3 +310,24 @@ def test_doctor_reports_a_missing_package_and_a_home_that_is_no_folder(run, monk
     found = {check.name: check for check in doctor.examine(None)}
     assert found["broken"].found == "not looked at: the package torch is missing" and "pip install" in found["broken"].remedy
     assert found["disk, cache"].state == doctor.PROBLEM and "not writable" in found["disk, cache"].found
+
+
+def test_doctor_says_the_same_of_several_sizes_once(run, monkeypatch):
+    from dream.data import needs
+    from dream.planning import doctor
+
+    def unreachable(config):
+        if config.model.size != "tiny":
+            raise DreamError("the hub does not answer", "Wait")
+
+    monkeypatch.setattr(needs, "check_available", unreachable)
+    tiny, others = doctor.recipes(make_config())
+    assert (tiny.name, tiny.state) == ("size tiny", doctor.OK)
+    assert others.found == "the hub does not answer" and {"0.5b", "8b"} < set(others.name.removeprefix("size ").split(", "))
+
+
+@pytest.mark.parametrize("command", ["runs", "paper --rows", "tables"])
+def test_a_broken_params_file_is_an_error_of_every_command(run, project, command):
+    (project / "broken.yaml").write_text("model: [")
+    with pytest.raises(DreamError, match="broken.yaml"):
+        run(*command.split(), "--params", "broken.yaml")
