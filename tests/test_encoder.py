@@ -292,10 +292,11 @@ def pooled(hidden, how):
 @pytest.mark.parametrize(("pooling", "head"), [*((how, None) for how in POOLINGS), ("mean", make_head)])
 def test_a_lora_trains_on_every_architecture_and_plain_peft_reads_it(kind, pooling, head, tmp_path):
     from peft import PeftModel
-    from transformers import AutoModel
+    from transformers import AutoModel, PreTrainedTokenizerFast
 
     make_model(tmp_path, kind)
     encoder = Encoder.from_pretrained(tmp_path, pooling=pooling, head=head and head(), max_length=16)
+    encoder.tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)  # transformers reads a qwen2 folder's as BPE
     encoder.add_lora(LORA, 0)
     before = encoder.encode(TEXTS[:8])
     vectors = encoder.embed(TEXTS[:8])
