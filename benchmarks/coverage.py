@@ -1,4 +1,4 @@
-"""How often the intervals of dream/evaluation/stats.py hold the truth, on made-up scores whose truth is known.
+"""How often the intervals of dream/report/stats.py hold the truth, on made-up scores whose truth is known.
 
     python -m benchmarks.coverage        # about two minutes; writes reports/bench/coverage.md, which docs/evaluation.md shows
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from dream.errors import exits_cleanly
-from dream.evaluation import stats
 from dream.files import replacing
+from dream.report import stats
 
 FILE = Path("reports/bench/coverage.md")
 QUERIES, LEVEL = (120, 60), 0.35  # queries of each task; the true mean of every system

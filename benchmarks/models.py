@@ -19,7 +19,7 @@ LLAMA_HEADS = tuple(map(tuple, read_json(ROOT / "dream/report/reference/heads.js
 
 def shipped(name: str, rms_norm_eps: float = 1e-5) -> dict[str, Any]:
     """Shape of one of the paper's models, from the configurations that ``dream-report plan`` reads."""
-    found = read_json(ROOT / f"dream/report/models/{name}.json")
+    found = read_json(ROOT / f"dream/planning/models/{name}.json")
     return {k: v for k, v in found.items() if k not in ("name", "qk_norm")} | {
         "max_position_embeddings": 8192, "rms_norm_eps": rms_norm_eps,
     }  # fmt: skip

@@ -24,7 +24,7 @@ from dream.systems.encoder import TRAINED, Dense
 if TYPE_CHECKING:
     from dream.config import Config
 
-WORK, CELLS = Path("work/evaluate"), Path("reports/cells/evaluate")
+WORK, CELLS = Path("work/evaluate"), Path("reports/results/evaluate")
 SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
 ROWS = ["suite", "task", "system", "seed", "query_id", *SCORES]
 SHOWN = 10  # hits kept per query
@@ -161,7 +161,7 @@ def check(task: Task) -> None:
 
 
 def write(cell: str, table: pd.DataFrame, records: list[dict[str, Any]]) -> list[Path | str]:
-    """Write work/evaluate/<cell>/ and reports/cells/evaluate/<cell>.{csv,json}: no dates, sorted, rounded; return the latter."""
+    """Write work/evaluate/<cell>/ and reports/results/evaluate/<cell>.{csv,json}: no dates, sorted, rounded; return these."""
     with replacing_folder(WORK / cell) as folder:
         table.to_parquet(folder / "queries.parquet", index=False)
     scores, means = CELLS / f"{cell}.csv", CELLS / f"{cell}.json"

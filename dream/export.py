@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 FORMATS = ("peft", "sentence-transformers")
 ARXIV = "2606.24667"
 LICENCES = ("apache-2.0", "mit", "llama3.1", "llama3.2")  # as the hub names them; any other is "other"
-CELLS = Path("reports/cells")
+CELLS = Path("reports/results")
 NO_SCORES = (None, "none were asked for")
 
 

@@ -1,6 +1,6 @@
 """Provenance: what an artefact was made with, and what it cost.
 
-``reports/cells/runs/<name>.json`` holds the settings that a stage read (its file of ``reports/config``), code hash, input and
+``reports/results/runs/<name>.json`` holds the settings that a stage read (its file of ``reports/config``), code hash, input and
 output hashes, versions, hardware, wall time, peak memory and operations. It lies outside the artefact, so that the same bytes
 made with other settings are the same artefact for the stages after it. :func:`check` compares it with what the stage would read
 now, so that an artefact of another configuration is never used by mistake.
@@ -22,7 +22,7 @@ from typing import Any
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256, write_json
 
-RUNS, CONFIG = Path("reports/cells/runs"), Path("reports/config")
+RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "mteb", "beir", "bm25s", "dvc", "numpy", "scipy", "pandas", "pyarrow")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,7 +76,7 @@ class Record:
 
 @contextlib.contextmanager
 def recording(name: str, settings: str = "", inputs: Iterable[Path | str] = ()) -> Iterator[Record]:
-    """Measure a stage and write ``reports/cells/runs/<name>.json`` when it succeeds.
+    """Measure a stage and write ``reports/results/runs/<name>.json`` when it succeeds.
 
     Args:
         name: stage and cell, e.g. ``train-dream-0``.

@@ -22,8 +22,8 @@ def main() -> None:
         sets, summary = candidates.build(config, passages, instances)
         with replacing_folder("work/candidates") as folder:
             sets.to_parquet(folder / "candidates.parquet", index=False)
-        write_json("reports/cells/candidates.json", summary)
-        record.outputs = ["reports/cells/candidates.json"]
+        write_json("reports/results/candidates.json", summary)
+        record.outputs = ["reports/results/candidates.json"]
         record.notes = {"sets": len(sets)}
     for r in summary:
         found = "" if r["positive_found"] is None else f", positive among them {r['positive_found']:.1%}"

@@ -36,8 +36,8 @@ def main() -> None:
             for layer, row in enumerate(described["scores"])
             for head, value in enumerate(row)
         ]
-        write_json("reports/cells/heads.json", rows)
-        record.outputs = ["reports/cells/heads.json"]
+        write_json("reports/results/heads.json", rows)
+        record.outputs = ["reports/results/heads.json"]
         record.notes |= {key: described[key] for key in ("judge", "strategy", "probes", "stability", "best", "mean")}
     print(f"[heads] best {described['best']:.3f}, mean of all {described['mean']:.3f}, chance "
           f"{heads.chance(len(probes[0].passages)):.3f}; top-{knobs.count} overlap over resamples "

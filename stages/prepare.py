@@ -26,8 +26,8 @@ def main() -> None:
             prepared = prepare.prepare(config, questions, Path(scratch))
             prepare.write(prepared, data)
             write_json(data / "summary.json", prepared.records)
-        write_json("reports/cells/prepare.json", prepared.records)
-        record.outputs = ["reports/cells/prepare.json"]
+        write_json("reports/results/prepare.json", prepared.records)
+        record.outputs = ["reports/results/prepare.json"]
         record.notes = {"passages": len(prepared.passages), "instances": len(prepared.instances)}
     for r in prepared.records:
         if r["kind"] == "source":

@@ -29,8 +29,8 @@ def main() -> None:
         diagnosis = diagnostics.measure(Judge.build(config), probes, injection, knobs.gate_init, config.heads.seed)
         with replacing_folder("work/signal") as folder:
             write_json(folder / "diagnostic.json", diagnosis)
-        write_json("reports/cells/diagnostic.json", diagnosis["rows"])
-        record.outputs = ["reports/cells/diagnostic.json"]
+        write_json("reports/results/diagnostic.json", diagnosis["rows"])
+        record.outputs = ["reports/results/diagnostic.json"]
     print(diagnostics.table(diagnosis))
 
 

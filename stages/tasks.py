@@ -15,11 +15,12 @@ def main() -> None:
     entry = parser.parse_args().tasks
 
     config = stages.load(f"tasks-{entry}")
-    from dream.data import tasks
+    with manifest.recording(f"tasks-{entry}", inputs=["work/questions"]):
+        from dream.data import tasks
 
-    manifest.check("questions", "work/questions")
-    with replacing_folder(tasks.FOLDER / entry) as folder:
-        names = tasks.write_entry(entry, config, folder)
+        manifest.check("questions", "work/questions")
+        with replacing_folder(tasks.FOLDER / entry) as folder:
+            names = tasks.write_entry(entry, config, folder)
     print(f"[tasks-{entry}] {', '.join(names)}")
 
 

@@ -46,7 +46,7 @@ def main() -> None:
         result = training.train(config, args.objective, args.seed, sets, objectives.Given(judge, heads, teacher), key)
         if main_process:
             training.save(result, Path("work/models") / name, made_with)
-            training.save_curves(result, curves := Path("reports/cells/train") / f"{name}.csv")
+            training.save_curves(result, curves := Path("reports/results/train") / f"{name}.csv")
             training.Checkpoints(key, 1).clear()
             record.outputs = [curves]
         record.flops = result.flops

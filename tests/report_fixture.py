@@ -53,9 +53,9 @@ def write_params(folder: Path, config) -> None:
 
 
 def make_cells(folder: Path, config=None) -> Path:
-    """Write reports/cells below ``folder`` for everything that params lists; return the cells' folder."""
+    """Write reports/results below ``folder`` for everything that params lists; return the cells' folder."""
     config = config or make_config()
-    cells = folder / "reports" / "cells"
+    cells = folder / "reports" / "results"
     for system in config.evaluated_only:
         for tasks in config.tasks:
             _evaluation(cells, config, system, None, tasks)

@@ -237,7 +237,7 @@ def snapshot(tiny_llama, tmp_path, monkeypatch):
 
 
 def test_a_pinned_model_is_that_commit_and_no_other(snapshot, cache):
-    from dream.report import plan
+    from dream.planning import plan
 
     reference = f"owner/name@{PINNED}"
     assert assets.kind(reference) == "hub" and assets.model_path(reference) == snapshot == hub.cached(reference)
@@ -260,12 +260,12 @@ def test_a_pinned_data_set_is_that_commit_and_no_other(tmp_path, monkeypatch):
 
 
 def test_a_revision_may_hold_a_slash_and_a_folder_an_at(tmp_path):
-    from dream.report import plan
+    from dream.planning import plan
 
     assert assets.kind("owner/name@refs/pr/1") == "hub"
     folder = tmp_path / "runs@2"
     folder.mkdir()
-    (folder / "config.json").write_text((files("dream.report") / "models" / "llama-3.2-1b.json").read_text())
+    (folder / "config.json").write_text((files("dream.planning") / "models" / "llama-3.2-1b.json").read_text())
     assert assets.kind(str(folder)) == "local" and plan.model(str(folder)).layers == 16
 
 

@@ -203,7 +203,7 @@ def test_ids_stay_text_from_file_to_cell(make, tmp_path, monkeypatch):
     table, records = cells.run(system, None, ["mine"], config)
     cells.write("bm25-mine", system, table, records, config)
     assert set(pd.read_parquet("work/evaluate/bm25-mine/queries.parquet")["query_id"]) == set(names)
-    with open("reports/cells/evaluate/bm25-mine.csv", encoding="utf-8", newline="") as stream:
+    with open("reports/results/evaluate/bm25-mine.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["query_id"]: float(row["ndcg_at_10"]) for row in rows} == dict.fromkeys(names, 1.0)
 

@@ -220,10 +220,10 @@ def test_the_heads_that_stage_heads_found_are_those_that_training_injects_into(p
     best = sorted(every, key=lambda h: (-described["scores"][h[0]][h[1]], h))[:3]
     expected = Injection(tuple(best), "query+label", "preserve")
     assert described["selected"] == [list(h) for h in best] and gates == [(expected, 0.3, 5)]
-    cells = read_json(folder / "reports/cells/heads.json")
+    cells = read_json(folder / "reports/results/heads.json")
     assert {(c["layer"], c["head"]) for c in cells if c["selected"]} == set(best) and len(cells) == 12
     assert all(c["score"] == described["scores"][c["layer"]][c["head"]] for c in cells)
-    assert read_json(folder / "reports/cells/diagnostic.json") == read_json(folder / "work/heads/diagnostic.json")["rows"]
+    assert read_json(folder / "reports/results/diagnostic.json") == read_json(folder / "work/heads/diagnostic.json")["rows"]
     spy(monkeypatch, Judge, "target_losses", lambda self, s, p, gate, injection, **_: injected.append((p, injection)))
     run(train_stage, folder)
     assert injected and all(p is not None and injection == expected for p, injection in injected)
@@ -242,7 +242,7 @@ def test_training_stops_without_a_signal_unless_forced(project, run, objective, 
     else:
         run(train_stage, folder, objective)
     assert (folder / f"work/models/{objective}-0/adapter").exists() == (not stops)
-    assert (folder / f"reports/cells/train/{objective}-0.csv").exists() == (not stops)
+    assert (folder / f"reports/results/train/{objective}-0.csv").exists() == (not stops)
 
 
 def adapter(folder, name="adapter"):
@@ -256,7 +256,7 @@ def test_a_control_leaves_the_encoder_as_it_was(project, run, control, gate):
     run(train_stage, folder)
     trained = {name: w for name, w in adapter(folder).items() if "lora_B" in name}
     assert trained and not any(w.any() for w in trained.values())
-    curve, state = pd.read_csv(folder / "reports/cells/train/dream-0.csv"), read_json(folder / "work/models/dream-0/state.json")
+    curve, state = pd.read_csv(folder / "reports/results/train/dream-0.csv"), read_json(folder / "work/models/dream-0/state.json")
     assert state["tau"] == pytest.approx(0.02) and state["gate"] == gate and (curve["gate"] == gate).all()
     config = configs.load(folder / "params.yaml")
     judge, p = Judge.from_config(config), torch.full((2, 4), 0.25) if gate else None
@@ -355,7 +355,7 @@ def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
     described, config = read_json(folder / "work/heads/heads.json"), configs.load(folder / "params.yaml")
     made_with = manifest.made_with(config, "judge", "heads", "injection", "candidates", "data")
     assert filters == [True] and read_json(folder / "work/heads/made_with.json") == made_with
-    (record,) = read_json(folder / "reports/cells/runs/heads.json")
+    (record,) = read_json(folder / "reports/results/runs/heads.json")
     assert (record["stage"], record["cell"], set(record["inputs"])) == ("heads", "", {"work/data", "work/candidates"})
     assert record["notes"] == {key: described[key] for key in ("judge", "strategy", "probes", "stability", "best", "mean")}
     out = capsys.readouterr().out
@@ -388,14 +388,14 @@ def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
     assert (judge is None, selected) == ((True, []) if objective == "infonce" else (False, [[1, 0], [2, 3]]))
     made_with = manifest.made_with(config, *train_stage.SECTIONS, objective, objective=objective, seed=3)
     assert read_json(model / "made_with.json") == made_with
-    (record,) = read_json(folder / f"reports/cells/runs/train-{objective}-3.json")
+    (record,) = read_json(folder / f"reports/results/runs/train-{objective}-3.json")
     assert (record["stage"], record["cell"]) == ("train", f"{objective}-3")
     assert set(record["inputs"]) == {"work/data", "work/candidates", "work/heads"}
     state = result.step.objective.state()
     assert record["flops"] == result.flops > 0
     assert record["notes"] == {"pairs_trained": 24, **state, "scalars": result.scalars} and result.scalars
     assert read_json(model / "state.json") == {**state, "steps": 3, "pairs": 24}
-    curve = pd.read_csv(folder / f"reports/cells/train/{objective}-3.csv")
+    curve = pd.read_csv(folder / f"reports/results/train/{objective}-3.csv")
     assert curve["loss"].tolist() == pytest.approx([row["loss"] for row in result.history], abs=1e-6)
     assert not (folder / ".dream/checkpoints" / key).exists()
 
@@ -411,7 +411,7 @@ def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(projec
     assert dict(zip(table.instance_id, map(list, table.log_likelihoods), strict=True)) == expected and len(expected) == 8
     assert read_json(folder / "work/teacher/replug/made_with.json") == manifest.made_with(config, "judge")
     assert [p.name for p in (folder / "work/teacher/infonce").iterdir()] == ["none.txt"]
-    (record,) = read_json(folder / "reports/cells/runs/teacher.json")
+    (record,) = read_json(folder / "reports/results/runs/teacher.json")
     prompts = [(judge.prompt.documents(s), judge.prompt.suffixes(s)) for s in sets]
     assert record["flops"] == sum(flops.likelihoods(judge.model.config, *prompt) for prompt in prompts)
     assert record["notes"] == {"questions": 8} and set(record["inputs"]) == {"work/data", "work/candidates"}
@@ -424,7 +424,7 @@ def test_stage_teacher_has_nothing_to_do_without_an_objective_that_has_one(proje
     run(teacher_stage, folder)
     assert "nothing to compute" in capsys.readouterr().out
     assert [p.name for p in (folder / "work/teacher").rglob("*")] == ["infonce", "none.txt"]
-    assert read_json(folder / "reports/cells/runs/teacher.json")[0]["flops"] == 0
+    assert read_json(folder / "reports/results/runs/teacher.json")[0]["flops"] == 0
 
 
 @pytest.mark.parametrize("stage", [heads_stage, teacher_stage, train_stage])

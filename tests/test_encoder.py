@@ -16,9 +16,7 @@ from dream.config import Model
 from dream.encoder import (
     POOLINGS,
     Encoder,
-    attention_projections,
     batches,
-    check_targets,
     pool,
     split_revision,
     unique,
@@ -27,6 +25,7 @@ from dream.encoder import (
     encoder as module,
 )
 from dream.errors import DreamError
+from dream.lora import attention_projections, check_targets
 
 WORDS = [
     "the",
@@ -236,7 +235,7 @@ def test_load_follows_the_rules_in_training_and_evaluation(llama, tmp_path):
     assert (trained.query_prompt, trained.document_prompt) == ("the ", "")
     assert trained.backbone.is_activation_checkpointing
     assert trained.backbone.config._attn_implementation == "sdpa"
-    assert {n.split(".")[-3] for n, p in trained.named_parameters() if p.requires_grad} == {"k_proj"}
+    assert {n.split(".")[-4] for n, p in trained.named_parameters() if p.requires_grad} == {"k_proj"}
     trained.save_adapter(tmp_path / "adapter")
     loaded = Encoder.load(rules, adapter=tmp_path / "adapter", device="cpu")
     assert loaded.dtype == "bfloat16" and not loaded.training and not any(p.requires_grad for p in loaded.parameters())

@@ -32,9 +32,10 @@ from dream.encoder import Encoder
 from dream.errors import DreamError, explain, visible
 from dream.files import write_json
 from dream.manifest import ROOT
-from dream.report import compare, render
-from dream.report import explain as explaining
 from dream.report import page as paging
+from dream.report.commands import compare
+from dream.report.commands import explain as explaining
+from dream.report.tables import render
 
 TEXTS = st.text(st.characters() | st.sampled_from("\x1b\x07\x9b\u202e\u2066\u200b\ufeff\x00\n\t\r|`*_\\[]()<>&~#+-=@!$%{}^\"'"), max_size=30)
 
@@ -51,7 +52,7 @@ def test_visible_text_neither_acts_nor_hides(text):
 
 
 def table(text):
-    return render.Table("t", text, pd.DataFrame({"a": pd.Series([text], dtype=object), "b": [-0.5]}), ["a", text], [render.cells(text, "-.5")], [text])
+    return render.Table("t", text, pd.DataFrame({"a": pd.Series([text], dtype=object), "b": [-0.5]}), ["a", text], [render.fields(text, "-.5")], [text])
 
 
 def content(tokens):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from report_fixture import make_cells, write_params
 from test_encoder import KINDS, TEXTS, TOLERANCE, WORDS, make_model, make_tokenizer
-from test_models_of_others import RELU, change, write_folder
+from test_models_of_others import RELU, write_folder
 from typer.testing import CliRunner
 
 from dream import config as configs
@@ -24,6 +24,7 @@ from dream.errors import DreamError
 from dream.files import read_json, write_json
 from dream.manifest import ROOT
 from dream.report import cli
+from dream.report.commands import card
 from dream.systems.encoder import TRAINED
 
 LONG = " ".join(WORDS * 5)
@@ -140,7 +141,9 @@ def test_a_trained_sentence_transformers_folder_keeps_its_modules_prompts_and_le
     for prompt_name, prompt in (("query", rules.query_prompt), ("document", rules.document_prompt)):
         expected = ours(config, texts, prompt)
         np.testing.assert_allclose(theirs(found, texts, prompt_name), expected, atol=TOLERANCE)
-    assert rules.max_length == FOLDERS[name].get("length", 128) == read_json(found / "sentence_bert_config.json")["max_seq_length"]
+    assert (
+        rules.max_length == FOLDERS[name].get("length", 128) == read_json(found / "sentence_bert_config.json")["max_seq_length"]
+    )
     prompts = {"query": "", "document": "", **FOLDERS[name].get("prompts", {})}
     assert read_json(found / "config_sentence_transformers.json")["prompts"] == prompts
 
@@ -209,13 +212,21 @@ def test_bfloat16_is_stored_as_such_and_close(place, dense):
     assert (found * ours(config, TEXTS)).sum(1).min() > 0.98
 
 
+OWN = {"data.sources": ["boolq", "squad"], "seeds": [0, 1, 2], "objectives": ["dream", "infonce"]}
+
+
 @pytest.fixture
-def exported(place):
+def config(place):
+    """Of a trained system."""
+    found = settings(make_model(place / "model"), OWN, licence="Llama 3.2")
+    train(found)
+    return found
+
+
+@pytest.fixture
+def exported(place, config):
     """A trained system and cells of the same configuration."""
-    config = settings(make_model(place / "model"), {"data.sources": ["boolq", "squad"]}, licence="Llama 3.2")
-    train(config)
-    cells = make_cells(place, config)
-    return SimpleNamespace(config=config, cells=cells)
+    return SimpleNamespace(config=config, cells=make_cells(place, config))
 
 
 @pytest.mark.parametrize("kind", export.FORMATS)
@@ -234,7 +245,7 @@ def test_the_card_parses_and_says_what_is_needed(exported, kind):
 
 def test_scores_of_another_configuration_or_model_are_left_out(exported):
     assert card.scores(exported.config, "dream", 0, exported.cells)[0]
-    longer = settings("model", {"data.sources": ["boolq", "squad"]}, licence="Llama 3.2", max_length=32)
+    longer = settings(exported.config.models["mine"].model, OWN, licence="Llama 3.2", max_length=32)
     table, reason = card.scores(longer, "dream", 0, exported.cells)
     assert table is None and "max_length" in reason
     path = exported.cells / "runs" / "evaluate-dream-0-general.json"
@@ -269,10 +280,10 @@ def test_a_hub_encoder_is_named_not_carried(place, monkeypatch):
     assert "Built with Llama" in text and "Built with Llama" not in str(described(config))
 
 
-def test_a_folder_that_is_taken_is_left_alone_and_a_failure_leaves_nothing(exported, monkeypatch):
-    export.export(exported.config, "dream", 0, "out", ("peft",))
+def test_a_folder_that_is_taken_is_left_alone_and_a_failure_leaves_nothing(config, monkeypatch):
+    export.export(config, "dream", 0, "out", ("peft",))
     with pytest.raises(DreamError, match=r"out/peft is not empty.*--force"):
-        export.export(exported.config, "dream", 0, "out")
+        export.export(config, "dream", 0, "out")
     before = (export.Path("out/peft/README.md")).read_text()
 
     def fail(*_, **__):
@@ -280,23 +291,27 @@ def test_a_folder_that_is_taken_is_left_alone_and_a_failure_leaves_nothing(expor
 
     monkeypatch.setattr(export, "model_card", fail)
     with pytest.raises(OSError, match="No space"):
-        export.export(exported.config, "dream", 0, "out", force=True)
+        export.export(config, "dream", 0, "out", force=True)
     assert export.Path("out/peft/README.md").read_text() == before
     assert [p.name for p in export.Path("out").iterdir()] == ["peft"]
 
 
-def test_a_missing_or_other_model_is_one_line_with_a_remedy_that_works(exported):
+def test_a_missing_or_other_model_is_one_line_with_a_remedy_that_works(config):
     """DVC knows a stage for every objective and seed that params.yaml lists, and for no other."""
     for system, seed, message in (
         ("infonce", 1, r"infonce-1 is missing \(there are dream-0\). Run `dvc repro train@infonce-1`, or `dvc pull"),
-        ("dream", 9, r"dream-9 is missing .*\. Choose one of the seeds 0, 1, 2, or add 9 to them in params\.yaml\. Run `dvc repro"),
+        (
+            "dream",
+            9,
+            r"dream-9 is missing .*\. Choose one of the seeds 0, 1, 2, or add 9 to them in params\.yaml\. Run `dvc repro",
+        ),
         ("bm25", 0, r"'bm25' is not among the objectives that are trained \(dream, infonce\)\. Choose from dream, infonce"),
         ("nope", 0, r"'nope' is not among .*\. Choose from dream, infonce"),
         ("dreem", 0, r"'dreem' is not among .*\. Did you mean 'dream'\?"),
         ("replug", 0, r"'replug' is not among .*\. Add it to objectives in params\.yaml, then run `dvc repro train@replug-0`"),
     ):
         with pytest.raises(DreamError, match=message) as caught:
-            export.export(exported.config, system, seed, "out")
+            export.export(config, system, seed, "out")
         assert "\n" not in str(caught.value) and not export.Path("out").exists()
 
 
@@ -304,23 +319,25 @@ def test_a_missing_or_other_model_is_one_line_with_a_remedy_that_works(exported)
     ("changed", "message"),
     [
         ({"pooling": "mean"}, r"dream-0 was made with roles\.encoder\.pooling = 'last', params says 'mean'"),
-        ({"more": {"training.steps": 5}}, r"training\.steps"),
-        ({"more": {"dream.temperature": 0.3}}, r"temperature"),
+        ({"more": OWN | {"training.steps": 5}}, r"training\.steps"),
+        ({"more": OWN | {"dream.temperature": 0.3}}, r"temperature"),
     ],
 )
-def test_a_model_of_other_settings_is_refused(exported, changed, message):
+def test_a_model_of_other_settings_is_refused(config, changed, message):
     with pytest.raises(DreamError, match=message):
-        export.export(settings("model", licence="Llama 3.2", **changed), "dream", 0, "out")
+        export.export(
+            settings(config.models["mine"].model, **{"more": OWN, "licence": "Llama 3.2", **changed}), "dream", 0, "out"
+        )
 
 
-def test_a_tokenizer_that_would_differ_is_refused(exported, monkeypatch):
+def test_a_tokenizer_that_would_differ_is_refused(config, monkeypatch):
     monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, length: [[4, 5]] * len(texts))
     with pytest.raises(DreamError, match="gives other tokens"):
-        export.export(exported.config, "dream", 0, "out")
+        export.export(config, "dream", 0, "out")
 
 
-def test_the_command_exports_and_pushes_only_when_asked(exported, monkeypatch):
-    write_params(export.Path("."), exported.config)
+def test_the_command_exports_and_pushes_only_when_asked(config, monkeypatch):
+    write_params(export.Path("."), config)
     calls = []
     monkeypatch.setattr(export, "push", lambda folder, name: calls.append((str(folder), name)) or f"hub/{name}")
 
@@ -340,8 +357,8 @@ def test_the_command_exports_and_pushes_only_when_asked(exported, monkeypatch):
         run("--format", "onnx")
 
 
-def test_pushing_offline_is_one_line_and_keeps_the_folder(exported):
-    folder = export.export(exported.config, "dream", 0, "out", ("peft",))["peft"]
+def test_pushing_offline_is_one_line_and_keeps_the_folder(config):
+    folder = export.export(config, "dream", 0, "out", ("peft",))["peft"]
     with pytest.raises(DreamError, match=r"owner/name could not be pushed .* is complete") as caught:
         export.push(folder, "owner/name")
     assert "\n" not in str(caught.value) and "hf upload" in str(caught.value) and folder.exists()

@@ -26,10 +26,11 @@ from dream import objectives, systems
 from dream.candidates.dense import DenseIndex
 from dream.config import Model, stages
 from dream.data.tasks import base
-from dream.encoder import Encoder, adapters, check_targets, compare_base, folder_room, reading
+from dream.encoder import Encoder, adapters, compare_base, folder_room, reading
 from dream.errors import DreamError
 from dream.evaluation.wrapper import MtebEncoder
 from dream.judge.model import Judge
+from dream.lora import check_targets
 from dream.manifest import ROOT
 from dream.models import folders
 
@@ -479,7 +480,11 @@ def task(texts, asked):
 
 ENCODERS = {
     "minilm": {"model": "packaged/minilm"},
-    "cls, prompts and a Dense module": {"pooling": "cls", "prompts": {"query": "the blue ", "document": "a river "}, "dense": [{}]},
+    "cls, prompts and a Dense module": {
+        "pooling": "cls",
+        "prompts": {"query": "the blue ", "document": "a river "},
+        "dense": [{}],
+    },
     "last, prompts of the record": {"pooling": "lasttoken", "record": {"query_prompt": "small cat ", "append_eos": True}},
 }
 
@@ -491,7 +496,11 @@ def test_any_record_is_trained_by_the_rules_it_is_evaluated_by(models, tmp_path,
     rest = dict(ENCODERS[name])
     more = rest.pop("record", {})
     kind = "llama" if more else "bert"
-    entry = record(model=rest["model"]) if name == "minilm" else record(model=write_folder(tmp_path / "f", models[kind], **rest), **more)
+    entry = (
+        record(model=rest["model"])
+        if name == "minilm"
+        else record(model=write_folder(tmp_path / "f", models[kind], **rest), **more)
+    )
     found, sets = records.rules(entry, "models.mine"), make_sets(3, questions=2)
     encoder = Encoder.load(found, trainable=True, lora=LORA, max_length=64, device="cpu")
     assert encoder.training
@@ -603,7 +612,8 @@ def test_the_trained_encoders_lengths_are_checked_before_any_weight_is_read(mode
 
 
 @pytest.mark.parametrize(
-    ("targets", "missing"), [(["q_proj", "nonsense"], "no module 'nonsense'"), (["proj"], "no module 'proj'"), ([], "must be one")]
+    ("targets", "missing"),
+    [(["q_proj", "nonsense"], "no module 'nonsense'"), (["proj"], "no module 'proj'"), ([], "must be one")],
 )
 def test_every_target_of_a_new_lora_must_be_a_module(models, targets, missing):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -625,7 +635,9 @@ def test_every_target_of_a_new_lora_must_be_a_module(models, targets, missing):
 
 
 @hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-@hypothesis.given(st.lists(st.text("abjloqrpx_.", max_size=8) | st.sampled_from(["q_proj", "mlp.up_proj", "norm", "mlp"]), max_size=4))
+@hypothesis.given(
+    st.lists(st.text("abjloqrpx_.", max_size=8) | st.sampled_from(["q_proj", "mlp.up_proj", "norm", "mlp"]), max_size=4)
+)
 def test_targets_pass_exactly_where_peft_finds_a_matrix_for_each(models, targets):
     model = _backbone(models["llama"])
     kinds = (torch.nn.Linear, torch.nn.Embedding)

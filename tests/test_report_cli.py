@@ -146,7 +146,7 @@ def test_plots_are_written_where_asked(run, project):
 
 
 def test_a_plot_that_has_nothing_to_show_is_an_error_where_it_is_named(run, project):
-    diagnostic = project / "reports" / "cells" / "diagnostic.json"
+    diagnostic = project / "reports" / "results" / "diagnostic.json"
     kept = diagnostic.read_bytes()
     diagnostic.unlink()
     with pytest.raises(DreamError, match="plot 'diagnostic' has nothing to show"):
@@ -175,7 +175,7 @@ def ended(project, monkeypatch, capfd):
     """Run the program itself with these arguments; returns its one line, or its exit code. Nothing in the project changes."""
     monkeypatch.chdir(project)
     monkeypatch.setattr("dream.report.page.html", lambda _: "where it is written matters here, not what")
-    monkeypatch.setattr("dream.report.tables.build", lambda *_: [])
+    monkeypatch.setattr("dream.report.tables.registry.build", lambda *_: [])
     (project / "file").touch()
     (project / "folder" / "sub").mkdir(parents=True, exist_ok=True)
     (project / "bytes").write_bytes(b"\xff\xfe\x00\x01\x80")
@@ -255,9 +255,9 @@ def test_ctrl_c_is_one_line(ended, monkeypatch):
 def test_tables_replace_a_folder_of_tables_and_no_other(run, project, monkeypatch):
     import pandas as pd
 
-    from dream.report.render import Table
+    from dream.report.tables.render import Table
 
-    monkeypatch.setattr("dream.report.tables.build", lambda *_: [Table("main", "", pd.DataFrame({"a": [1]}), ["a"], [])])
+    monkeypatch.setattr("dream.report.tables.registry.build", lambda *_: [Table("main", "", pd.DataFrame({"a": [1]}), ["a"], [])])
     run("tables", "--out", "mine")
     (project / "mine" / "old.csv").write_text("a")
     run("tables", "--out", "mine")
@@ -298,7 +298,7 @@ def test_every_make_target_that_is_named_exists():
 
 
 def test_doctor_reports_a_missing_package_and_a_home_that_is_no_folder(run, monkeypatch):
-    from dream.report import doctor
+    from dream.planning import doctor
 
     def broken(_):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

@@ -16,7 +16,11 @@ from report_fixture import edit_json, make_cells, make_config, write_params
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cells, compare, explain, page, paper, plan, render, runs, sweeps, tables
+from dream.planning import plan
+from dream.report import page
+from dream.report.commands import compare, experiments, explain, paper, sweeps
+from dream.report.results import cells, runs
+from dream.report.tables import measures, render
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted" \x1b]0;pwn\x07 \u202e'
@@ -111,7 +115,7 @@ def test_more_of_everything_costs_more():
 def test_memory_is_near_that_of_the_committed_runs(objective, family):
     """The peak that every training run of the packaged recipe recorded, against the plan of the same params."""
     found = plan.estimate(configs.load(ROOT / "params.yaml"), 100)
-    records = sorted((ROOT / "reports" / "cells" / "runs").glob(f"train-{objective}-*.json"))
+    records = sorted((ROOT / "reports" / "results" / "runs").glob(f"train-{objective}-*.json"))
     assert records
     for record in records:
         measured = json.loads(record.read_text())[0]["peak_gib"]
@@ -154,7 +158,7 @@ def test_a_row_that_was_run_is_compared(results):
         frame["task"] = frame["task"].replace({"boolq": "SciFact"})
     renamed = replace(results, records=records, queries=queries, cache={})
     row = next(r for r in paper.rows(renamed) if (r["task"], r["method"]) == ("SciFact", "bm25"))
-    ours = tables.measured(renamed, "bm25", ["SciFact"])
+    ours = measures.measured(renamed, "bm25", ["SciFact"])
     assert row["state"] == "run" and row["difference"] == pytest.approx(ours.value - 0.6644)
     assert row["inside"] == (ours.low <= 0.6644 <= ours.high)
     assert next(r for r in paper.rows(renamed) if (r["task"], r["method"], r["size"]) == ("SciFact", "dream", "1b"))[
@@ -196,7 +200,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_runs_collects_the_workspace_commits_and_experiments(repository):
-    table = runs.collect(commits=2)
+    table = experiments.collect(commits=2)
     assert table.data["experiment"].iloc[0] == "workspace"
     assert "my-exp" in set(table.data["experiment"])
     assert dict(zip(table.data["experiment"], table.data["bm25.k1"], strict=True))["my-exp"] == 0.9
@@ -205,7 +209,7 @@ def test_runs_collects_the_workspace_commits_and_experiments(repository):
 
 def test_a_commit_from_before_a_knob_is_still_read(repository):
     """Its params lack the section, its records the knob; both are there today."""
-    for path in (repository / "reports" / "cells" / "runs").glob("*.json"):
+    for path in (repository / "reports" / "results" / "runs").glob("*.json"):
         edit_json(path, lambda record: record[0]["config"]["bm25"].pop("b"))
     old = yaml.safe_load((repository / "params.yaml").read_text())
     del old["qrhead"], old["bm25"]["b"]
@@ -214,20 +218,20 @@ def test_a_commit_from_before_a_knob_is_still_read(repository):
     _git(repository, "commit", "-qam", "before the knob")
     (repository / "params.yaml").write_text(today)
     make_cells(repository, make_config(**{"bm25.k1": 1.2}))
-    table = runs.collect(commits=1)
+    table = experiments.collect(commits=1)
     shown = {row[0].text: row[table.head.index("bm25.b")].text for row in table.rows}
     assert shown.pop("workspace") == "0.4" and set(shown) == {table.rows[4][0].text, "my-exp"}
     assert shown[table.rows[4][0].text] == "–" and not [note for note in table.notes if note.startswith("Not shown")]
 
 
 def test_compare_says_which_settings_differ(repository):
-    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "cells")  # noqa: E731
+    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "results")  # noqa: E731
     assert compare.table(*compare.sides("bm25", "my-exp:bm25", load)).notes[-1] == "Settings that differ: bm25.k1 1.2 / 0.9."
     assert not [note for note in compare.table(*compare.sides("bm25", "dream", load)).notes if "differ:" in note]
 
 
 def test_compare_reads_an_experiment_from_git(repository):
-    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "cells")  # noqa: E731
+    load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "results")  # noqa: E731
     ours, theirs = compare.sides("bm25", "my-exp:bm25", load)
     assert theirs.results.config.bm25.k1 == 0.9 and not theirs.in_workspace
     assert compare.table(ours, theirs).data["difference"].abs().max() == 0

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from report_fixture import edit_cell, edit_json, make_cells, make_config
 
 from dream.errors import DreamError
-from dream.report import build, cells, compare, notes, plots, render, tables
+from dream.report import build, plots
+from dream.report.commands import compare
+from dream.report.results import agreement, cells
+from dream.report.tables import measures, notes, registry, render
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -40,7 +43,7 @@ def results(config, folder):
 def test_tables_equal_their_golden_files(results, name):
     """``DREAM_GOLDEN=write pytest tests/test_report_tables.py`` rewrites them; read the difference before you keep
     it."""
-    (table,) = tables.build(results, [name])
+    (table,) = registry.build(results, [name])
     for ending, text in (("csv", render.csv(table)), ("md", render.markdown(table))):
         path = GOLDEN / f"{name}.{ending}"
         if os.environ.get("DREAM_GOLDEN") == "write":
@@ -49,7 +52,7 @@ def test_tables_equal_their_golden_files(results, name):
 
 
 def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, config):
-    (table,) = tables.build(results, ["main"])
+    (table,) = registry.build(results, ["main"])
     rows = list(csv.DictReader(render.csv(table).splitlines()))
     assert list(rows[0]) == (
         ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low",
@@ -66,7 +69,7 @@ def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, con
 
 def test_numbers_are_those_of_the_cells(results, folder):
     """Recomputed without the report's code: plain csv, mean over seeds per query, over queries, over tasks."""
-    (table,) = tables.build(results, ["main"])
+    (table,) = registry.build(results, ["main"])
     for system, seeds in (("bm25", [""]), ("dream", ["-0", "-1", "-2"])):
         per_task = {}
         for task, suite_file in (("boolq", "general"), ("drop", "general"), ("mbpp", "domain")):
@@ -81,11 +84,11 @@ def test_numbers_are_those_of_the_cells(results, folder):
         for suite, task in (("open", "boolq"), ("open", "drop"), ("code", "mbpp")):
             assert shown[suite, task] == pytest.approx(per_task[task])
         assert shown["open", "mean"] == pytest.approx((per_task["boolq"] + per_task["drop"]) / 2)
-        assert tables.summary(results)["ndcg_at_10"][system] == pytest.approx(sum(per_task.values()) / 3, abs=1e-6)
+        assert registry.summary(results)["ndcg_at_10"][system] == pytest.approx(sum(per_task.values()) / 3, abs=1e-6)
 
 
 def test_significance_rows_pair_the_same_queries(results):
-    row = next(r for r in tables.significance_rows(results) if (r["task"], r["system"]) == ("boolq", "untrained"))
+    row = next(r for r in measures.significance_rows(results) if (r["task"], r["system"]) == ("boolq", "untrained"))
     wide = results.queries.query("task == 'boolq'").pivot_table(index="query_id", columns="system", values="ndcg_at_10")
     assert row["difference"] == pytest.approx((wide["untrained"] - wide["dream"]).mean())
     assert row["p"] <= row["p_holm"] <= 1
@@ -93,7 +96,7 @@ def test_significance_rows_pair_the_same_queries(results):
 
 
 def test_best_is_bold_and_a_significant_loss_is_marked(results):
-    table = tables.main(results)
+    table = registry.main(results)
     for row in table.rows:
         values = [float(cell.text.split()[0]) for cell in row[2:-2]]
         assert [cell.bold for cell in row[2:-2]] == [value == max(values) for value in values]
@@ -102,14 +105,14 @@ def test_best_is_bold_and_a_significant_loss_is_marked(results):
 
 
 def test_the_gain_per_hour_counts_training_time(results):
-    table = tables.cost(results)
+    table = registry.cost(results)
     row = next(r for r in table.rows if (r[0].text, r[1].text) == ("dream", "train"))
-    scores = tables.summary(results)["ndcg_at_10"]
+    scores = registry.summary(results)["ndcg_at_10"]
     assert float(row[-1].text) == pytest.approx((scores["dream"] - scores["untrained"]) / (260 / 3600), abs=0.006)
 
 
 def test_two_builds_of_the_tables_are_the_same_bytes(config, folder):
-    first, second = (tables.build(cells.load(config, folder)) for _ in range(2))
+    first, second = (registry.build(cells.load(config, folder)) for _ in range(2))
     for ours, theirs in zip(first, second, strict=True):
         for _, write in render.FORMATS.values():
             assert write(ours) == write(theirs)
@@ -146,7 +149,7 @@ def test_the_order_of_rows_in_a_cell_does_not_matter(config, folder, tmp_path):
     shuffled = make_cells(tmp_path, config)
     for path in (shuffled / "evaluate").glob("*.csv"):
         pd.read_csv(path).sample(frac=1, random_state=1).to_csv(path, index=False)
-    first, second = (tables.main(cells.load(config, f)) for f in (folder, shuffled))
+    first, second = (registry.main(cells.load(config, f)) for f in (folder, shuffled))
     pd.testing.assert_frame_equal(
         first.data.sort_values(["task", "system"], ignore_index=True),
         second.data.sort_values(["task", "system"], ignore_index=True),
@@ -160,7 +163,7 @@ def two_seeds(tmp_path_factory):
 
 
 def test_nothing_is_marked_or_tested_with_two_seeds(two_seeds):
-    table, difference = tables.main(two_seeds), tables.significance(two_seeds)
+    table, difference = registry.main(two_seeds), registry.significance(two_seeds)
     assert not [c for row in table.rows for c in row if set(c.text) & set("↑↓")]
     assert difference.data[["p", "p_holm"]].isna().all(axis=None)
     assert not [c for row in difference.rows for c in row if c.bold] and {row[5].text for row in difference.rows} == {"–"}
@@ -172,23 +175,23 @@ def test_nothing_is_marked_or_tested_with_two_seeds(two_seeds):
 
 def test_references_are_tested_as_before_beside_systems_with_two_seeds(two_seeds, results):
     """Between systems without seeds the test is over queries, whatever else the table holds."""
-    rows = {r["system"]: r for r in tables.significance_rows(two_seeds.against("bm25")) if r["task"] == "boolq"}
+    rows = {r["system"]: r for r in measures.significance_rows(two_seeds.against("bm25")) if r["task"] == "boolq"}
     assert rows["dream"]["p"] is None and rows["untrained"]["p"] < 0.05
-    three = next(r for r in tables.significance_rows(results.against("bm25")) if (r["task"], r["system"]) == ("boolq", "untrained"))
+    three = next(r for r in measures.significance_rows(results.against("bm25")) if (r["task"], r["system"]) == ("boolq", "untrained"))
     assert three == rows["untrained"]
 
 
 def test_three_seeds_widen_the_interval_and_weaken_the_test(results, two_seeds):
     """The fixture's seeds differ in every query: their spread is part of the answer."""
-    from dream.evaluation import stats
+    from dream.report import stats
 
     tasks = ["boolq"]
     ours = results.values("dream", tasks)
     queries = stats.interval([ours[0].mean(axis=0)], 500)
-    found = tables.measured(results, "dream", tasks)
+    found = measures.measured(results, "dream", tasks)
     assert ours[0].shape == (3, 40) and found.high - found.low > 1.2 * (queries.high - queries.low)
     over_queries = stats.paired([ours[0].mean(axis=0)], results.values("bm25", tasks), 500)
-    assert tables.compared(results, "dream", "bm25", tasks).p > over_queries.p
+    assert measures.compared(results, "dream", "bm25", tasks).p > over_queries.p
 
 
 def test_the_lowest_and_highest_seed_stand_in_every_table_that_compares(results, folder):
@@ -197,9 +200,9 @@ def test_the_lowest_and_highest_seed_stand_in_every_table_that_compares(results,
         cell = pd.read_csv(folder / "evaluate" / f"dream-{seed}-general.csv")
         means[seed] = cell[cell.task == "boolq"].ndcg_at_10.mean()
     ends = [pytest.approx(min(means.values())), pytest.approx(max(means.values()))]
-    row = next(r for r in tables.main_rows(results) if (r["task"], r["system"]) == ("boolq", "dream"))
+    row = next(r for r in measures.main_rows(results) if (r["task"], r["system"]) == ("boolq", "dream"))
     assert [row["seed_low"], row["seed_high"]] == ends
-    row = next(r for r in tables.significance_rows(results) if (r["task"], r["system"]) == ("boolq", "bm25"))
+    row = next(r for r in measures.significance_rows(results) if (r["task"], r["system"]) == ("boolq", "bm25"))
     assert [row["reference_seed_low"], row["reference_seed_high"]] == ends and row["seed_low"] is None
     sides = [compare.Side(name, name, results) for name in ("dream", "infonce")]
     row = compare.table(*sides).data.iloc[0]
@@ -207,14 +210,14 @@ def test_the_lowest_and_highest_seed_stand_in_every_table_that_compares(results,
 
 
 def test_a_difference_inside_the_seeds_spread_is_called_that(results):
-    rows = tables.significance_rows(results)
+    rows = measures.significance_rows(results)
     inside = [(r["system"], r["task"]) for r in rows if r["within"]]
     for row in rows:
-        ours = [row["seed_low"], row["seed_high"]] if row["seed_low"] else [tables.measured(results, row["system"], row["tasks"])[0]] * 2
+        ours = [row["seed_low"], row["seed_high"]] if row["seed_low"] else [measures.measured(results, row["system"], row["tasks"])[0]] * 2
         meet = ours[0] <= row["reference_seed_high"] and row["reference_seed_low"] <= ours[1]
         assert row["within"] == meet
     assert ("untrained", "boolq") not in inside and len(inside) > 0
-    (note,) = [n for n in tables.main(results).notes if n.startswith("Inside the seeds' spread")]
+    (note,) = [n for n in registry.main(results).notes if n.startswith("Inside the seeds' spread")]
     assert all(system in note and (task == "mean" or task in note) for system, task in inside)
 
 
@@ -243,28 +246,28 @@ def test_a_task_of_several_parts_is_the_mean_over_its_parts(config, tmp_path):
     results = cells.load(config, folder)
     for system, seed in (("bm25", None), ("dream", 0)):
         record = results.records[(results.records.system == system) & (results.records.task == "boolq")].iloc[0]
-        ours = results.seed_means(system, ["boolq"])[0] if seed == 0 else tables.measured(results, system, ["boolq"]).value
+        ours = results.seed_means(system, ["boolq"])[0] if seed == 0 else measures.measured(results, system, ["boolq"]).value
         assert ours == pytest.approx(record.ndcg_at_10, abs=2e-6) != pytest.approx(results.scores(system, "boolq").mean(), abs=1e-4)
-    one, other, both = (tables.measured(results, "bm25", tasks).value for tasks in (["boolq"], ["drop"], ["boolq", "drop"]))
+    one, other, both = (measures.measured(results, "bm25", tasks).value for tasks in (["boolq"], ["drop"], ["boolq", "drop"]))
     assert both == pytest.approx((one + other) / 2)
 
 
 def test_learned_scalars_say_how_much_of_their_reach_they_used(results, config, tmp_path):
-    (row,) = tables.scalars(results).data.to_dict("records")
+    (row,) = registry.scalars(results).data.to_dict("records")
     assert row == {
         "system": "dream", "scalar": "tau", "seeds": 3, "start": pytest.approx(np.exp(-3)), "end_low": pytest.approx(np.exp(-3.4)),
         "end_high": pytest.approx(np.exp(-3.2)), "used_low": 0.5, "used_high": 1.0,
     }  # fmt: skip
-    assert [cell.text for cell in tables.scalars(results).rows[0]] == ["dream", "tau", "3", ".0498", ".0334 to .0408", "50% to 100%"]
+    assert [cell.text for cell in registry.scalars(results).rows[0]] == ["dream", "tau", "3", ".0498", ".0334 to .0408", "50% to 100%"]
     old = make_cells(tmp_path, config)
     for path in (old / "runs").glob("train-*.json"):
         edit_json(path, lambda record: record[0]["notes"].pop("scalars", None))
-    assert tables.scalars(cells.load(config, old)) is None
+    assert registry.scalars(cells.load(config, old)) is None
 
 
 def test_one_seed_has_no_deviation(tmp_path):
     config = make_config(seeds=[0])
-    (table,) = tables.build(cells.load(config, make_cells(tmp_path, config)), ["seeds"])
+    (table,) = registry.build(cells.load(config, make_cells(tmp_path, config)), ["seeds"])
     assert table.data["sd"].isna().all()
     assert {row[5].text for row in table.rows} == {"–"}
     assert render.as_json(table)["rows"][0]["sd"] is None
@@ -280,9 +283,9 @@ def test_settings_of_one_objective_alone_are_named(tmp_path):
 
 def test_the_systems_can_be_tested_against_another_one(results):
     other = results.against("bm25")
-    rows = tables.significance_rows(other)
+    rows = measures.significance_rows(other)
     assert {row["reference"] for row in rows} == {"bm25"} and results.reference == "dream"
-    ours = next(r for r in tables.significance_rows(results) if (r["system"], r["task"]) == ("bm25", "drop"))
+    ours = next(r for r in measures.significance_rows(results) if (r["system"], r["task"]) == ("bm25", "drop"))
     theirs = next(r for r in rows if (r["system"], r["task"]) == ("dream", "drop"))
     assert theirs["difference"] == pytest.approx(-ours["difference"])
 
@@ -359,7 +362,7 @@ def test_a_knob_that_came_after_all_cells_is_named_in_a_footnote(config, tmp_pat
     for path in (folder / "runs").glob("*.json"):
         edit_json(path, _before("injection.rows"))
     results = cells.load(config, folder)
-    assert cells.later(config, results.runs) == {"injection.rows": "all"}
+    assert agreement.later(config, results.runs) == {"injection.rows": "all"}
     assert notes.footnotes(results)[-1] == "Made before params had injection.rows (all)."
 
 
@@ -431,7 +434,7 @@ def test_ids_and_names_are_text_whatever_they_look_like(config, tmp_path):
     results = cells.load(config, folder)
     assert results.suites == {"NA": ["1e5", "null"], "code": ["mbpp"]}
     assert set(ODD) < set(results.scores("dream", "1e5").index) and len(results.scores("dream", "1e5")) == 40
-    rows = list(csv.DictReader(render.csv(tables.main(results)).splitlines()))
+    rows = list(csv.DictReader(render.csv(registry.main(results)).splitlines()))
     assert {(r["suite"], r["task"], r["queries"]) for r in rows if r["suite"] == "NA"} == {
         ("NA", "1e5", "40"), ("NA", "null", "30"), ("NA", "mean", "70"),
     }  # fmt: skip
@@ -577,8 +580,8 @@ def test_an_empty_folder_is_answered_in_one_line(config, tmp_path):
 
 def test_unknown_tables_plots_and_formats_are_answered_with_the_known_ones(results, tmp_path):
     for call in (
-        lambda: tables.build(results, ["mian"]), lambda: plots.draw(results, tmp_path, ["mian"]),
-        lambda: render.render(tables.main(results), "docx"), lambda: results.check_system("bm52"),
+        lambda: registry.build(results, ["mian"]), lambda: plots.draw(results, tmp_path, ["mian"]),
+        lambda: render.render(registry.main(results), "docx"), lambda: results.check_system("bm52"),
     ):  # fmt: skip
         with pytest.raises(DreamError, match="Choose one of"):
             call()
@@ -604,7 +607,7 @@ def test_a_wide_table_stands_in_blocks_and_no_number_is_folded():
     """Nine systems on a terminal of 120 columns: each block names its rows, and every score is whole."""
     systems = [f"system-{i}" for i in range(9)]
     scores = [[f".{t}{i}5 [.{t}{i}1, .{t}{i}9]↑" for i in range(9)] for t in range(3)]
-    rows = [render.cells("packaged", f"task-{t}", *scores[t], "200") for t in range(3)]
+    rows = [render.fields("packaged", f"task-{t}", *scores[t], "200") for t in range(3)]
     table = render.Table("main", "Wide", pd.DataFrame(), ["Suite", "Task", *systems, "Queries"], rows)
     text = drawn(table, 120)
     assert max(map(len, text.splitlines())) <= 120
@@ -617,7 +620,7 @@ def test_a_wide_table_stands_in_blocks_and_no_number_is_folded():
 
 @pytest.fixture
 def hostile():
-    return render.Table("t", HOSTILE, pd.DataFrame({"a": [HOSTILE]}), ["a"], [render.cells(HOSTILE)], [HOSTILE])
+    return render.Table("t", HOSTILE, pd.DataFrame({"a": [HOSTILE]}), ["a"], [render.fields(HOSTILE)], [HOSTILE])
 
 
 def test_html_is_escaped(hostile):
@@ -638,7 +641,7 @@ def test_latex_is_escaped(hostile):
 def test_csv_reads_back(results):
     import io
 
-    for table in tables.build(results):
+    for table in registry.build(results):
         again = pd.read_csv(io.StringIO(render.csv(table)))
         assert list(again.columns) == list(table.data.columns) and len(again) == len(table.data)
 
@@ -668,7 +671,7 @@ def test_a_published_system_is_said_to_follow_its_own_rules(results):
     from dream import config
 
     root = Path(__file__).parent.parent
-    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "cells")
+    committed = cells.load(config.load(root / "params.yaml"), root / "reports" / "results")
     (note,) = [n for n in notes.footnotes(committed) if n.startswith("minilm:")]
     assert "packaged/minilm" in note and "mean pooling" in note and "256 tokens" in note
     assert not [n for n in notes.footnotes(results) if n.startswith("minilm:")]

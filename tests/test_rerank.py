@@ -190,7 +190,7 @@ def test_heads_of_another_judge_are_refused(heads_folder):
 
 
 def test_the_report_reads_rerankers_like_references():
-    from dream.report import cells as report
+    from dream.report.results import agreement as report
 
     listed = config(rerankers=["qrhead"], references=["bm25"], objectives=[], tasks=["general"])
     assert [c.name for c in report.expected(listed)] == ["bm25-general", "qrhead-general"]

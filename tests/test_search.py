@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dream import config as configs
-from dream.report import sweeps
+from dream.report.commands import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = {name.removeprefix("search-"): sweep for name, sweep in sweeps.load(ROOT / "sweeps.yaml").items() if name.startswith("search-")}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import coverage
-from dream.evaluation import stats
+from dream.report import stats
 
 RESAMPLES = 400
 

@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cli, page, render, runs, sweeps
+from dream.report import cli, page
+from dream.report.commands import sweeps
+from dream.report.results import runs
+from dream.report.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sweeps.load(ROOT / "sweeps.yaml")

@@ -107,7 +107,7 @@ def test_two_processes_train_the_model_of_one_and_only_the_main_one_writes(model
         torch.testing.assert_close(two[name], weight, atol=WEIGHTS, rtol=0)
     assert toy.outs(alone).keys() == toy.outs(together).keys()
     assert log.count("[train-infonce-0] size toy") == 1 and "train infonce seed 0" not in toy.log(together, 1)
-    records = sorted(p.name for p in (together / "reports" / "cells" / "runs").iterdir())
+    records = sorted(p.name for p in (together / "reports" / "results" / "runs").iterdir())
     assert records == ["train-infonce-0.json"] and not toy.checkpoints(together)
 
 

@@ -81,7 +81,7 @@ def model(tmp_path_factory):
 def outs(folder, name="infonce-0"):
     """Bytes of everything that the stage leaves, by path."""
     folder = pathlib.Path(folder)
-    files = [*(folder / "work" / "models" / name).rglob("*"), folder / "reports" / "cells" / "train" / f"{name}.csv"]
+    files = [*(folder / "work" / "models" / name).rglob("*"), folder / "reports" / "results" / "train" / f"{name}.csv"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.is_file()}
 
 

@@ -171,7 +171,7 @@ def _stock(module, query, key, value, attention_mask, scaling, **kwargs) -> Tens
     With a mask of one sequence, the G query heads that share a key/value head are folded into the rows
     (``[1, H_kv, G·S, d]``): keys and values are then read where they lie instead of being repeated G times.
     """
-    batch, heads, length, width = query.shape
+    _, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]

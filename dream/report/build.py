@@ -1,4 +1,4 @@
-"""Everything that the report stage writes, from one :class:`~dream.report.cells.Results`.
+"""Everything that the report stage writes, from one :class:`~dream.report.results.cells.Results`.
 
 Byte-identical for the same cells: tables (but cost, which shows times), plots and metrics.json depend on nothing else.
 """
@@ -11,15 +11,16 @@ from typing import Any
 import pandas as pd
 
 from dream.files import replacing, replacing_folder, write_json
-from dream.report import plots, render, tables
-from dream.report.cells import Results
+from dream.report import plots
+from dream.report.results.cells import Results
+from dream.report.tables import registry, render
 
 REPORTS = Path("reports")
 
 
 def write_tables(results: Results, folder: Path | str = REPORTS / "tables") -> list[render.Table]:
     """Write every table as CSV and Markdown; the folder holds these tables and nothing else."""
-    built = tables.build(results)
+    built = registry.build(results)
     with replacing_folder(folder) as temporary:
         for table in built:
             write_table(table, temporary)
@@ -82,7 +83,7 @@ def _models(results: Results) -> dict[str, Any]:
 
 
 def _tasks(results: Results) -> dict[str, str]:
-    """Every task once with its content revision: all systems were evaluated on the same (see dream/report/cells.py)."""
+    """Every task once with its content revision: all systems were evaluated on the same (see dream/report/results/cells.py)."""
     found = {task: results.record(results.systems[0], task).get("revision") for _, task in results.tasks}
     return {task: revision for task, revision in found.items() if isinstance(revision, str)}
 
@@ -92,7 +93,7 @@ def write_all(results: Results, folder: Path | str = REPORTS) -> list[str]:
     folder = Path(folder)
     built = write_tables(results, folder / "tables")
     drawn = write_plots(results, folder / "plots")
-    write_json(folder / "metrics.json", tables.summary(results))
+    write_json(folder / "metrics.json", registry.summary(results))
     write_json(folder / "manifest.json", manifest(results))
     return [
         *(f"tables/{table.name}" for table in built),

@@ -20,7 +20,7 @@ from dream.errors import DreamError, exits_cleanly, visible
 app = typer.Typer(
     name="dream-report",
     help="Tables, plots and answers from the results of a DREAM benchmark.\n\n"
-    "Everything is read from small files that git tracks (reports/cells): no model, no GPU and no network are needed.",
+    "Everything is read from small files that git tracks (reports/results): no model, no GPU and no network are needed.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -34,7 +34,7 @@ Experiment = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Read this experiment, branch or commit from git instead.")
 ]
 Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
-PARAMS, CELLS = Path("params.yaml"), Path("reports/cells")
+PARAMS, CELLS = Path("params.yaml"), Path("reports/results")
 
 
 def examples(*lines: str) -> str:
@@ -44,7 +44,7 @@ def examples(*lines: str) -> str:
 
 def load(params: Path, cells: Path, experiment: str | None = None, reference: str | None = None) -> Any:
     """The results that params lists, or an experiment's, checked to belong together."""
-    from dream.report import runs
+    from dream.report.results import runs
 
     revision = runs.resolve(runs.WORKSPACE if experiment is None else experiment)
     results = runs.open_revision(revision, params, cells)
@@ -54,7 +54,7 @@ def load(params: Path, cells: Path, experiment: str | None = None, reference: st
 def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], Any] | None = None) -> None:
     """Print ``value`` as JSON, or its rich form on a terminal, or its plain text in a pipe."""
     if as_json:
-        from dream.report import render
+        from dream.report.tables import render
 
         typer.echo(render.json_text(value() if callable(value) else value))
     elif rich is not None and sys.stdout.isatty():
@@ -69,7 +69,7 @@ def show_tables(tables: list[Any], as_json: bool) -> None:
     """Print tables one below the other."""
     from rich.console import Group
 
-    from dream.report import render
+    from dream.report.tables import render
 
     show(
         lambda: [render.as_json(table) for table in tables], as_json,
@@ -100,8 +100,9 @@ def tables(
     cells: Cells = CELLS,
 ) -> None:
     """Print the tables: main, significance, seeds, cost, heads, diagnostic, and those of collected sweeps (sweep-NAME)."""
-    from dream.report import build, render, sweeps
-    from dream.report import tables as registry
+    from dream.report import build
+    from dream.report.commands import sweeps
+    from dream.report.tables import registry, render
 
     if format != "text":
         render.known(format)
@@ -153,7 +154,7 @@ def plots(
     Figures of collected sweeps (sweep-NAME) are named where they lie, and copied where one is asked for.
     """
     from dream.report import plots as registry
-    from dream.report import sweeps
+    from dream.report.commands import sweeps
 
     if out is None and (experiment or reference):
         raise DreamError("reports/plots holds the plots of params.yaml", "Give another folder with --out")
@@ -164,9 +165,7 @@ def plots(
     show(names, json, lambda: "\n".join(names))
 
 
-@app.command(
-    epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10")
-)
+@app.command(epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10"))
 def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
@@ -180,8 +179,8 @@ def compare(
     """Compare two systems: paired tests on every task, and the queries that changed most with what each found."""
     from dataclasses import asdict
 
-    from dream.report import compare as comparing
-    from dream.report import render
+    from dream.report.commands import compare as comparing
+    from dream.report.tables import render
 
     a, b = comparing.sides(ours, theirs, lambda: load(params, cells))
     table, (changed, remark) = comparing.table(a, b), comparing.changes(a, b, queries)
@@ -201,7 +200,7 @@ def paper(
     cells: Cells = CELLS,
 ) -> None:
     """Set the paper's printed numbers, ablations too, beside ours, and say which have not been run."""
-    from dream.report import paper as printed
+    from dream.report.commands import paper as printed
 
     remark = ""
     try:
@@ -222,8 +221,8 @@ def runs(
     cells: Cells = CELLS,
 ) -> None:
     """Collect the workspace, commits and DVC experiments in one table with the knobs that differ."""
-    from dream.report import render
-    from dream.report import runs as experiments
+    from dream.report.commands import experiments
+    from dream.report.tables import render
 
     if format != "text":
         render.known(format)
@@ -243,7 +242,7 @@ def sweep(
     file: Annotated[Path, typer.Option("--file", help="Where the sweeps stand.")] = Path("sweeps.yaml"),
 ) -> None:
     """Print, run, queue or collect the experiments of an ablation. Without an option: the commands that it takes."""
-    from dream.report import sweeps
+    from dream.report.commands import sweeps
 
     if run and queue:
         raise DreamError("--run and --queue are two ways to start the same experiments", "Give one of them")
@@ -275,7 +274,7 @@ def plan(
 ) -> None:
     """Estimate parameters, FLOPs, hours, memory and disk of a size from configurations alone: no weights are read."""
     from dream import config
-    from dream.report import plan as planning
+    from dream.planning import plan as planning
 
     overrides = {"recipe": recipe} | ({"model.size": size} if size else {})
     found = planning.estimate(config.load(params, overrides), tflops)
@@ -291,7 +290,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
     """Check packages, devices, hub, disk, checksums, and which sizes can run here. Exit code 1 if there is a
     problem."""
     from dream import config
-    from dream.report import doctor as examination
+    from dream.planning import doctor as examination
 
     try:
         settings, broken = config.load(params), []
@@ -303,9 +302,7 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
         raise typer.Exit(1)
 
 
-@app.command(
-    epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html")
-)
+@app.command(epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html"))
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
     system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
@@ -321,8 +318,9 @@ def explain(
     from dataclasses import asdict
 
     from dream import config
-    from dream.report import build, render
-    from dream.report import explain as explaining
+    from dream.report import build
+    from dream.report.commands import explain as explaining
+    from dream.report.tables import render
 
     page = None if html is None else _for_page(html)
     found = explaining.explain(query_id, config.load(params), system, seed)
@@ -369,7 +367,7 @@ def export(
     folders = exporting.export(whole, system, seed, out, formats, force, push, card.scores(whole, system, seed, cells), cells)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
-        found["pushed"] = exporting.push(*folders.values(), push)
+        found["pushed"] = exporting.push(next(iter(folders.values())), push)
     show(found, json, lambda: "\n".join(found.values()))
 
 
@@ -396,10 +394,11 @@ def main() -> None:
     try:
         code = app(prog_name="dream-report", standalone_mode=False)
     except typer.TyperException as error:  # a command, an option or a value that does not exist
+        command = getattr(getattr(error, "ctx", None), "command_path", "dream-report")
         what, _, guess = error.format_message().partition(". ")
         if not what:  # no command: the help has been printed
             sys.exit(2)
-        raise DreamError(what.rstrip("."), guess or f"`{error.ctx.command_path} --help` lists what there is") from None
+        raise DreamError(what.rstrip("."), guess or f"`{command} --help` lists what there is") from None
     if code == 130:  # how typer passes Ctrl-C on
         raise KeyboardInterrupt
     sys.exit(code)

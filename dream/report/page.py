@@ -1,7 +1,7 @@
 """The whole report as one HTML file that needs no network: tables that sort, plots, cells, settings, provenance.
 
 Everything that comes from data is made visible and goes through the template's autoescape (or
-:func:`dream.report.render.html_table`, which escapes): text of queries and passages is shown, never interpreted.
+:func:`dream.report.tables.render.html_table`, which escapes): text of queries and passages is shown, never interpreted.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dream.errors import visible
-from dream.report import build, compare, paper, plots, render, sweeps, tables
-from dream.report.cells import Results, expected
-from dream.report.render import number
+from dream.report import build, plots
+from dream.report.commands import compare, paper, sweeps
+from dream.report.results.cells import Results, expected
+from dream.report.tables import measures, registry, render
+from dream.report.tables.render import number
 
 CLIP = 300  # characters of a passage shown
 
@@ -34,17 +36,17 @@ def html(results: Results, work: Path = compare.WORK) -> str:
 def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
     """What the template shows."""
     config = results.config
-    tasks = tables.overall(results)[2]
+    tasks = measures.overall(results)[2]
     ours, theirs = plots.pair(results)
     changed, remark = _changed(results, ours, theirs, work)
-    cards = [(system, tables.measured(results, system, tasks)) for system in results.systems]
+    cards = [(system, measures.measured(results, system, tasks)) for system in results.systems]
     return {
         "title": f"DREAM benchmark: size {config.model.size}, recipe {config.recipe}",
-        "lead": f"Encoder {config.size.encoder}"
-        + (f" (first {config.size.encoder_layers} layers)" if config.size.encoder_layers else "")
-        + f", judge {config.size.judge}, seeds {', '.join(map(str, config.seeds))}.",
+        "lead": f"Encoder {config.roles['encoder'].model}"
+        + (f" (first {config.roles['encoder'].layers} layers)" if config.roles["encoder"].layers else "")
+        + f", judge {config.roles['judge'].model}, seeds {', '.join(map(str, config.seeds))}.",
         "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
-        in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": tables.over(results),
+        in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": measures.over(results),
         "tables": _tables(results),
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
         "cells": _cells(results), "stages": _stages(results), "settings": _settings(results),
@@ -74,7 +76,7 @@ def _tables(results: Results) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     figures = sweeps.figures()
-    found = [*tables.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
+    found = [*registry.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
     return [
         {
             "name": table.name, "title": table.title, "notes": table.notes,
@@ -135,10 +137,7 @@ def _missing(value: Any) -> bool:
 
 def _settings(results: Results) -> list[dict[str, str]]:
     made = build.manifest(results)
-    return [
-        {"name": name, "json": _json(made[name])}
-        for name in ("config", "versions", "hardware", "code", "inputs", "models")
-    ]
+    return [{"name": name, "json": _json(made[name])} for name in ("config", "versions", "hardware", "code", "inputs", "models")]
 
 
 def _json(value: Any) -> str:

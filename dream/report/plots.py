@@ -1,6 +1,6 @@
 """The plots of a report, one function each in a registry.
 
-What stays the same when a plot is added: a function of :class:`~dream.report.cells.Results` returns a figure, or None
+What stays the same when a plot is added: a function of :class:`~dream.report.results.cells.Results` returns a figure, or None
 when
 its cells are not there; files, the command line and the page find it through :data:`PLOTS`. Colours are those of Okabe
 and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,14 +24,14 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dream.errors import DreamError
-from dream.report import tables
-from dream.report.cells import Results
+from dream.report.results.cells import Results
+from dream.report.tables import measures, registry
 
 PLOTS: dict[str, Callable[[Results], Figure | None]] = {}
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "p"]  # one more than colours: a pair comes back after 72 systems
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3))]
-STYLE = {
+STYLE: Any = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth":
@@ -59,9 +60,7 @@ def plot(name: str) -> Callable:
     return add
 
 
-def draw(
-    results: Results, folder: Path, names: list[str] | None = None, made: dict[str, list[Path]] | None = None
-) -> list[Path]:
+def draw(results: Results, folder: Path, names: list[str] | None = None, made: dict[str, list[Path]] | None = None) -> list[Path]:
     """Draw all plots that have something to show, or the named ones, as PNG and SVG; return the files.
 
     Args:
@@ -113,14 +112,12 @@ def look(results: Results, system: str) -> dict:
 @plot("systems")
 def systems(results: Results) -> Figure:
     """Every system on every task with its interval; the means below a line of their own."""
-    scopes = [(label, tasks) for _, label, tasks in tables.scopes(results) if label != "mean"]
-    scopes += [
-        (f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()
-    ]
+    scopes = [(label, tasks) for _, label, tasks in measures.scopes(results) if label != "mean"]
+    scopes += [(f"mean of {suite}" if len(results.suites) > 1 else "mean", tasks) for suite, tasks in results.suites.items()]
     count = len(results.systems)
     figure, axis = plt.subplots(figsize=(7, 0.9 + len(scopes) * (0.2 + 0.13 * count)))
     for index, system in enumerate(results.systems):
-        found = [tables.measured(results, system, tasks) for _, tasks in scopes]
+        found = [measures.measured(results, system, tasks) for _, tasks in scopes]
         values, y = np.array([f.value for f in found]), np.arange(len(scopes)) + _offset(index, count)
         errors = np.abs(np.array([[f.low for f in found], [f.high for f in found]]) - values)
         axis.errorbar(
@@ -140,7 +137,7 @@ def systems(results: Results) -> Figure:
     axis.set_yticks(range(len(scopes)), [label for label, _ in scopes])
     axis.set(
         ylim=(len(scopes) - 0.5, -0.5),
-        xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over {tables.over(results)}",
+        xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval over {measures.over(results)}",
     )
     axis.grid(axis="y", visible=False)
     axis.set_xlim(left=-0.01)
@@ -155,9 +152,7 @@ def _offset(index: int, count: int) -> float:
 @plot("training")
 def training(results: Results) -> Figure | None:
     """Training curves: one thin line a seed, a thick one for their mean."""
-    columns = [
-        c for c in CURVES if any(c in curve.columns and curve[c].notna().any() for curve in results.curves.values())
-    ]
+    columns = [c for c in CURVES if any(c in curve.columns and curve[c].notna().any() for curve in results.curves.values())]
     if not columns:
         return None
     width = min(3, len(columns))
@@ -176,9 +171,7 @@ def training(results: Results) -> Figure | None:
         axis.set_visible(index < len(columns))
         if index >= len(columns) - width:
             axis.set_xlabel("step")
-    handles = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6)
     return figure
 
@@ -209,8 +202,8 @@ def pair(results: Results) -> tuple[str, str | None]:
     others = [s for s in results.config.objectives if s != results.reference] or [
         s for s in results.systems if s != results.reference
     ]
-    tasks = tables.overall(results)[2]
-    return results.reference, max(others, key=lambda s: tables.measured(results, s, tasks).value, default=None)
+    tasks = measures.overall(results)[2]
+    return results.reference, max(others, key=lambda s: measures.measured(results, s, tasks).value, default=None)
 
 
 def scatter(results: Results, ours: str, theirs: str) -> Figure:
@@ -239,9 +232,7 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
             )
         axis.plot([0, 1], [0, 1], color="#444444", linewidth=0.8)
         axis.tick_params(labelbottom=index + width >= len(tasks))
-        axis.set_title(
-            f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5
-        )
+        axis.set_title(f"{tasks[index]}\n{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level", fontsize=8.5)
         axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), aspect="equal")
     figure.supxlabel(f"nDCG@10 of {theirs}", fontsize=9)
     figure.supylabel(f"nDCG@10 of {ours}", fontsize=9)
@@ -251,7 +242,7 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
 @plot("heads")
 def heads(results: Results) -> Figure | None:
     """Score of every attention head of the judge, the selected ones framed."""
-    found = tables.head_scores(results)
+    found = registry.head_scores(results)
     if found is None:
         return None
     grid = found.pivot(index="head", columns="layer", values="score").sort_index()
@@ -262,9 +253,7 @@ def heads(results: Results) -> Figure | None:
     for row in found[found["selected"]].itertuples():
         x, y = places["layer"].index(row.layer), places["head"].index(row.head)
         axis.add_patch(
-            mpl.patches.Rectangle(
-                (x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False
-            )
+            mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=1.6, clip_on=False)
         )
     for set_ticks, name in ((axis.set_xticks, "layer"), (axis.set_yticks, "head")):
         step = max(1, -(-len(places[name]) // 16))
@@ -279,12 +268,8 @@ def heads(results: Results) -> Figure | None:
 def diagnostic(results: Results) -> Figure | None:
     """The judge's loss with nothing, uniform, right and wrong scores injected, for every row setting that was
     measured."""
-    found = tables.diagnostic_rows(results)
-    kinds = [
-        k
-        for k in ("none", "uniform", "gold", "wrong")
-        if found and all(isinstance(r.get(k), float | int) for r in found)
-    ]
+    found = registry.diagnostic_rows(results)
+    kinds = [k for k in ("none", "uniform", "gold", "wrong") if found and all(isinstance(r.get(k), float | int) for r in found)]
     if not kinds:
         return None
     figure, axis = plt.subplots(figsize=(1.8 + 1.5 * len(found), 3))
@@ -320,15 +305,15 @@ def cost(results: Results) -> Figure | None:
     Floating-point operations (or pairs, where a stage counts none) rather than hours: they are the same on every
     machine and in every run, so the picture is too. Hours stand in the cost table.
     """
-    rows = {r["system"]: r["flops"] for r in tables.cost_rows(results) if r["stage"] == "train"}
+    rows = {r["system"]: r["flops"] for r in registry.cost_rows(results) if r["stage"] == "train"}
     if not rows:
         return None
     counted = all(rows.values())
     spent = rows if counted else {system: results.pairs_trained(system) for system in rows}
-    tasks = tables.overall(results)[2]
+    tasks = measures.overall(results)[2]
     figure, axis = plt.subplots(figsize=(5, 3.2))
     for system in results.systems:
-        found = tables.measured(results, system, tasks)
+        found = measures.measured(results, system, tasks)
         if system in rows:
             axis.errorbar(
                 spent[system], found.value, yerr=[[found.value - found.low], [found.high - found.value]],
@@ -336,9 +321,7 @@ def cost(results: Results) -> Figure | None:
             )  # fmt: skip
         else:
             line = LINES[results.systems.index(system) % len(LINES)]
-            axis.axhline(
-                found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)"
-            )
+            axis.axhline(found.value, color=look(results, system)["color"], linestyle=line, label=f"{system} (not trained)")
     unit = "floating-point operations" if counted else "(query, target) pairs"
     axis.set(xlabel=f"{unit} of one training run", ylabel="mean nDCG@10, all tasks")
     axis.margins(x=0.15, y=0.12)
@@ -357,9 +340,7 @@ def geometry(results: Results) -> Figure | None:
     figure, axis = plt.subplots(figsize=(4.2, 3.4))
     for row in found.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=36, **look(results, row.system))
-        axis.annotate(
-            row.system, (row.uniformity, row.alignment), xytext=(6, 4), textcoords="offset points", fontsize=8.5
-        )
+        axis.annotate(row.system, (row.uniformity, row.alignment), xytext=(6, 4), textcoords="offset points", fontsize=8.5)
     axis.margins(0.2)
     axis.set(xlabel="uniformity (lower spreads wider)", ylabel="alignment (lower is closer)")
     return figure

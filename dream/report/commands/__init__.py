@@ -1,0 +1,1 @@
+"""What a subcommand of ``dream-report`` answers beside the report itself, one module a question."""
