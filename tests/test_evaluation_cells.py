@@ -12,12 +12,14 @@ import pytest
 import torch
 from test_encoder import LORA, TEXTS, make_model
 
-from dream import manifest
-from dream.config import load
+from dream import cells, manifest, models, names, systems
+from dream.config import load, stages
 from dream.data.tasks import base, write
 from dream.encoder import Encoder
 from dream.errors import DreamError
-from dream.evaluation import cells, geometry, systems
+from dream.evaluation import geometry
+from dream.files import write_json
+from dream.systems.encoder import TRAINED
 
 
 def make_task(name="tiny", corpus=None, queries=None, qrels=None, **more):
@@ -41,36 +43,50 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, llama):
-    """A project folder with one task ``tiny`` and a tiny random Llama as encoder; gives a function for its config."""
+    """A project folder with one task ``tiny`` and a tiny random Llama as encoder; gives a function for its config.
+
+    The files of ``reports/config`` are those of the config that was asked for last.
+    """
     import shutil
 
     shutil.copy(Path(__file__).parent.parent / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
-    write(make_task(), "work/tasks/general")
+    write(make_task(), "work/tasks/tiny")
 
     def config(**overrides):
-        return load(
+        found = load(
             overrides={
-                "sizes.tiny": {
-                    "encoder": str(llama),
-                    "encoder_layers": None,
-                    "judge": "packaged/none",
-                    "recipe": "packaged",
-                },
+                "models.mine": {"model": str(llama), "pooling": "last", "append_eos": True, "max_length": 96},
+                "sizes.tiny": {"encoder": "mine", "judge": "smollm2", "recipe": "packaged"},
+                "model.size": "tiny",
                 "own": {"tiny": "unused"},
+                "tasks": ["tiny"],
                 **{key.replace("__", "."): value for key, value in overrides.items()},
             }
         )
+        for name, values in stages.files(found).items():
+            write_json(stages.FOLDER / f"{name}.json", values)
+        write_json(manifest.RUNS / "tasks-tiny.json", [{"settings": "tasks-tiny", "config": stages.files(found)["tasks-tiny"]}])
+        return found
 
     return config
 
 
-def evaluate(name, config, seed=None, names=("tiny",)):
-    system = systems.load(name, config, seed)
-    table, records = cells.run(system, seed, list(names), config)
-    cells.write(cells.cell_name(name, seed, "tiny"), system, table, records, config)
-    return table, records
+def part(name):
+    """What the stage that evaluates a system on the task reads."""
+    return stages.load(f"evaluate-{name}-tiny")
+
+
+def load_system(name, seed=None):
+    return systems.load(name, part(name), seed)
+
+
+def evaluate(name, config, seed=None):
+    cells.make(part(name), name, seed, "tiny")
+    cell = names.cell(name, seed, "tiny")
+    table = pd.read_parquet(cells.WORK / cell / "queries.parquet")
+    return table, json.loads((cells.CELLS / f"{cell}.json").read_text(encoding="utf-8"))
 
 
 def test_a_cell_is_small_complete_and_the_same_twice(project):

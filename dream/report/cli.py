@@ -382,12 +382,14 @@ def export(
     """
     from dream import config
     from dream import export as exporting
+    from dream.report.commands import card
 
     formats = exporting.FORMATS if format == "both" else (format,)
     if push is not None and len(formats) > 1:
         raise DreamError("--push uploads one format", "Add --format peft or --format sentence-transformers")
-    settings = config.load(params)
-    folders = exporting.export(settings, trained(settings, system), seed, out, formats, force, push, cells)
+    whole = config.load(params)
+    system = trained(whole, system)
+    folders = exporting.export(whole, system, seed, out, formats, force, push, card.scores(whole, system, seed, cells), cells)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
         found["pushed"] = exporting.push(next(iter(folders.values())), push)
