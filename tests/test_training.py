@@ -394,8 +394,8 @@ def test_an_objectives_own_settings_take_the_common_ones_place(encoder_folder, c
 
 
 def test_training_reads_the_encoder_as_its_record_says(encoder_folder, config):
-    """Pooling, end-of-text token, prompts and layers are the record's; the length is that of training."""
-    own = {"pooling": "mean", "append_eos": False, "query_prompt": "the ", "layers": None, "lora_targets": ["up_proj"]}
+    """Pooling, end-of-text token, prompts and LoRA targets are the record's; the length is that of training."""
+    own = {"pooling": "mean", "append_eos": False, "query_prompt": "the ", "lora_targets": ["up_proj"]}
     settings = make_config(encoder_folder, **{f"models.toy.{key}": value for key, value in own.items()}, **{"training.steps": 1})
     encoder = run(settings, key="record").step.encoder
     assert (encoder.pooling, encoder.append_eos, encoder.query_prompt, encoder.document_prompt) == ("mean", False, "the ", "")
