@@ -59,23 +59,29 @@ def make_tokenizer(folder, special=False):
     return len(vocabulary)
 
 
+KINDS = {  # transformers' names of a tiny model's class and configuration, and settings of its own
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 2}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {"num_key_value_heads": 2, "head_dim": 8}),
+    "bert": ("BertModel", "BertConfig", {}),
+    "xlm-roberta": ("XLMRobertaModel", "XLMRobertaConfig", {"pad_token_id": 0}),
+    "mpnet": ("MPNetModel", "MPNetConfig", {"pad_token_id": 0}),
+    "modernbert": ("ModernBertModel", "ModernBertConfig", {"pad_token_id": 0, "local_attention": 8}),
+}
+
+
 def make_model(folder, kind="llama", seed=0, hidden=32):
     """Write a tiny random model with its tokenizer."""
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
-    vocabulary = make_tokenizer(folder, special=kind == "bert")
+    body, settings, own = KINDS[kind]
+    vocabulary = make_tokenizer(folder, special=own.get("num_key_value_heads") is None)
     torch.manual_seed(seed)
     shape = dict(  # noqa: C408
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         max_position_embeddings=128, initializer_range=0.2,
     )  # fmt: skip
-    if kind == "bert":
-        model = BertModel(BertConfig(**shape))
-    elif kind == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2))
-    model.save_pretrained(folder)
+    getattr(transformers, body)(getattr(transformers, settings)(**shape | own)).save_pretrained(folder)
     return folder
 
 

@@ -143,8 +143,8 @@ class Encoder(nn.Module):
         Raises:
             DreamError: the record has an adapter of its own and is to be trained; see also :meth:`from_pretrained`.
         """
-        if trainable and rules.adapter:
-            raise DreamError(f"{rules.key} has an adapter: it can be evaluated, not trained on", "Name a record without one")
+        if trainable:
+            rules.require_trainable()
         encoder = cls.from_pretrained(
             rules.path,
             adapter=adapter or rules.adapter,
