@@ -232,7 +232,7 @@ class Encoder(nn.Module):
         """
         from peft import LoraConfig, get_peft_model
 
-        chosen = list(targets or attention_projections(self.backbone, self.reference))
+        chosen = attention_projections(self.backbone, self.reference) if targets is None else list(targets)
         check_targets(self.backbone, chosen, self.reference)
         name, revision = split_revision(self.reference)
         settings = LoraConfig(
