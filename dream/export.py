@@ -2,16 +2,15 @@
 
 ``peft/`` loads with the lines of the released DREAM model cards: AutoTokenizer, AutoModel, PeftModel, pooling, L2.
 Where the encoder is a hub model used whole, the lines name it; a packaged, local or shortened encoder travels along
-in ``base/``. ``sentence-transformers/`` holds the merged weights: Transformer, Pooling, the record's own Dense modules,
-Normalize, no other code; such modules have no place in ``peft/``, which is refused then.
+in ``base/``. ``sentence-transformers/`` holds the merged weights: Transformer, Pooling, Normalize, no other code.
 
 Both carry a tokenizer that does by itself what :class:`dream.encoder.Encoder` does: special tokens, the end-of-text
-token of ``append_eos`` (a post-processor, so that truncation keeps it), right padding,
-the record's ``max_length``. Two texts differ: one that itself ends in the end-of-text token gets a second one, and an
+token of ``encoder.append_eos`` (a post-processor, so that truncation keeps it), right padding,
+``evaluate.max_length``. Two texts differ: one that itself ends in the end-of-text token gets a second one, and an
 empty text has no token at all where the tokenizer adds none and ``append_eos`` is off (the evaluation takes one
 end-of-text token there).
 
-The adapter is merged in float32 and stored in the record's ``dtype``, the precision in which the scores were measured.
+The adapter is merged in float32 and stored in ``evaluate.dtype``, the precision in which the scores were measured.
 """
 
 from __future__ import annotations
@@ -147,11 +146,6 @@ def _write_peft(folder: Path, config: Config, source: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(source / "adapter" / name, folder / name)
     encoder = _load(config, None, config.roles["encoder"].dtype)
-    if encoder.head is not None:
-        raise DreamError(
-            f"{config.roles['encoder'].model} has modules behind pooling, which a PEFT folder has no place for",
-            "Export with --format sentence-transformers",
-        )
     if _carried(config):
         encoder.backbone.save_pretrained(folder / "base")
         settings = read_json(folder / "adapter_config.json")
@@ -231,7 +225,6 @@ def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
         pad_token=ours.convert_ids_to_tokens(encoder._filler),
         padding_side="right",
         model_max_length=length,
-        model_input_names=["input_ids", "attention_mask"],  # not every model takes token types; the others' default is 0
         **tokens,
     )
     exported.save_pretrained(folder)

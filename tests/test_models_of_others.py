@@ -5,9 +5,11 @@ Tiny random models; every adapter and every folder of the grids is written by it
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import warnings
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -16,19 +18,17 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from peft.tuners.tuners_utils import check_target_module_exists
+from report_fixture import make_config
 from test_encoder import LORA, TEXTS, TOLERANCE, make_model, make_tokenizer
 
 from dream import encoder as module
-from dream import manifest
-from dream import models as records
 from dream.candidates.dense import DenseIndex
-from dream.config import Model, load
-from dream.encoder import Encoder, adapters, check_targets, compare_base, folder_room, reading
+from dream.config import Model
+from dream.encoder import Encoder, check_lengths, check_targets, compare_base, folder_room
 from dream.errors import DreamError
+from dream.evaluation import folders, systems
 from dream.evaluation.wrapper import MtebEncoder
 from dream.judge.model import Judge
-from dream.models import folders
-from dream.systems import encoder as systems
 
 TARGETS = ["q_proj", "v_proj"]
 FIRST = "layers.0.self_attn.q_proj"  # behind the name of the body, where there is one
@@ -152,7 +152,7 @@ def test_an_adapter_gives_what_peft_gives(models, tmp_path, kind, around, name):
 
 def test_the_grid_has_every_kind_that_is_read():
     made = {make("").peft_type for make in ADAPTERS.values()}
-    assert {kind.value for kind in made} == set(adapters.ADAPTERS)
+    assert {kind.value for kind in made} == set(module.ADAPTERS)
 
 
 def rewritten(folder, **settings):
@@ -242,26 +242,16 @@ def test_the_base_that_an_adapter_names_is_compared_with_the_model(tmp_path, bas
         assert found.startswith(outcome) and bool(found) == bool(outcome)
 
 
-def record(**entry):
-    return Model(**{key: str(value) if key == "model" else value for key, value in entry.items()})
-
-
-def rules(**entry):
-    return records.rules(record(**entry), "models.mine")
-
-
-def load_system(**entry):
-    """The record as a system of its own name."""
-    config = load(manifest.ROOT / "params.yaml")
-    return systems.recorded("mine", config.model_copy(update={"roles": {"mine": record(**entry)}}), "cpu")
+def published(**entry):
+    return make_config(published={"mine": {"dtype": "float32", **{k: str(v) if k == "model" else v for k, v in entry.items()}}})
 
 
 def test_what_cannot_be_told_about_a_base_travels_with_the_scores(models, adapter):
     rewritten(adapter, base_model_name_or_path="/elsewhere/base")
-    system = load_system(model=models["llama"], adapter=str(adapter), pooling="last", max_length=64)
+    system = systems.load("mine", published(model=models["llama"], adapter=str(adapter), pooling="last", max_length=64))
     assert system.settings["adapter_base"] == "not compared: the adapter names /elsewhere/base"
     rewritten(adapter, base_model_name_or_path=str(models["llama"]))
-    system = load_system(model=models["llama"], adapter=str(adapter), pooling="last", max_length=64)
+    system = systems.load("mine", published(model=models["llama"], adapter=str(adapter), pooling="last", max_length=64))
     assert "adapter_base" not in system.settings
 
 
@@ -269,7 +259,7 @@ def test_an_adapter_of_another_base_of_equal_shapes_is_one_line(models, tmp_path
     make_model(tmp_path / "twin", seed=1)
     write_adapter(models["llama"], "lm", ADAPTERS["plain"], tmp_path / "adapter")
     with pytest.raises(DreamError, match="was trained on .*llama.*, not on .*twin"):
-        rules(model=tmp_path / "twin", adapter=str(tmp_path / "adapter"), pooling="last")
+        systems.resolve("mine", published(model=tmp_path / "twin", adapter=str(tmp_path / "adapter"), pooling="last"))
 
 
 # ----------------------------------------------------------------------------------------- sentence-transformers folders
@@ -331,7 +321,7 @@ FOLDERS = {
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_gives_what_the_library_gives(models, tmp_path, kind, name):
     folder = write_folder(tmp_path / "folder", models[kind], **FOLDERS[name])
-    theirs, system = library(folder), load_system(model=folder)
+    theirs, system = library(folder), systems.load("mine", published(model=folder))
     texts = [*TEXTS, "The CAT sat"]
     for encode, prompt in ((theirs.encode_query, "query_prompt"), (theirs.encode_document, "document_prompt")):
         ours = system.encoder.encode(texts, system.settings[prompt], system.settings["max_length"])
@@ -347,7 +337,7 @@ def test_every_part_of_a_head_changes_the_fingerprint(models, tmp_path):
     prints = set()
     for number, dense in enumerate(([{}], [{"activation_function": torch.nn.ReLU()}], [{"bias": False}], [])):
         folder = write_folder(tmp_path / str(number), models["bert"], dense=dense)
-        system = load_system(model=folder)
+        system = systems.load("mine", published(model=folder))
         prints.add(system.fingerprint)
         if dense:
             with torch.no_grad():
@@ -362,18 +352,18 @@ def test_a_length_of_the_old_kind_of_file_is_the_models_too(models, tmp_path):
     folder = write_folder(tmp_path / "folder", models["bert"])
     (folder / "sentence_bert_config.json").unlink()
     change(folder / "sentence_roberta_config.json", max_seq_length=6, do_lower_case=False)
-    system = load_system(model=folder)
+    system = systems.load("mine", published(model=folder))
     assert system.settings["max_length"] == 6 == library(folder).max_seq_length
 
 
 def test_an_entrys_own_prompts_and_lengths_stand_in_the_folders_place(models, tmp_path):
     folder = write_folder(tmp_path / "f", models["bert"], length=9, prompts={"query": "the blue ", "document": "a river "})
-    used = rules(model=folder, query_prompt="", max_length=5)
+    used = systems.resolve("mine", published(model=folder, query_prompt="", max_length=5))[0]
     assert (used.query_prompt, used.document_prompt, used.max_length, used.pooling) == ("", "a river ", 5, "mean")
-    with pytest.raises(DreamError, match=r"models\.mine\.max_length 10 is more than .* reads \(9 tokens\)"):
-        rules(model=folder, max_length=10)
-    with pytest.raises(DreamError, match=r"models\.mine\.pooling is cls, the model's own is mean"):
-        rules(model=folder, pooling="cls")
+    with pytest.raises(DreamError, match=r"published\.mine\.max_length 10 is more than .* reads \(9 tokens\)"):
+        systems.resolve("mine", published(model=folder, max_length=10))
+    with pytest.raises(DreamError, match=r"published\.mine\.pooling is cls, the model's own is mean"):
+        systems.resolve("mine", published(model=folder, pooling="cls"))
 
 
 CHANGES = [
@@ -423,14 +413,14 @@ def test_what_a_folder_asks_for_and_we_do_not_do_is_one_line(models, tmp_path, f
         types = [(kind[1:] if kind[0] == "!" else f"sentence_transformers.{kind}", path) for kind, path in settings]
         (folder / file).write_text(json.dumps([{"type": kind, "path": path} for kind, path in types]))
     with pytest.raises(DreamError, match=message) as caught:
-        rules(model=folder, **({"pooling": pooling} if pooling else {}))
+        systems.resolve("mine", published(model=folder, **({"pooling": pooling} if pooling else {})))
     assert "\n" not in str(caught.value)
 
 
 def test_the_other_faults_of_a_folder_are_one_line_too(models, tmp_path):
     folder = write_folder(tmp_path / "dot", models["bert"], normalize=False, similarity_fn_name="dot")
     with pytest.raises(DreamError, match="compares vectors by dot"):
-        rules(model=folder)
+        systems.resolve("mine", published(model=folder))
     with pytest.raises(DreamError, match="compares vectors by dot"):
         DenseIndex(["cat"], Model(model=str(folder)), ["0"])
     change(folder / "config_sentence_transformers.json", model_type="CrossEncoder")
@@ -438,8 +428,8 @@ def test_the_other_faults_of_a_folder_are_one_line_too(models, tmp_path):
         DenseIndex(["cat"], Model(model=str(folder)), ["0"])
     folder = write_folder(tmp_path / "out", models["bert"], include_prompt=False, prompts={"query": "the "})
     with pytest.raises(DreamError, match="include_prompt"):
-        rules(model=folder)
-    assert rules(model=folder, query_prompt="").query_prompt == ""
+        systems.resolve("mine", published(model=folder))
+    assert systems.resolve("mine", published(model=folder, query_prompt=""))[0].query_prompt == ""
     folder = write_folder(tmp_path / "bin", models["bert"], dense=[{}])
     (folder / "2_Dense/model.safetensors").rename(folder / "2_Dense/pytorch_model.bin")
     with pytest.raises(DreamError, match=r"2_Dense holds no safetensors weights"):
@@ -449,7 +439,7 @@ def test_the_other_faults_of_a_folder_are_one_line_too(models, tmp_path):
     with pytest.raises(DreamError, match=r"1_Pooling/config.json is missing. The model's folder is damaged"):
         folders.read(folder)
     with pytest.raises(DreamError, match="does not say how it pools"):
-        rules(model=models["bert"])
+        systems.resolve("mine", published(model=models["bert"]))
 
 
 # ------------------------------------------------------------------------------------------------------------- lengths
@@ -490,9 +480,9 @@ def test_a_length_above_the_positions_is_one_line_when_the_model_is_loaded(tmp_p
             Encoder.from_pretrained(folder, max_length=room + 1)
         with pytest.raises(DreamError, match=message):
             Encoder.from_pretrained(folder).encode(["cat"], max_length=room + 1)
-        with pytest.raises(DreamError, match=rf"models\.mine\.max_length {room + 1} is more than .* reads \({room} tokens\)"):
-            rules(model=folder, pooling="mean", max_length=room + 1)
-        assert rules(model=folder, pooling="mean").max_length == room
+        with pytest.raises(DreamError, match=rf"published\.mine\.max_length {room + 1} is more than .* reads \({room} tokens\)"):
+            systems.resolve("mine", published(model=folder, pooling="mean", max_length=room + 1))
+        assert systems.resolve("mine", published(model=folder, pooling="mean"))[0].max_length == room
 
 
 def test_rotary_models_have_no_table_and_no_such_limit(models):
@@ -501,11 +491,17 @@ def test_rotary_models_have_no_table_and_no_such_limit(models):
     assert encoder.max_length == module.LENGTH and np.isfinite(encoder.encode(["cat " * 200])).all()
 
 
-def test_the_lengths_of_training_and_evaluation_are_checked_when_a_model_is_loaded(models):
-    with pytest.raises(DreamError, match=r"max_length 129 is more than .* \(128 tokens\)"):
-        Encoder.load(rules(model=models["bert"], pooling="mean"), max_length=129)
+@pytest.mark.parametrize("key", ["encoder.max_length", "evaluate.max_length"])
+def test_the_trained_encoders_lengths_are_checked_before_any_weight_is_read(models, key):
+    size = {"encoder": str(models["bert"]), "encoder_layers": None, "judge": "x/y", "recipe": "packaged"}
+    lengths = {"encoder.max_length": 64, "evaluate.max_length": 64}
+    check_lengths(make_config(**{"sizes.tiny": size, **lengths}))
     with pytest.raises(DreamError, match="max_length 129 is more than"):
         MtebEncoder(Encoder.from_pretrained(models["bert"]), max_length=129)
+    config = make_config(**{"sizes.tiny": size, **lengths, key: 129})
+    for check in (check_lengths, Encoder.load):
+        with pytest.raises(DreamError, match=r"max_length 129 is more than .* \(128 tokens\)"):
+            check(config)
 
 
 # ------------------------------------------------------------------------------------------------------------- targets
@@ -517,16 +513,17 @@ def test_the_lengths_of_training_and_evaluation_are_checked_when_a_model_is_load
 def test_every_target_of_a_new_lora_must_be_a_module(models, targets, missing):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    encoder = Encoder.from_pretrained(models["llama"])
-    line = rf"lora_targets .*{missing}.*Its modules are .*down_proj.*q_proj"
+    encoder, settings = Encoder.from_pretrained(models["llama"]), copy.copy(LORA)
+    settings.targets = targets
+    line = rf"training\.lora\.targets .*{missing}.*Its modules are .*down_proj.*q_proj"
     with pytest.raises(DreamError, match=line):
-        encoder.add_lora(LORA, 0, targets)
+        encoder.add_lora(settings, 0)
     tokenizer = AutoTokenizer.from_pretrained(models["llama"])
     judge = Judge(AutoModelForCausalLM.from_pretrained(models["llama"]), tokenizer, reference="tiny")
     with pytest.raises(DreamError, match=line):
         judge.add_lora(4, 8, targets)
-    encoder.add_lora(LORA, 0, ["self_attn.q_proj"])
-    assert reading.is_peft(encoder.backbone), "a longer name is a name too"
+    encoder.add_lora(SimpleNamespace(r=2, alpha=2, dropout=0.0, targets=["self_attn.q_proj"]), 0)
+    assert module.is_peft(encoder.backbone), "a longer name is a name too"
 
 
 @hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
@@ -541,7 +538,7 @@ def test_targets_pass_exactly_where_peft_finds_a_matrix_for_each(models, targets
     if targets and all(found):
         check_targets(model, targets, "tiny")
     else:
-        with pytest.raises(DreamError, match="lora_targets"):
+        with pytest.raises(DreamError, match=r"training\.lora\.targets"):
             check_targets(model, targets, "tiny")
 
 
