@@ -80,6 +80,20 @@ def split(sets: Sequence[CandidateSet], probes: int) -> tuple[Sequence[Candidate
     return sets[:-probes], sets[-probes:]
 
 
+def used(sets: Sequence[CandidateSet], steps: int, batch: int) -> Sequence[CandidateSet]:
+    """The sets that training takes: the first ``steps × batch``, the same for every objective and seed.
+
+    Raises:
+        DreamError: there are fewer sets than one batch.
+    """
+    if len(sets) < batch:
+        raise DreamError(
+            f"training.batch is {batch}, but only {len(sets)} candidate sets are prepared",
+            "Lower it or raise data.instances",
+        )
+    return sets[: steps * batch]
+
+
 def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/candidates") -> list[CandidateSet]:
     """Read all candidate sets, in the order of the file.
 

@@ -32,8 +32,13 @@ def hint(name: str, known: Iterable[str], otherwise: str = "Choose from {}") -> 
     >>> hint("bm52", ["bm25", "untrained"]), hint("x", ["bm25"])
     ("Did you mean 'bm25'?", 'Choose from bm25')
     """
-    near = difflib.get_close_matches(name, known := list(known), n=1)
-    return f"Did you mean {near[0]!r}?" if near else otherwise.format(", ".join(known) or "none")
+    found = near(name, known := list(known))
+    return f"Did you mean {found!r}?" if found else otherwise.format(", ".join(known) or "none")
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like ``name``, if one is."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def cell(system: str, seed: int | None, entry: str) -> str:

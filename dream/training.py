@@ -37,11 +37,10 @@ from tqdm import tqdm
 from dream import models, objectives
 from dream.errors import DreamError
 from dream.files import replacing, replacing_folder, write_json
-from dream.instances import CandidateSet
+from dream.instances import CandidateSet, used
 
 if TYPE_CHECKING:
     from dream.config import Config
-    from dream.config.sections import Training
     from dream.encoder import Encoder
 
 COLLAPSED_GATE = 1e-3
@@ -106,20 +105,6 @@ def order(n: int, batch: int, step: int, seed: int) -> list[int]:
     return chosen
 
 
-def used(sets: Sequence[CandidateSet], knobs: Training) -> Sequence[CandidateSet]:
-    """The sets that training takes: the first ``steps × batch``, the same for every objective and seed.
-
-    Raises:
-        DreamError: there are fewer sets than one batch.
-    """
-    if len(sets) < knobs.batch:
-        raise DreamError(
-            f"training.batch is {knobs.batch}, but only {len(sets)} candidate sets are prepared",
-            "Lower it or raise data.instances",
-        )
-    return sets[: knobs.steps * knobs.batch]
-
-
 def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     return torch.randperm(n, generator=generator).tolist()
@@ -145,7 +130,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], gi
     from dream.encoder import Encoder
 
     knobs = config.training
-    sets = used(sets, knobs)
+    sets = used(sets, knobs.steps, knobs.batch)
     torch.set_num_threads(knobs.threads)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

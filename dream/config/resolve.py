@@ -121,8 +121,8 @@ def _pick(value: Any, recipe: str, key: str) -> Any:
     """Replace every ``{recipe: value}`` mapping by the value of ``recipe`` (or of the recipe it builds on)."""
     if not isinstance(value, dict):
         return value
-    if odd := [name for name in value if name not in RECIPES] if set(value) & set(RECIPES) else []:
-        raise DreamError(f"{key}: {odd[0]!r} is no recipe", names.hint(str(odd[0]), RECIPES))
+    if set(value) & set(RECIPES) and (odd := [n for n in value if n not in RECIPES and names.near(str(n), RECIPES)]):
+        raise DreamError(f"{key}: {odd[0]!r} is no recipe", names.hint(odd[0], RECIPES))
     if value and set(value) <= set(RECIPES):
         name = recipe
         while name not in value:

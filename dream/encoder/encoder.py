@@ -33,12 +33,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dream.encoder.adapters import attention_projections, check_targets, with_adapter
+from dream.encoder.adapters import with_adapter
 from dream.encoder.reading import fits, is_causal, is_peft, quiet, readable, room, settings, split_revision
 from dream.encoder.reading import lower_case as put_into_small_letters
 from dream.encoder.texts import POOLINGS, batches, check_finite, pool, tokenizer_content, unique
 from dream.errors import DreamError
 from dream.files import read_json, replacing_folder, value_hash, write_json
+from dream.lora import attention_projections, check_targets
 
 if TYPE_CHECKING:
     from dream.config.sections import Lora

@@ -206,7 +206,7 @@ class Judge:
         """
         from peft import LoraConfig, get_peft_model
 
-        from dream.encoder import attention_projections, check_targets
+        from dream.lora import attention_projections, check_targets
 
         if hasattr(self.model, "peft_config"):
             raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dream.assets import model_path
-from dream.encoder import LENGTH, attention_projections, check_adapter, check_targets, fits, folder_room, room, skeleton
+from dream.encoder import LENGTH, check_adapter, fits, folder_room, room, skeleton
 from dream.errors import DreamError
+from dream.lora import attention_projections, check_targets
 from dream.models import folders
 
 if TYPE_CHECKING:
