@@ -14,7 +14,7 @@ from report_fixture import make_cells, make_config, write_params
 from typer.testing import CliRunner
 
 from dream.errors import DreamError
-from dream.report import cli
+from dream import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -57,7 +57,7 @@ def test_every_help_has_examples_and_json(name):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from dream.report import cli\n"
+        "import sys; from dream import cli\n"
         "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'scipy', 'transformers', 'mteb'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -69,14 +69,14 @@ def test_help_starts_quickly():
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dream.report.cli", "--help"], check=True, capture_output=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "dream.cli", "--help"], check=True, capture_output=True, cwd=ROOT)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.7
 
 
 def test_wrong_usage_is_one_line_and_exit_code_one(project):
     done = subprocess.run(
-        [sys.executable, "-m", "dream.report.cli", "tables", "--cells", "nowhere"],
+        [sys.executable, "-m", "dream.cli", "tables", "--cells", "nowhere"],
         capture_output=True, text=True, cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
@@ -276,7 +276,7 @@ def test_an_ascii_locale_changes_nothing(project, command):
     """Every command prints the same bytes into a pipe, whatever the locale."""
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     runs = [
-        subprocess.run([sys.executable, "-m", "dream.report.cli", *command.split()], cwd=project, capture_output=True, check=False,
+        subprocess.run([sys.executable, "-m", "dream.cli", *command.split()], cwd=project, capture_output=True, check=False,
                        env={**os.environ, "PYTHONPATH": str(ROOT), **locale})
         for locale in ({"PYTHONUTF8": "1"}, ascii_only)
     ]  # fmt: skip

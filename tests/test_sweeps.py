@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cli, page
+from dream import cli, page
 from dream.report.commands import sweeps
 from dream.report.results import runs
 from dream.report.tables import render
