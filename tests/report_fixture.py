@@ -74,6 +74,8 @@ def make_cells(folder: Path, config=None) -> Path:
         _run(cells, config, stage, seconds)
     _heads(cells)
     _diagnostic(cells)
+    for name, record in stages.files(config).items():
+        write_json(folder / stages.FOLDER / f"{name}.json", record)
     return cells
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
-from report_fixture import edit_json, make_cells, make_config, write_params
+from report_fixture import OVERRIDES, edit_json, make_cells, make_config, write_params
 
 from dream import config as configs
 from dream.errors import DreamError
@@ -127,7 +126,8 @@ def test_memory_is_near_what_was_measured_with_other_lengths(objective, measured
     """Peaks of real training processes: 6 of 30 layers, K = 4, 48 tokens, four sets at once, all in float32."""
     smoke = {"candidates.count": 4, "heads.count": 8, "training.batch": 4, "training.micro_batch": 4}
     lengths = {"encoder.max_length": 48, "judge.passage_tokens": 48, "judge.target_tokens": 48}
-    found = plan.estimate(make_config(**smoke, **lengths, **{"judge.dtype": "float32"}), 100)
+    records = {name: OVERRIDES[name] | {"dtype": "float32"} for name in ("models.toy-encoder", "models.toy-judge")}
+    found = plan.estimate(make_config(**smoke, **lengths, **records), 100)
     assert plan.peaks(found["memory_gib"])[f"total {objective}"] == pytest.approx(measured, rel=0.25)
 
 
@@ -208,15 +208,11 @@ def test_runs_collects_the_workspace_commits_and_experiments(repository):
 
 
 def test_a_commit_from_before_a_knob_is_still_read(repository):
-    """Its params lack the section, its records the knob; both are there today."""
-    for path in (repository / "reports" / "results" / "runs").glob("*.json"):
-        edit_json(path, lambda record: record[0]["config"]["bm25"].pop("b"))
-    old = yaml.safe_load((repository / "params.yaml").read_text())
-    del old["qrhead"], old["bm25"]["b"]
-    today = (repository / "params.yaml").read_text()
-    (repository / "params.yaml").write_text(yaml.safe_dump(old))
+    """What its stages read lacks the knob, which is there today."""
+    files = [*(repository / "reports" / "results" / "runs").glob("*.json"), *(repository / "reports" / "config").glob("*.json")]
+    for path in files:
+        edit_json(path, lambda value: (value[0]["config"] if isinstance(value, list) else value).get("bm25", {}).pop("b", None))
     _git(repository, "commit", "-qam", "before the knob")
-    (repository / "params.yaml").write_text(today)
     make_cells(repository, make_config(**{"bm25.k1": 1.2}))
     table = experiments.collect(commits=1)
     shown = {row[0].text: row[table.head.index("bm25.b")].text for row in table.rows}
