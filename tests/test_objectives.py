@@ -71,7 +71,9 @@ def test_one_file_is_an_objective_with_knobs_that_outdates_no_other(add_file, en
     add_file("margin", shown())
     assert stages.files(make_config(encoder_folder)) == before, "a file that nobody names changes nothing"
 
-    folder = toy.make(tmp_path / "toy", encoder_folder, **{"objectives": [*OURS, "margin"], "margin.width": 0.4, "training.steps": 6})
+    folder = toy.make(
+        tmp_path / "toy", encoder_folder, **{"objectives": [*OURS, "margin"], "margin.width": 0.4, "training.steps": 6}
+    )
     config = configs.load(folder / "params.yaml")  # noqa: F811
     after = stages.files(config)
     own = after["train-margin"]
@@ -132,7 +134,9 @@ def test_an_edited_file_outdates_its_own_training_alone(add_file, encoder_folder
     assert [name for name in before if before[name] != after[name]] == ["train-replug"]
 
 
-@pytest.mark.parametrize(("knob", "value"), [("replug.tau_lm", 0.2), ("revela.tau", 0.3), ("infonce.in_batch_negatives", True), ("dream.r", 3)])
+@pytest.mark.parametrize(
+    ("knob", "value"), [("replug.tau_lm", 0.2), ("revela.tau", 0.3), ("infonce.in_batch_negatives", True), ("dream.r", 3)]
+)
 def test_a_knob_of_one_objective_is_in_its_own_file_alone(encoder_folder, knob, value):  # noqa: F811
     before, after = (stages.files(make_config(encoder_folder, **more)) for more in ({}, {knob: value}))
     assert [name for name in before if before[name] != after[name]] == ["report", f"train-{knob.split('.')[0]}"]
@@ -222,7 +226,9 @@ def test_revelas_settings_reach_it(encoder_folder, monkeypatch):  # noqa: F811
     assert (found.tau, found.value_normalisation, found.passage_tokens) == (0.3, False, 9)
     lora = found.lm.peft_config["default"]
     assert (lora.r, lora.lora_alpha, found.lm.dtype) == (5, 7, torch.bfloat16)
-    assert not [p for p in build("revela", make_config(encoder_folder, **{"revela.lm": "frozen"})).parameters() if p.requires_grad]
+    assert not [
+        p for p in build("revela", make_config(encoder_folder, **{"revela.lm": "frozen"})).parameters() if p.requires_grad
+    ]
 
 
 def test_the_curves_show_the_golds_rank_and_the_entropy_of_p():
@@ -236,7 +242,9 @@ def test_the_curves_show_the_golds_rank_and_the_entropy_of_p():
     assert logs == {"gold_rank": (1 + 2 + 3 + 1) / 4, "entropy": pytest.approx(sum(entropies) / 4, abs=1e-6)}
 
 
-@pytest.mark.parametrize(("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"in_batch_negatives": True}), ("replug", {})])
+@pytest.mark.parametrize(
+    ("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"in_batch_negatives": True}), ("replug", {})]
+)
 def test_every_objective_logs_its_scalars(name, more):
     objective = make(name, temperature=0.3, **more)
     sets = make_sets(2)
@@ -350,7 +358,9 @@ def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
     assert result.flops > run(settings, "infonce", key="plain").flops, "the LM's operations count"
     moved = {name for name, p in result.step.trained().items() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(n.startswith("encoder.") for n in moved) and any(n.startswith("objective.lm.") for n in moved)
-    similarity = result.step.objective.similarity([[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["the a", "cat dog", "sat on"], result.step.encoder)
+    similarity = result.step.objective.similarity(
+        [[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["the a", "cat dog", "sat on"], result.step.encoder
+    )
     assert torch.allclose(similarity.sum(-1), torch.ones(3)) and similarity.diagonal().abs().max() == 0
 
 
@@ -519,7 +529,10 @@ def test_a_trained_judge_is_saved_as_an_adapter_that_names_its_base(tmp_path):
     objective.save(tmp_path)
     folder = tmp_path / "judge_adapter"
     assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    settings, targets = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")), ["q_proj", "k_proj", "v_proj", "o_proj"]
+    settings, targets = (
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
     assert settings["target_modules"] == sorted(targets) and settings["base_model_name_or_path"] == "owner/judge"
     assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (2, 6, "LORA")
     saved, trained = load_file(folder / "adapter_model.safetensors"), dict(objective.adapter.named_parameters())

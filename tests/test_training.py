@@ -89,7 +89,9 @@ def test_training_lowers_the_loss_and_repeats_to_the_byte(config):
 
 
 def test_the_micro_batch_does_not_change_the_gradient(encoder_folder, config):
-    one, four = (run(make_config(encoder_folder, **{"training.micro_batch": m, "training.steps": 1}), key=f"m{m}") for m in (1, 4))
+    one, four = (
+        run(make_config(encoder_folder, **{"training.micro_batch": m, "training.steps": 1}), key=f"m{m}") for m in (1, 4)
+    )
     gradients = [{k: p.grad for k, p in r.step.trained().items()} for r in (one, four)]
     assert gradients[0].keys() == gradients[1].keys()
     assert sum(g.abs().sum() for g in gradients[0].values()) > 0
@@ -183,7 +185,9 @@ def test_a_loss_that_turns_bad_later_is_stopped_at_its_step(config):
         run(config, "later", key="later")
 
 
-CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+CPU_ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +312,9 @@ def test_dropout_resumes_to_the_same_bytes(encoder_folder, config):
     wet = make_config(encoder_folder, **{"training.lora": lora})
     whole = run(wet, key="wet")
     assert same(weights(whole), weights(run(wet, key="wet")))  # from the checkpoint of step 5
-    assert not same(weights(whole), weights(run(make_config(encoder_folder, **{"training.lora": {**lora, "dropout": 0.0}}), key="dry")))
+    assert not same(
+        weights(whole), weights(run(make_config(encoder_folder, **{"training.lora": {**lora, "dropout": 0.0}}), key="dry"))
+    )
 
 
 def test_too_few_sets_for_a_batch(config):
@@ -322,7 +328,9 @@ def test_the_saved_adapter_loads_with_plain_peft(config, encoder_folder, tmp_pat
 
     result = run(config)
     training.save(result, tmp_path / "model", {"config": {}})
-    model = PeftModel.from_pretrained(AutoModel.from_pretrained(encoder_folder, dtype=torch.float32), tmp_path / "model" / "adapter").eval()
+    model = PeftModel.from_pretrained(
+        AutoModel.from_pretrained(encoder_folder, dtype=torch.float32), tmp_path / "model" / "adapter"
+    ).eval()
     encoder = result.step.encoder.eval()
     ids = torch.tensor(encoder.tokenize(["cat dog river"], 16))
     plain = torch.nn.functional.normalize(model(ids).last_hidden_state[:, -1], dim=-1)
