@@ -328,9 +328,9 @@ def test_nan_weights_end_with_the_documents_id(project, llama):
 @pytest.mark.slow
 def test_several_processes_fill_the_cache_for_one(project):
     config = project()
-    cells.encode_in_parallel("untrained", None, ["tiny"], config, workers=2)
+    cells.encode_in_parallel("untrained", None, ["tiny"], part("untrained"), workers=2)
     system, alone, task = *(load_system("untrained") for _ in range(2)), next(cells.tasks.parts("tiny", config))
-    alone.encoder.encode(systems.documents(task), max_length=config.evaluate.max_length)
+    alone.encoder.encode(systems.documents(task), max_length=96)
     system.encoder.encode = None
     system.corpus(task)
     assert system.flops == alone.flops > 0, "what the other processes encoded counts"
