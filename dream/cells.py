@@ -133,8 +133,9 @@ def _remarked(record: dict[str, Any], config: Config) -> dict[str, Any]:
     """A record with a note on the queries for which BM25 finds nothing, if there are any."""
     if not (wordless := record.get("wordless_queries")):
         return record
+    have = "has" if wordless == 1 else "have"
     note = (
-        f"{wordless} of {record['queries']} queries have no word for the analyser that any document holds "
+        f"{wordless} of {record['queries']} queries {have} no word for the analyser that any document holds "
         f"(bm25.tokenizer: {config.bm25.tokenizer})"
     )
     return {**record, "notes": [*record["notes"], note]}

@@ -185,7 +185,7 @@ def test_first_layers_equal_the_full_models(tiny_llama, cache):
     expected = full.model.norm(full(ids, output_hidden_states=True).hidden_states[2])
     torch.testing.assert_close(cut(ids).last_hidden_state, expected)
     assert assets.model_path(str(tiny_llama), layers=3) == tiny_llama
-    with pytest.raises(DreamError, match="has 3 layers, encoder_layers asks for 4"):
+    with pytest.raises(DreamError, match="has 3 layers, its record asks for 4"):
         assets.model_path(str(tiny_llama), layers=4)
 
 

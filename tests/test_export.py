@@ -25,7 +25,7 @@ from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json, read_yaml, write_json
 from dream.manifest import ROOT
-from dream.report import cli
+from dream import cli
 from dream.report.commands import card
 from dream.systems.encoder import TRAINED
 

@@ -148,7 +148,7 @@ def test_every_experiment_of_the_guide_resolves():
 def test_every_line_of_the_guide_is_a_command_that_exists():
     import typer.main
 
-    from dream.report import cli
+    from dream import cli
 
     known = set(typer.main.get_command(cli.app).commands)
     for line in commands():
