@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
-from report_fixture import make_cells, write_params
+from report_fixture import make_cells
 from test_encoder import KINDS, TEXTS, TOLERANCE, WORDS, make_model, make_tokenizer
 from test_models_of_others import RELU, write_folder
 from typer.testing import CliRunner
@@ -21,7 +23,7 @@ from dream import export, systems
 from dream.config import stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
-from dream.files import read_json, write_json
+from dream.files import read_json, read_yaml, write_json
 from dream.manifest import ROOT
 from dream import cli
 from dream.report.commands import card
@@ -32,13 +34,17 @@ SPECIAL = ["", " ", "unseenword", LONG]
 RULES = {"pooling": "last", "append_eos": True, "max_length": 16}
 
 
-def settings(folder, more=(), **record):
-    """The packaged recipe on a tiny local encoder with these rules (None: what its folder says)."""
+def overrides(folder, more=(), **record):
+    """What params.yaml is changed to: the packaged recipe on a tiny local encoder with these rules (None: its folder's)."""
     rules = {key: value for key, value in {"model": str(folder), **RULES, **record}.items() if value is not None}
     tiny = {"encoder": "mine", "judge": "mine", "recipe": "packaged"}
     lora = {"r": 4, "alpha": 8, "dropout": 0.0}
-    overrides = {"model.size": "tiny", "models.mine": rules, "sizes.tiny": tiny, "training.lora": lora, "encoder.max_length": 12}
-    return configs.load(ROOT / "params.yaml", overrides | dict(more))
+    mine = {"model.size": "tiny", "models.mine": rules, "sizes.tiny": tiny, "training.lora": lora, "encoder.max_length": 12}
+    return mine | dict(more)
+
+
+def settings(*arguments, **record):
+    return configs.load(ROOT / "params.yaml", overrides(*arguments, **record))
 
 
 def train(config, system="dream", seed=0):
@@ -337,7 +343,11 @@ def test_a_tokenizer_that_would_differ_is_refused(config, monkeypatch):
 
 
 def test_the_command_exports_and_pushes_only_when_asked(config, monkeypatch):
-    write_params(export.Path("."), config)
+    raw = read_yaml(ROOT / "params.yaml")
+    for key, value in overrides(config.models["mine"].model, OWN, licence="Llama 3.2").items():
+        *parents, leaf = key.split(".")
+        functools.reduce(dict.get, parents, raw)[leaf] = value
+    export.Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     calls = []
     monkeypatch.setattr(export, "push", lambda folder, name: calls.append((str(folder), name)) or f"hub/{name}")
 
