@@ -18,14 +18,13 @@ from test_encoder import KINDS, TEXTS, TOLERANCE, WORDS, make_model, make_tokeni
 from test_models_of_others import RELU, write_folder
 from typer.testing import CliRunner
 
+from dream import cli, export, systems
 from dream import config as configs
-from dream import export, systems
 from dream.config import stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json, read_yaml, write_json
 from dream.manifest import ROOT
-from dream import cli
 from dream.report.commands import card
 from dream.systems.encoder import TRAINED
 

@@ -13,8 +13,8 @@ import typer.main
 from report_fixture import make_cells, make_config, write_params
 from typer.testing import CliRunner
 
-from dream.errors import DreamError
 from dream import cli
+from dream.errors import DreamError
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = sorted(typer.main.get_command(cli.app).commands)
