@@ -13,9 +13,10 @@ import yaml
 from report_fixture import edit_cell, make_cells, make_config, write_params
 from typer.testing import CliRunner
 
-from dream import cli, page
+from dream import cli
 from dream import config as configs
 from dream.errors import DreamError
+from dream.report import page
 from dream.report.commands import sweeps
 from dream.report.results import runs
 from dream.report.tables import render
