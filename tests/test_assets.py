@@ -314,7 +314,7 @@ def test_a_length_above_a_models_positions_is_refused_before_anything_is_prepare
     bert = str(make_model(tmp_path / "bert", "bert"))  # 128 positions
     size = {"encoder": str(tiny_llama), "judge": str(tiny_llama)}
     entry = {"model": bert, "pooling": "mean", "max_length": 129, "dtype": "float32"}
-    with pytest.raises(SystemExit, match=r"published.m.max_length.* 129 .*128"):
+    with pytest.raises(SystemExit, match=r"models.m.max_length.* 129 .*128"):
         assets_stage(tmp_path, monkeypatch, size=size, count=6, published={"m": entry})
     with pytest.raises(SystemExit, match=r"encoder.max_length 192 is more than .* has positions for \(128 tokens\)"):
         assets_stage(tmp_path, monkeypatch, size={**size, "encoder": bert, "recipe": "paper"}, count=6)

@@ -45,10 +45,10 @@ GRAPH = {module: imports(module, path.read_text(encoding="utf-8")) for module, p
 
 def test_the_reader_of_imports_sees_every_kind():
     text = (
-        "import dream.report.stats\nfrom dream import cli, stats as s\nfrom dream.report.tables.render import Table\n"
+        "import dream.report.stats\nfrom dream.report import plots, stats as s\nfrom dream.report.tables.render import Table\n"
         "def f():\n    from dream import export\n    from . import page\n    from dream.config import Config\n"
     )
-    seen = ("report.stats", "report.cli", "report.tables.render", "export", "report.page")
+    seen = ("report.stats", "report.plots", "report.tables.render", "export", "report.page")
     assert imports("dream.report.build", text) == {f"dream.{name}" for name in seen}
 
 
