@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dream import files, manifest
 from dream.errors import DreamError, explain
+from dream.files import write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):

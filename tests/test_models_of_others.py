@@ -597,9 +597,9 @@ def test_rotary_models_have_no_table_and_no_such_limit(models):
 def test_the_trained_encoders_lengths_are_checked_before_any_weight_is_read(models):
     """In training by the section ``encoder``, in evaluation by the record; the library's wrapper too."""
     entry, line = record(model=models["bert"], pooling="mean", max_length=128), r"{} 129 is more than .*\(128 tokens\)"
-    records.check_length(entry, 128)
+    records.check_trainable(records.rules(entry, "models.mine"), 128)
     with pytest.raises(DreamError, match=line.format("encoder.max_length")):
-        records.check_length(entry, 129)
+        records.check_trainable(records.rules(entry, "models.mine"), 129)
     with pytest.raises(DreamError, match=line.format("max_length")):
         Encoder.load(records.rules(entry, "models.mine"), max_length=129)
     with pytest.raises(DreamError, match=line.format(r"models\.mine\.max_length")):
