@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     config = configs.load()
     torch.set_num_threads(config.training.threads)
-    judge, heads = Judge.from_config(config), read_json("work/heads/heads.json")["selected"]
+    judge, heads = Judge.build(config), read_json("work/heads/heads.json")["selected"]
     injection = Injection(tuple(map(tuple, heads)), config.injection.rows, config.injection.budget)
     gate = config.injection.gate_init if args.gate is None else args.gate
     found = diagnostics.measure(judge, load_sets()[-args.instances :], injection, gate, config.heads.seed)

@@ -17,7 +17,6 @@ import statistics
 import torch
 
 from benchmarks import common, models
-from dream import config as configs
 from dream.errors import exits_cleanly
 from dream.judge.model import DTYPES, pick_dtype
 from dream.objectives import find, similarities, vectors
@@ -30,8 +29,7 @@ def build(args: argparse.Namespace):
     dtype = pick_dtype(args.dtype, device)
     judge, heads = models.judge(args.judge, dtype, device, args.passage)
     encoder = models.encoder(args.encoder, args.layers, dtype, device, args.passage)
-    config = configs.load(overrides={"injection.rows": args.rows, "candidates.count": args.candidates})
-    objective = find("dream")(judge, heads, rows=config.injection.rows).to(device)
+    objective = find("dream")(judge, heads, rows=args.rows).to(device)
     vocabulary = min(judge.model.config.vocab_size, encoder.backbone.config.vocab_size)
     return objective, encoder, common.instances(2, args.candidates, args.passage, args.questions, vocabulary)
 

@@ -4,8 +4,11 @@ import json
 import sys
 
 import pytest
+import torch
 
-from benchmarks import common, data_size, dream_over_infonce, judge_step, models, pairs_per_second
+from benchmarks import common, data_size, diagnostic, dream_over_infonce, judge_step, models, pairs_per_second
+from dream.files import write_json
+from dream.manifest import ROOT
 
 SMALL = ["--judge", "tiny", "--candidates", "3", "--passage", "8", "--repetitions", "2", "--dtype", "float32"]
 
@@ -45,6 +48,21 @@ def test_dream_over_infonce(bench):
     # the judge is the same for all sizes: the larger the encoder, the less it adds
     ratios = [record["counted_for_the_paper"][size]["1"] for size in ("0.5b", "1b", "3b", "8b")]
     assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1
+
+
+def test_diagnostic(bench, tmp_path, monkeypatch):
+    device = torch.device("cpu")
+    judge, heads = models.judge("tiny", torch.float32, device, 8)
+    sets = common.instances(6, 3, 8, 1, judge.model.config.vocab_size)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    write_json("work/heads/heads.json", {"selected": heads})
+    monkeypatch.setattr(diagnostic.Judge, "build", lambda config: judge)
+    monkeypatch.setattr(diagnostic, "load_sets", lambda: sets)
+    monkeypatch.setattr(sys, "argv", ["diagnostic", "--instances", "4"])
+    diagnostic.main()
+    record = json.loads((tmp_path / "diagnostic.json").read_text())
+    assert record["instances"] == 4 and record["judge"] == "random" and (tmp_path / "diagnostic.md").exists()
 
 
 def test_data_size(tmp_path, monkeypatch):

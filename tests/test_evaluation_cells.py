@@ -18,7 +18,7 @@ from dream.data.tasks import base, write
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.evaluation import geometry
-from dream.files import write_json
+from dream.files import value_hash, write_json
 from dream.systems.encoder import TRAINED
 
 
@@ -384,8 +384,11 @@ def test_mteb_gives_the_same_score_through_the_wrapper(project, llama, tmp_path)
 
     config = project()
     encoder = Encoder.load(models.rules(config.roles["encoder"], "models.mine"))
+    plain, prompted = Encoder.from_pretrained(llama), Encoder.from_pretrained(llama, query_prompt="the ")
     model = MtebEncoder(encoder, max_length=96)
-    assert model.mteb_model_meta.revision == encoder.fingerprint()
+    assert model.mteb_model_meta.revision == value_hash([encoder.fingerprint(), "", "", 96])
+    rules = [(plain, 96), (plain, 95), (prompted, 96)]
+    assert len({MtebEncoder(one, max_length=length).mteb_model_meta.revision for one, length in [*rules, *rules]}) == 3
     result = mteb.evaluate(model, Local(), cache=None)
     theirs = result.task_results[0].scores["test"][0]
     _, record = cells.score(load_system("untrained"), ours, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 from types import SimpleNamespace
@@ -11,9 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
-from report_fixture import make_cells
+from report_fixture import OVERRIDES, make_cells, write_params
 from test_encoder import KINDS, TEXTS, TOLERANCE, WORDS, make_model, make_tokenizer
 from test_models_of_others import RELU, write_folder
 from typer.testing import CliRunner
@@ -23,7 +21,7 @@ from dream import config as configs
 from dream.config import stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
-from dream.files import read_json, read_yaml, write_json
+from dream.files import read_json, write_json
 from dream.manifest import ROOT
 from dream.report.commands import card
 from dream.systems.encoder import TRAINED
@@ -33,17 +31,13 @@ SPECIAL = ["", " ", "unseenword", LONG]
 RULES = {"pooling": "last", "append_eos": True, "max_length": 16}
 
 
-def overrides(folder, more=(), **record):
-    """What params.yaml is changed to: the packaged recipe on a tiny local encoder with these rules (None: its folder's)."""
+def settings(folder, more=(), **record):
+    """The packaged recipe on a tiny local encoder with these rules (None: what its folder says)."""
     rules = {key: value for key, value in {"model": str(folder), **RULES, **record}.items() if value is not None}
     tiny = {"encoder": "mine", "judge": "mine", "recipe": "packaged"}
     lora = {"r": 4, "alpha": 8, "dropout": 0.0}
     mine = {"model.size": "tiny", "models.mine": rules, "sizes.tiny": tiny, "training.lora": lora, "encoder.max_length": 12}
-    return mine | dict(more)
-
-
-def settings(*arguments, **record):
-    return configs.load(ROOT / "params.yaml", overrides(*arguments, **record))
+    return configs.load(ROOT / "params.yaml", mine | dict(more))
 
 
 def train(config, system="dream", seed=0):
@@ -217,7 +211,8 @@ def test_bfloat16_is_stored_as_such_and_close(place, dense):
     assert (found * ours(config, TEXTS)).sum(1).min() > 0.98
 
 
-OWN = {"data.sources": ["boolq", "squad"], "seeds": [0, 1, 2], "objectives": ["dream", "infonce"]}
+REPORTED = ("objectives", "seeds", "references", "tasks", "task_lists", "report")
+OWN = {key: OVERRIDES[key] for key in REPORTED} | {"data.sources": ["boolq", "squad"]}
 
 
 @pytest.fixture
@@ -249,7 +244,7 @@ def test_the_card_parses_and_says_what_is_needed(exported, kind):
 
 
 def test_scores_of_another_configuration_or_model_are_left_out(exported):
-    assert card.scores(exported.config, "dream", 0, exported.cells)[0]
+    assert card.scores(exported.config, "dream", 0, exported.cells)[1] == ""
     longer = settings(exported.config.models["mine"].model, OWN, licence="Llama 3.2", max_length=32)
     table, reason = card.scores(longer, "dream", 0, exported.cells)
     assert table is None and "max_length" in reason
@@ -342,11 +337,7 @@ def test_a_tokenizer_that_would_differ_is_refused(config, monkeypatch):
 
 
 def test_the_command_exports_and_pushes_only_when_asked(config, monkeypatch):
-    raw = read_yaml(ROOT / "params.yaml")
-    for key, value in overrides(config.models["mine"].model, OWN, licence="Llama 3.2").items():
-        *parents, leaf = key.split(".")
-        functools.reduce(dict.get, parents, raw)[leaf] = value
-    export.Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    write_params(export.Path("."), config)
     calls = []
     monkeypatch.setattr(export, "push", lambda folder, name: calls.append((str(folder), name)) or f"hub/{name}")
 

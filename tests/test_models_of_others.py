@@ -33,6 +33,7 @@ from dream.judge.model import Judge
 from dream.lora import check_targets
 from dream.manifest import ROOT
 from dream.models import folders
+from dream.systems import encoder as retrievers
 
 TARGETS = ["q_proj", "v_proj"]
 FIRST = "layers.0.self_attn.q_proj"  # behind the name of the body, where there is one
@@ -510,10 +511,10 @@ def test_any_record_is_trained_by_the_rules_it_is_evaluated_by(models, tmp_path,
     queries[:, 0].sum().backward(retain_graph=True)
     assert all(p.grad.abs().sum() > 0 for n, p in encoder.named_parameters() if "lora_B" in n)
     encoder.save_adapter(tmp_path / "adapter")
-    system = systems.encoder.Dense(
+    system = retrievers.Dense(
         "mine", Encoder.load(found, adapter=tmp_path / "adapter", device="cpu"), found, configured(entry).evaluate
     )
-    monkeypatch.setattr(systems.encoder.cache, "embeddings", lambda encoder, texts, *_, prompt, max_length, **__: encoder.encode(
+    monkeypatch.setattr(retrievers.cache, "embeddings", lambda encoder, texts, *_, prompt, max_length, **__: encoder.encode(
         texts, prompt, max_length
     ))  # fmt: skip
     asked, read = [q.text for s in sets for q in s.questions], [p for s in sets for p in s.passages]
