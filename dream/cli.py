@@ -80,6 +80,25 @@ def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], 
         typer.echo(text().rstrip("\n"))
 
 
+def known(format: str) -> str:
+    """A format, if there is such a one; asked before anything is read."""
+    from dream.report.tables import render
+
+    return format if format == "text" else render.known(format)
+
+
+Format = Annotated[str, typer.Option("--format", "-f", callback=known, help="text, md, csv, latex or html.")]
+
+
+def print_tables(tables: list[Any], format: str, as_json: bool) -> None:
+    """Print tables in a format."""
+    from dream.report.tables import render
+
+    if format == "text" or as_json:
+        return show_tables(tables, as_json)
+    typer.echo("\n".join(render.render(t, format).rstrip("\n") + "\n" for t in tables), nl=False)
+
+
 def show_tables(tables: list[Any], as_json: bool) -> None:
     """Print tables one below the other."""
     from rich.console import Group
@@ -104,7 +123,7 @@ def show_tables(tables: list[Any], as_json: bool) -> None:
 )
 def tables(
     table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Only this table; may be repeated.")] = None,
-    format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
+    format: Format = "text",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -120,19 +139,14 @@ def tables(
     """Print the tables: main, significance, seeds, cost, heads, diagnostic, and those of collected sweeps (sweep-NAME)."""
     from dream.report import build
     from dream.report.commands import sweeps
-    from dream.report.tables import registry, render
+    from dream.report.tables import registry
 
-    if format != "text":
-        render.known(format)
     results = load(params, cells, experiment, reference)
     if out is not None:
         built = build.write_tables(results, _for_tables(out))
         names = [str(out / f"{t.name}.{ending}") for t in built for ending in ("csv", "md")]
         return show(names, json, lambda: "\n".join(names))
-    built = registry.build(results, table or None, sweeps.stored() if experiment is None else ())
-    if format == "text" or json:
-        return show_tables(built, json)
-    typer.echo("\n".join(render.render(t, format).rstrip("\n") + "\n" for t in built), nl=False)
+    print_tables(registry.build(results, table or None, sweeps.stored() if experiment is None else ()), format, json)
 
 
 def _for_page(file: Path) -> Path:
@@ -238,21 +252,15 @@ def paper(
 @app.command(epilog=examples("dream-report runs", "dream-report runs --commits 5 --format csv > runs.csv"))
 def runs(
     commits: Annotated[int, typer.Option("--commits", min=0, max=10_000, help="Commits that changed results, newest first.")] = 1,
-    format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
+    format: Format = "text",
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
     """Collect the workspace, commits and DVC experiments in one table with the knobs that differ."""
     from dream.report.commands import experiments
-    from dream.report.tables import render
 
-    if format != "text":
-        render.known(format)
-    table = experiments.collect(commits, params, cells)
-    if format == "text" or json:
-        return show_tables([table], json)
-    typer.echo(render.render(table, format), nl=False)
+    print_tables([experiments.collect(commits, params, cells)], format, json)
 
 
 @app.command(epilog=examples("dream-report sweep", "dream-report sweep heads", "dream-report sweep heads --run --collect"))

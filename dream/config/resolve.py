@@ -66,7 +66,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
     if recipe not in RECIPES:
         raise DreamError(f"recipe {recipe!r} is not defined", f"Choose auto, {', '.join(RECIPES)}")
     values = {key: _pick(value, recipe, str(key)) for key, value in raw.items()} | {"recipe": recipe}
-    carried = {key: values.pop(key) for key in list(values) if key in check.carriers() and key not in Config.model_fields}
+    carried = {key: values.pop(key) for key in check.carriers() & set(values) - set(Config.model_fields)}
     if odd := {"roles", "knobs", "probes"} & set(values):
         raise DreamError(f"{min(odd)} is not a known setting", "Remove it")
     try:
@@ -104,7 +104,7 @@ def _knobs(config: Config, carried: dict[str, Any]) -> dict[str, knobs.Knobs]:
     """The settings that objectives and systems carry in their own files: of those that run or are named in params.yaml."""
     found = {}
     for name in dict.fromkeys([*config.objectives, *config.rerankers, *config.references, *carried]):
-        carrier = check.carrier(name) if name in check.carriers() - {"bm25", "untrained"} else None
+        carrier = check.carrier(name)
         if carrier is None or carrier.Knobs is None:
             continue
         overrides = carried.get(name)

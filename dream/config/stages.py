@@ -69,15 +69,16 @@ def load(name: str, folder: Path | str = FOLDER) -> Config:
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         raise DreamError(f"{path} is missing", "Run it through `dvc repro`, whose first stage writes it")
-    return _cut(read_json(path))
+    return read(read_json(path))
 
 
 def cut(config: Config, name: str) -> Config:
     """The same of a whole configuration in memory: what the stage with this file would read."""
-    return _cut(files(config)[name])
+    return read(files(config)[name])
 
 
-def _cut(settings: dict[str, Any]) -> Config:
+def read(settings: dict[str, Any]) -> Config:
+    """The same of a file's content."""
     values = {key: value for key, value in settings.items() if key not in ("code", "needs")}
     carried = values.pop("knobs", {})
     built: Config = _build(Config, values)
@@ -147,8 +148,7 @@ def _part(config: Config, *paths: str) -> dict[str, Any]:
         for name in parents:
             owner, place = getattr(owner, name), place.setdefault(name, {})
         value = owner[leaf] if isinstance(owner, dict) else getattr(owner, leaf)
-        plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        place[leaf] = {k: v.model_dump(mode="json") for k, v in plain.items()} if path in ("roles", "knobs") else plain
+        place[leaf] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return found
 
 

@@ -1,6 +1,6 @@
 """Experiments: the workspace, commits and ``dvc exp`` experiments, each read from git without checking anything out.
 
-A DVC experiment is a commit under ``refs/exps`` that holds its params.yaml and its small results, so one experiment's
+A DVC experiment is a commit under ``refs/exps`` that holds what its stages read and its small results, so one experiment's
 whole report can be rebuilt from it. :func:`open_revision` unpacks those files into a temporary folder and reads them
 with the same code, and the same checks, as the workspace's.
 """

@@ -94,7 +94,7 @@ def _training(results: Results) -> str:
         f"Trained {_times(len(config.seeds))} each ({seeds}) on (query, target) pairs per run: {pairs}; "
         f"{training.steps} steps of {training.batch} candidate sets, K = {config.candidates.count} "
         f"({config.candidates.source}), LoRA r {training.lora.r}, "
-        f"learning rate {_each(config, lambda c: c.training.learning_rate)}, {config.encoder.max_length} tokens."
+        f"learning rate {_each(results, lambda c: c.training.learning_rate)}, {config.encoder.max_length} tokens."
     )
 
 
@@ -102,13 +102,13 @@ def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
-def _each(config: Config, value: Callable[[Config], float], objectives: list[str] | None = None) -> str:
+def _each(results: Results, value: Callable[[Config], float], objectives: list[str] | None = None) -> str:
     """A setting that every objective may have of its own: one number if all share it, else each with its objectives."""
     found: dict[str, list[str]] = {}
-    for name in config.objectives if objectives is None else objectives:
-        found.setdefault(f"{value(stages.cut(config, f'train-{name}')):g}", []).append(name)
+    for name in results.config.objectives if objectives is None else objectives:
+        found.setdefault(f"{value(stages.read(results.wanted[f'train-{name}'])):g}", []).append(name)
     if len(found) <= 1:
-        return next(iter(found), f"{value(config):g}")
+        return next(iter(found), f"{value(results.config):g}")
     return ", ".join(f"{number} ({_list(names)})" for number, names in found.items())
 
 
@@ -199,7 +199,7 @@ def _open(results: Results) -> str:
     tempered = [name for name in config.objectives if hasattr(config.knobs[name], "temperature")]
     used = _used(results)
     readings = [
-        f"initial tau {_each(config, lambda c: c.temperature.init, tempered)} "
+        f"initial tau {_each(results, lambda c: c.temperature.init, tempered)} "
         f"({'learned as log tau' if config.temperature.learned else 'fixed'})",
         f"gate {config.injection.gate}, g starts at {config.injection.gate_init:g}",
         f"judge rows injected: {config.injection.rows} (budget {config.injection.budget}, scores {config.injection.scores})",
