@@ -18,7 +18,7 @@ from dream.judge.prompt import EMPTY_QUERY, Limits, Prompt
 
 
 def knobs(**more):
-    from dream.config import Heads
+    from dream.config.sections import Heads
 
     values = {"strategy": "query_focused", "count": 3, "explicit": [], "probes": 4, "drop_low_tokens": False}
     values |= {"bootstrap": 50, "seed": 0}
@@ -220,7 +220,7 @@ def test_a_reading_of_the_lowest_layers_gives_their_attention_and_no_loss():
     candidates, calls = candidate_set(), []
     for number, layer in enumerate(judge.model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, number=number: calls.append(number))
-    reading = judge.read(candidates, layers=2)
+    reading = judge.read(candidates, depth=2)
     masses, _ = judge.document_masses(candidates, reading)
     assert len(reading.layers) == masses.shape[1] == 2 and max(calls) == 1
     with pytest.raises(ValueError, match="ends at layer 2 of 4"):
