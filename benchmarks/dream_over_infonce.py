@@ -27,7 +27,7 @@ def measure(args: argparse.Namespace) -> dict:
     """Seconds of both objectives' steps on one geometry."""
     device = torch.device(args.device)
     dream, encoder, sets = build(args)
-    objectives = {"dream": dream, "infonce": find("infonce")(dream.config).to(device)}
+    objectives = {"dream": dream, "infonce": find("infonce")(dream.tau().item()).to(device)}
     dream.step = 1  # a step without a measurement of the gap, as three of four are
     steps = {
         name: common.training_step(lambda c, o=objective: o.loss([c], encoder)[0], common.adamw(encoder, objective))

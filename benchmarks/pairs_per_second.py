@@ -20,7 +20,7 @@ from benchmarks import common, models
 from dream import config as configs
 from dream.errors import exits_cleanly
 from dream.judge.model import DTYPES, pick_dtype
-from dream.objectives import find, similarities
+from dream.objectives import find, similarities, vectors
 from dream.training import operations
 
 
@@ -31,7 +31,7 @@ def build(args: argparse.Namespace):
     judge, heads = models.judge(args.judge, dtype, device, args.passage)
     encoder = models.encoder(args.encoder, args.layers, dtype, device, args.passage)
     config = configs.load(overrides={"injection.rows": args.rows, "candidates.count": args.candidates})
-    objective = find("dream")(config, judge, heads).to(device)
+    objective = find("dream")(judge, heads, rows=config.injection.rows).to(device)
     vocabulary = min(judge.model.config.vocab_size, encoder.backbone.config.vocab_size)
     return objective, encoder, common.instances(2, args.candidates, args.passage, args.questions, vocabulary)
 
@@ -43,7 +43,7 @@ def single(candidates):
 
 def plain_loss(objective, encoder, candidates) -> torch.Tensor:
     """DREAM's loss of a set of one question, written with the library alone."""
-    (scores,) = similarities([candidates], encoder)
+    (scores,) = similarities(*vectors([candidates], encoder))
     p, gate = (scores / objective.tau()).softmax(-1), objective.gamma.sigmoid()
     return common.plain_losses(objective.judge, candidates, p, gate, objective.injection).mean()
 

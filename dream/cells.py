@@ -41,10 +41,11 @@ def make(config: Config, name: str, seed: int | None, entry: str) -> None:
         entry: a task, or a list of ``task_lists``.
     """
     names, cell = tasks.resolve([entry], config), names_of.cell(name, seed, entry)
-    inputs = [tasks.FOLDER / entry, *([TRAINED / f"{name}-{seed}"] if seed is not None else [])]
+    inputs: list[Path | str] = [tasks.FOLDER / entry, *([TRAINED / f"{name}-{seed}"] if seed is not None else [])]
     manifest.check(f"tasks-{entry}", tasks.FOLDER / entry)
     with manifest.recording(f"evaluate-{cell}", f"evaluate-{names_of.cell(name, None, entry)}", inputs) as record:
         system = systems.load(name, config, seed)
+        inputs += system.inputs
         if config.evaluate.workers > 1 and isinstance(system, Dense):
             encode_in_parallel(name, seed, names, config, config.evaluate.workers)
         table, records = run(system, seed, names, config)
@@ -132,8 +133,9 @@ def _remarked(record: dict[str, Any], config: Config) -> dict[str, Any]:
     """A record with a note on the queries for which BM25 finds nothing, if there are any."""
     if not (wordless := record.get("wordless_queries")):
         return record
+    have = "has" if wordless == 1 else "have"
     note = (
-        f"{wordless} of {record['queries']} queries have no word for the analyser that any document holds "
+        f"{wordless} of {record['queries']} queries {have} no word for the analyser that any document holds "
         f"(bm25.tokenizer: {config.bm25.tokenizer})"
     )
     return {**record, "notes": [*record["notes"], note]}

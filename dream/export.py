@@ -2,15 +2,16 @@
 
 ``peft/`` loads with the lines of the released DREAM model cards: AutoTokenizer, AutoModel, PeftModel, pooling, L2.
 Where the encoder is a hub model used whole, the lines name it; a packaged, local or shortened encoder travels along
-in ``base/``. ``sentence-transformers/`` holds the merged weights: Transformer, Pooling, Normalize, no other code.
+in ``base/``. ``sentence-transformers/`` holds the merged weights: Transformer, Pooling, the modules that the encoder's own
+folder puts behind them, Normalize, no other code.
 
-Both carry a tokenizer that does by itself what :class:`dream.encoder.Encoder` does: special tokens, the end-of-text
-token of ``encoder.append_eos`` (a post-processor, so that truncation keeps it), right padding,
-``evaluate.max_length``. Two texts differ: one that itself ends in the end-of-text token gets a second one, and an
-empty text has no token at all where the tokenizer adds none and ``append_eos`` is off (the evaluation takes one
-end-of-text token there).
+Both follow the encoder's rules (:func:`dream.models.rules`) and carry a tokenizer that does by itself what
+:class:`dream.encoder.Encoder` does: small letters, special tokens, the end-of-text token of ``append_eos`` (a
+post-processor, so that truncation keeps it), right padding, ``max_length``. Two texts differ: one that itself ends in the
+end-of-text token gets a second one, and an empty text has no token at all where the tokenizer adds none and ``append_eos`` is
+off (the evaluation takes one end-of-text token there).
 
-The adapter is merged in float32 and stored in ``evaluate.dtype``, the precision in which the scores were measured.
+The adapter is merged in float32 and stored in the record's dtype, the precision in which the scores were measured.
 """
 
 from __future__ import annotations
@@ -20,31 +21,30 @@ import importlib.metadata
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dream import __version__, assets, manifest, models, objectives
 from dream.assets.registry import MODELS as MODELS_IN_WHEELS
-from dream.config import Config, stages
+from dream.config import stages
 from dream.data import sources
 from dream.encoder import DTYPES, ORIGINS, Encoder, quiet, split_revision
 from dream.errors import DreamError
 from dream.files import read_json, replacing_folder, write_json
 from dream.models.folders import POOLING
-from dream.report.results import cells as reading
-from dream.systems.encoder import TRAINED as MODELS
+from dream.names import hint, registered
+from dream.systems.encoder import TRAINED
+
+if TYPE_CHECKING:
+    from dream.config import Config
+    from dream.models import Rules
 
 FORMATS = ("peft", "sentence-transformers")
 ARXIV = "2606.24667"
-# The licences of the paper's encoders, as the hub names them.
-LICENCES = {
-    "packaged/smollm2-135m": "apache-2.0",
-    "Qwen/Qwen2.5-0.5B": "apache-2.0",
-    "meta-llama/Llama-3.2-1B": "llama3.2",
-    "meta-llama/Llama-3.2-3B": "llama3.2",
-    "meta-llama/Llama-3.1-8B": "llama3.1",
-}
+LICENCES = ("apache-2.0", "mit", "llama3.1", "llama3.2")  # as the hub names them; any other is "other"
+CELLS = Path("reports/results")
+NO_SCORES = (None, "none were asked for")
 
 
 def export(
@@ -55,7 +55,8 @@ def export(
     formats: tuple[str, ...] = FORMATS,
     force: bool = False,
     name: str | None = None,
-    cells: Path | str = reading.CELLS,
+    scores: tuple[str | None, str] = NO_SCORES,
+    cells: Path | str = CELLS,
 ) -> dict[str, Path]:
     """Write a trained system to ``out/<format>/``, each folder whole or not at all.
 
@@ -67,7 +68,8 @@ def export(
         formats: some of :data:`FORMATS`.
         force: replace folders that are there.
         name: what the card's snippets load (default: the folder).
-        cells: the folder of results, for the card's scores.
+        scores: the card's table of scores as Markdown, or None and why there is none.
+        cells: the folder of results, for the counts of the training data.
 
     Returns:
         Format → folder.
@@ -82,31 +84,49 @@ def export(
     for folder in folders.values():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
             raise DreamError(f"{folder} is not empty", "Choose another --out, or replace it with --force")
-    source = trained(system, seed)
-    manifest.check(f"train-{system}-{seed}", source)
-    manifest.agree(read_json(source / "made_with.json")["settings"], stages.files(config)[f"train-{system}"], str(source))
-    made_with = read_json(source / "made_with.json")
+    source = trained(config, system, seed)
+    rules = encoder_rules(config)
     for kind, folder in folders.items():
         with replacing_folder(folder) as temporary, quiet():
-            (_write_peft if kind == "peft" else _write_sentence_transformers)(temporary, config, source)
-            card = model_card(kind, config, system, seed, made_with, name or str(folder), cells)
+            (_write_peft if kind == "peft" else _write_sentence_transformers)(temporary, rules, source)
+            card = model_card(kind, config, rules, system, seed, name or str(folder), scores, cells)
             (temporary / "README.md").write_text(card, encoding="utf-8")
     return folders
 
 
-def trained(system: str, seed: int) -> Path:
+def encoder_rules(config: Config) -> Rules:
+    """The rules of the encoder that this configuration trains."""
+    return models.rules(config.roles["encoder"], f"models.{config.size.encoder}")
+
+
+def trained(config: Config, system: str, seed: int) -> Path:
     """Folder of a training run.
 
     Raises:
-        DreamError: it is not there; the line names those that are.
+        DreamError: it is not there (the line names those that are, and how to make it), or was trained with other settings
+            than the configuration has now.
     """
-    folder = MODELS / f"{system}-{seed}"
+    folder, run = TRAINED / f"{system}-{seed}", f"train@{system}-{seed}"
+    if system not in config.objectives:
+        there = system in registered("objectives")
+        raise DreamError(
+            f"{system!r} is not among the objectives that are trained ({', '.join(config.objectives) or 'none'})",
+            f"Add it to objectives in params.yaml, then run `dvc repro {run}`" if there else hint(system, config.objectives),
+        )
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
-        here = sorted(p.parent.parent.name for p in MODELS.glob("*/adapter/adapter_model.safetensors"))
+        here = sorted(p.parent.parent.name for p in TRAINED.glob("*/adapter/adapter_model.safetensors"))
+        listed = seed in config.seeds
+        first = (
+            ""
+            if listed
+            else f"Choose one of the seeds {', '.join(map(str, config.seeds))}, or add {seed} to them in params.yaml. "
+        )
         raise DreamError(
             f"{folder} is missing ({'there are ' + ', '.join(here) if here else 'no model is here'})",
-            f"Run `dvc repro train@{system}-{seed}`, or `dvc pull train@{system}-{seed}` where a remote has it",
+            f"{first}Run `dvc repro {run}`, or `dvc pull {run}` where a remote has it",
         )
+    settings = read_json(folder / "made_with.json")["settings"]
+    manifest.agree(settings, stages.files(config)[f"train-{system}"], str(folder))
     return folder
 
 
@@ -134,51 +154,39 @@ def push(folder: Path, repository: str) -> str:
 # ------------------------------------------------------------------------------------------------------ folders
 
 
-def _load(config: Config, adapter: Path | None, dtype: str) -> Encoder:
-    return Encoder.load(dataclasses.replace(_rules(config), dtype=dtype), adapter=adapter, device="cpu")
-
-
-def _rules(config: Config) -> models.Rules:
-    return models.rules(config.roles["encoder"], "models.encoder")
-
-
-def _write_peft(folder: Path, config: Config, source: Path) -> None:
+def _write_peft(folder: Path, rules: Rules, source: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(source / "adapter" / name, folder / name)
-    encoder = _load(config, None, config.roles["encoder"].dtype)
-    if _carried(config):
+    encoder = Encoder.load(rules, device="cpu")
+    if _carried(rules):
         encoder.backbone.save_pretrained(folder / "base")
         settings = read_json(folder / "adapter_config.json")
         write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": "base", "revision": None})
-    _write_tokenizer(folder, encoder, config)
+    _write_tokenizer(folder, encoder, rules)
+    _write_head(folder, rules)
 
 
-def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> None:
-    encoder = _load(config, source / "adapter", "float32")
-    merged = encoder.backbone.merge_and_unload().to(DTYPES[config.roles["encoder"].dtype])
+def _write_sentence_transformers(folder: Path, rules: Rules, source: Path) -> None:
+    encoder = Encoder.load(dataclasses.replace(rules, dtype="float32"), adapter=source / "adapter", device="cpu")
+    merged = encoder.backbone.merge_and_unload().to(DTYPES[rules.dtype])
     merged.save_pretrained(folder)
-    length = _write_tokenizer(folder, encoder, config)
-    rules, kinds = _rules(config), ["Transformer", "Pooling"]
-    for module in list[Any](encoder.head or ()):
-        kinds.append(type(module).__name__)
-        place = folder / f"{len(kinds) - 1}_{kinds[-1]}"
-        place.mkdir()
-        module.save(str(place))
-    kinds += ["Normalize"] if kinds[-1] != "Normalize" else []
+    length = _write_tokenizer(folder, encoder, rules)
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *_write_head(folder, rules)]
     write_json(
         folder / "modules.json",
         [
-            {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
-            for i, kind in enumerate(kinds)
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{module}"}
+            for i, (module, path) in enumerate(modules)
         ],
     )
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": rules.folder.lower_case})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
     modes = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     write_json(
         folder / "1_Pooling" / "config.json",
         {f"pooling_mode_{mode}": mode == POOLING[rules.pooling] for mode in modes}
-        | {"word_embedding_dimension": encoder.backbone.config.hidden_size, "include_prompt": True},
+        | {"word_embedding_dimension": merged.config.hidden_size, "include_prompt": rules.folder.include_prompt},
     )
+    prompts = {"query": rules.query_prompt, "document": rules.document_prompt}
     write_json(
         folder / "config_sentence_transformers.json",
         {
@@ -186,27 +194,37 @@ def _write_sentence_transformers(folder: Path, config: Config, source: Path) -> 
                 name.replace("-", "_"): importlib.metadata.version(name)
                 for name in ("sentence-transformers", "transformers", "torch")
             },
-            "prompts": {"query": rules.query_prompt, "document": rules.document_prompt},
-            "default_prompt_name": None,
+            "prompts": rules.folder.prompts | prompts,
+            "default_prompt_name": rules.folder.default_prompt,
             "similarity_fn_name": "cosine",
         },
     )
 
 
-def _carried(config: Config) -> bool:
+def _write_head(folder: Path, rules: Rules) -> list[tuple[str, str]]:
+    """Copy the modules that the encoder's own folder puts behind pooling; kind and path of each, Normalize the last."""
+    head = [(kind, f"{i}_{kind}", rules.folder.path / path) for i, (kind, path) in enumerate(rules.folder.head, start=2)]
+    for kind, path, original in head:
+        if kind == "Dense":
+            shutil.copytree(original, folder / path)
+    modules = [(kind, path) for kind, path, _ in head]
+    last = [] if modules and modules[-1][0] == "Normalize" else [("Normalize", f"{len(modules) + 2}_Normalize")]
+    return [*modules, *last]
+
+
+def _carried(rules: Rules) -> bool:
     """Whether the encoder's weights travel with the adapter: they are no whole model of the hub."""
-    record = config.roles["encoder"]
-    return assets.kind(record.model) != "hub" or record.layers is not None
+    return assets.kind(rules.model) != "hub" or rules.layers is not None
 
 
-def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
+def _write_tokenizer(folder: Path, encoder: Encoder, rules: Rules) -> int:
     """Write a tokenizer that gives the encoder's tokens by itself; return its longest sequence in tokens."""
     from tokenizers import Tokenizer, processors
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    ours, length = encoder.tokenizer, _rules(config).max_length
+    ours, length = encoder.tokenizer, rules.max_length
     if getattr(ours, "backend_tokenizer", None) is None:
-        raise DreamError(f"the tokenizer of {config.roles['encoder'].model} has no fast version", "Choose another encoder")
+        raise DreamError(f"the tokenizer of {rules.model} has no fast version", "Choose another encoder")
     backend = Tokenizer.from_str(ours.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -229,11 +247,11 @@ def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
     )
     exported.save_pretrained(folder)
     texts = ["", "one", "Two words. " * length, "naïve – 東京\n\tdef f(x): return x"]
-    expected = encoder.tokenize(texts, _rules(config).max_length)
+    expected = encoder.tokenize(texts, rules.max_length)
     found = AutoTokenizer.from_pretrained(folder)(texts, truncation=True)["input_ids"]
     if [s or [encoder._filler] for s in found] != expected:
         raise DreamError(
-            f"the exported tokenizer of {config.roles['encoder'].model} gives other tokens than the encoder's",
+            f"the exported tokenizer of {rules.model} gives other tokens than the encoder's",
             "Use the model through dream.encoder.Encoder, and report this tokenizer",
         )
     return length
@@ -243,7 +261,14 @@ def _write_tokenizer(folder: Path, encoder: Encoder, config: Config) -> int:
 
 
 def model_card(
-    kind: str, config: Config, system: str, seed: int, made_with: dict[str, Any], name: str, cells: Path | str = reading.CELLS
+    kind: str,
+    config: Config,
+    rules: Rules,
+    system: str,
+    seed: int,
+    name: str,
+    scores: tuple[str | None, str] = NO_SCORES,
+    cells: Path | str = CELLS,
 ) -> str:
     """The README.md of an exported folder: YAML front matter, use, training data, recipe, scores, licence, citation."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -252,28 +277,29 @@ def model_card(
         loader=PackageLoader("dream.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    encoder, judge = config.roles["encoder"], config.roles["judge"]
-    reference, revision = split_revision(encoder.model)
-    data = _data(config, cells)
-    table, reason = scores(config, system, seed, cells)
-    recipe = {**made_with["settings"], "objective": system, "seed": seed}
+    reference, revision = split_revision(rules.model)
+    data, folder, (table, reason) = _data(config, cells), TRAINED / f"{system}-{seed}", scores
+    settings = read_json(folder / "made_with.json")["settings"] | {"objective": system, "seed": seed}
+    recipe = {key: value for key, value in settings.items() if key != "code"}
+    judge, needs = config.roles["judge"].model, objectives.find(system).needs
     return environment.get_template("model_card.md.j2").render(
-        front=yaml.safe_dump(front_matter(kind, config, system), sort_keys=False, allow_unicode=True),
+        front=yaml.safe_dump(front_matter(kind, config, rules, system), sort_keys=False, allow_unicode=True),
         title=f"{system} on {Path(reference).name}, seed {seed}",
-        kind=kind, name=name, system=system, description=objective_line(system), config=config, seed=seed,
-        base=None if _carried(config) else reference, revision=revision, encoder=_encoder_line(config),
+        kind=kind, name=name, system=system, description=objective_line(system), rules=rules, seed=seed,
+        base=None if _carried(rules) else reference, revision=revision, encoder=_encoder_line(rules),
+        head=[(kind, f"{i}_{kind}") for i, (kind, _) in enumerate(rules.folder.head, start=2)],
         data=data, synthetic=any(row["generated"] for row in data), generator=config.roles["generator"].model,
-        judged=bool(objectives.find(system).needs), rules=_rules(config), judge=judge.model,
-        state=read_json(MODELS / f"{system}-{seed}" / "state.json"),
+        candidates=config.candidates.count, judge=judge if needs & {"judge", "teacher"} else None,
+        state=read_json(folder / "state.json"),
         recipe=yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True, width=100),
         scores=table, reason=reason, licence=licence(config), version=__version__, arxiv=ARXIV,
-        llama="llama" in f"{encoder.model} {judge.model}".lower(),
+        llama="llama" in f"{rules.model} {judge}".lower(),
     )  # fmt: skip
 
 
-def front_matter(kind: str, config: Config, system: str) -> dict[str, Any]:
+def front_matter(kind: str, config: Config, rules: Rules, system: str) -> dict[str, Any]:
     """The card's metadata, in the hub's terms."""
-    reference = split_revision(config.roles["encoder"].model)[0]
+    reference = split_revision(rules.model)[0]
     base = ORIGINS.get(reference) or (reference if assets.kind(reference) == "hub" else None)
     peft = kind == "peft"
     found: dict[str, Any] = {"license": licence(config)}
@@ -293,8 +319,9 @@ def front_matter(kind: str, config: Config, system: str) -> dict[str, Any]:
 
 
 def licence(config: Config) -> str:
-    """The hub's name of the base model's licence; ``other`` where it is not known here."""
-    return LICENCES.get(split_revision(config.roles["encoder"].model)[0], "other")
+    """The hub's name of the encoder's licence, as its record states it; ``other`` where that is none of :data:`LICENCES`."""
+    named = config.roles["encoder"].licence.lower().replace(" ", "")
+    return named if named in LICENCES else "other"
 
 
 def objective_line(system: str) -> str:
@@ -306,39 +333,11 @@ def objective_line(system: str) -> str:
     return re.sub(r" \([^)]*\)\.", ".", " ".join(text.split("\n\n")[0].split()))
 
 
-def scores(config: Config, system: str, seed: int, cells: Path | str = reading.CELLS) -> tuple[str | None, str]:
-    """The report's main table for this training run alone, beside the references, as Markdown.
-
-    Returns:
-        The table, or None with the reason: no scores are here, or they belong to another configuration or model.
-    """
-    from dream.report.tables import registry, render
-
-    alone = config.model_copy(update={"objectives": [system], "seeds": [seed]})
-    try:
-        results = reading.load(alone, cells)
-        _check_model(results.runs, system, seed)
-    except DreamError as error:
-        return None, error.what
-    lines = render.markdown(registry.main(results)).splitlines()
-    return "\n".join(lines[2:]), ""
-
-
-def _check_model(runs: dict[str, dict[str, Any]], system: str, seed: int) -> None:
-    """The evaluated model is the one that is exported, byte by byte."""
-    folder = MODELS / f"{system}-{seed}"
-    here = manifest.content_hash(folder)
-    for name, record in runs.items():
-        if (record.get("inputs") or {}).get(str(folder), here) != here:
-            raise DreamError(f"{name} evaluated another {folder}", "Run `dvc repro`")
-
-
 def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
     """A row per training source; counts where ``prepare`` ran with this configuration."""
-    path, counts = Path(cells) / "prepare.json", {}
-    run = Path(cells) / "runs" / "prepare.json"
-    if path.exists() and run.exists() and read_json(run)[0]["config"] == stages.files(config)["prepare"]:
-        counts = {row["name"]: row["instances"] for row in read_json(path) if row["kind"] == "source"}
+    path, run = Path(cells) / "prepare.json", Path(cells) / "runs" / "prepare.json"
+    same = path.exists() and run.exists() and read_json(run)[0]["config"] == stages.files(config)["prepare"]
+    counts = {row["name"]: row["instances"] for row in read_json(path) if row["kind"] == "source"} if same else {}
     rows = []
     for name in sources.of(config):
         source = sources.get(name, config)
@@ -351,10 +350,9 @@ def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:
     return rows
 
 
-def _encoder_line(config: Config) -> str:
-    record = config.roles["encoder"]
-    origin = ORIGINS.get(record.model)
-    text = f"{origin}, as packaged" if origin else record.model
-    if origin and MODELS_IN_WHEELS[record.model.removeprefix(assets.PACKAGED)].converted:
+def _encoder_line(rules: Rules) -> str:
+    origin = ORIGINS.get(rules.model)
+    text = f"{origin}, as packaged" if origin else rules.model
+    if origin and MODELS_IN_WHEELS[rules.model.removeprefix(assets.PACKAGED)].converted:
         text += " (4-bit GGUF, dequantised)"
-    return f"{text}, first {record.layers} layers" if record.layers else text
+    return f"{text}, first {rules.layers} layers" if rules.layers else text

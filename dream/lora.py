@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torch import nn
 
 from dream.errors import DreamError
+
+# A class of this name is attention and nothing else: Jamba's AttentionDecoderLayer has a feed-forward part too.
+ATTENTION = re.compile(r"Attention(?!.*(?:Layer|Block|Model|Encoder|MLP))")
 
 
 def attention_projections(model: nn.Module, reference: str = "") -> list[str]:
@@ -19,18 +23,19 @@ def attention_projections(model: nn.Module, reference: str = "") -> list[str]:
     Raises:
         DreamError: none is found.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    blocks = [name for name, module in model.named_modules() if "attention" in type(module).__name__.lower()]
-    outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
-    inside = {name for name in linear if any(name.startswith(f"{block}.") for block in outer)}
-    found: dict[str, None] = {}
-    for name in (name for name in linear if name in inside):
-        parts = name.split(".")
-        ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        found[next(end for end in ends if all(other in inside for other in linear if f".{other}".endswith(f".{end}")))] = None
-    if not found:
+    blocks = tuple(f"{name}." for name, module in model.named_modules() if ATTENTION.search(type(module).__name__))
+    inside = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and n.startswith(blocks)]
+    others = [f".{name}" for name, _ in model.named_modules() if name not in set(inside)]
+    if not inside:
         raise DreamError(f"no attention projections are found in {reference or 'the model'}", "Name lora_targets in its record")
-    return list(found)
+    return list(dict.fromkeys(_shortest_end(name, others) for name in inside))
+
+
+def _shortest_end(name: str, others: Sequence[str]) -> str:
+    """The least of a module's name, from its end, that is the end of none of the others' (each with a dot before it)."""
+    parts = name.split(".")
+    ends = (".".join(parts[-n:]) for n in range(1, len(parts)))
+    return next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), name)
 
 
 def check_targets(model: nn.Module, targets: Sequence[str], reference: str) -> None:

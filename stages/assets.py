@@ -20,9 +20,9 @@ def main() -> None:
         needs.check_available(config)
         found, data = needs.models(config.roles), needs.data(config)
         config.heads.require(*attention_heads(assets.model_path(config.roles["judge"].model)))
-        models.check_length(config.roles["encoder"], config.encoder.max_length)
-        for name in {"encoder", *config.references} & set(config.roles):
-            models.rules(config.roles[name], f"models.{name}")
+        used = sorted({"encoder", *config.references} & set(config.roles))
+        rules = {name: models.rules(config.roles[name], f"models.{name}") for name in used}
+        models.check_trainable(rules["encoder"], config.encoder.max_length)
         with replacing_folder("reports/assets") as folder:
             for role in ("encoder", "judge", "generator", "dense", *config.references):  # those not in use: an empty record
                 write_json(folder / f"{role}.json", found.get(role, found["encoder"] if role == "untrained" else {}))

@@ -4,6 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from dream import manifest
 from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import read_json, replacing_folder, write_json
@@ -22,6 +23,8 @@ def main() -> None:
     if "heads" in needs:
         from dream.judge import diagnostics
 
+        manifest.check("heads", "work/heads")
+        manifest.check("signal", "work/signal")
         diagnostics.require_signal(read_json("work/signal/diagnostic.json"), config.injection.force)
         files.append("work/heads/heads.json")
     if "teacher" in needs:

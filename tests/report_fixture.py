@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pandas as pd
 import yaml
 
 from dream import config as configs
+from dream import names
+from dream.config import stages
 from dream.files import write_json
 
 TASKS = {"general": [("open", "boolq", 40, 300), ("open", "drop", 30, 120)], "domain": [("code", "mbpp", 25, 50)]}
@@ -19,21 +22,23 @@ QUALITY = {"bm25": 0.45, "untrained": 0.06, "dream": 0.5, "infonce": 0.44}
 OVERRIDES = {
     "model.size": "tiny", "recipe": "packaged", "objectives": ["dream", "infonce"], "seeds": [0, 1, 2],
     "references": ["bm25", "untrained"], "tasks": ["general", "domain"],
-    "sizes.tiny": {
-        "encoder": "packaged/smollm2-135m", "encoder_layers": 6, "judge": "packaged/smollm2-135m", "recipe": "packaged",
+    "task_lists": {"general": ["boolq", "drop"], "domain": ["mbpp"]},
+    "sizes.tiny": {"encoder": "toy-encoder", "judge": "toy-judge", "recipe": "packaged"},
+    "models.toy-encoder": {
+        "model": "packaged/smollm2-135m", "layers": 6, "pooling": "last", "append_eos": False, "max_length": 192, "dtype": "bfloat16",
     },
+    "models.toy-judge": {"model": "packaged/smollm2-135m", "dtype": "bfloat16"},
     "data.seed": 0, "candidates.count": 8, "candidates.source": "auto", "candidates.questions_per_set": 1,
     "bm25": {"k1": 0.9, "b": 0.4, "stemmer": "english", "stopwords": "none", "tokenizer": "words"},
-    "judge.dtype": "bfloat16", "judge.passage_tokens": 64, "judge.query_tokens": 64, "judge.target_tokens": 64,
+    "judge.passage_tokens": 64, "judge.query_tokens": 64, "judge.target_tokens": 64,
     "heads.strategy": "query_focused", "heads.count": 16, "heads.probes": 96,
     "injection.rows": "all", "injection.budget": "paper", "injection.gate": "learned", "injection.gate_init": 0.5,
     "injection.scores": "learned", "injection.force": False, "temperature": {"init": 0.05, "learned": True},
-    "encoder.pooling": "last", "encoder.append_eos": False, "encoder.max_length": 64, "encoder.dtype": "float32",
+    "encoder.max_length": 64,
     "training.steps": 48, "training.batch": 8, "training.micro_batch": 8, "training.learning_rate": 5e-4,
     "training.schedule": "linear", "training.warmup": 0.05, "training.gradient_checkpointing": False,
     "training.lora.r": 32, "training.lora.alpha": 64,
-    "evaluate.max_length": 192, "evaluate.query_prompt": "", "evaluate.document_prompt": "",
-    "evaluate.dtype": "bfloat16", "evaluate.depth": 100, "evaluate.drop_identical_ids": False,
+    "evaluate.depth": 100, "evaluate.drop_identical_ids": False,
     "dream.learning_rate": None, "dream.temperature": None, "dream.judge": "frozen", "dream.r": 32, "dream.alpha": 64,
     "infonce.learning_rate": None, "infonce.temperature": None, "infonce.in_batch_negatives": False,
     "report": {"reference_system": "dream", "resamples": 500, "confidence": 0.95, "seed": 0},
@@ -48,7 +53,8 @@ def make_config(**overrides):
 
 def write_params(folder: Path, config) -> None:
     """A params.yaml that resolves to exactly this config."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    plain = config.model_dump(mode="json", exclude={"roles", "knobs", "probes"})
+    text = yaml.safe_dump(plain | {name: own.model_dump(mode="json") for name, own in config.knobs.items()}, sort_keys=False)
     (folder / "params.yaml").write_text(text)
 
 
@@ -68,6 +74,8 @@ def make_cells(folder: Path, config=None) -> Path:
         _run(cells, config, stage, seconds)
     _heads(cells)
     _diagnostic(cells)
+    for name, record in stages.files(config).items():
+        write_json(folder / stages.FOLDER / f"{name}.json", record)
     return cells
 
 
@@ -80,7 +88,7 @@ def values(system: str, seed: int | None, task: str, count: int) -> np.ndarray:
 
 
 def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) -> None:
-    name = "-".join(str(part) for part in (system, seed, tasks) if part is not None)
+    name = names.cell(system, seed, tasks)
     frames, records = [], []
     for suite, task, queries, documents in TASKS[tasks]:
         score = values(system, seed, task, queries)
@@ -141,10 +149,12 @@ def _training(cells: Path, config, system: str, seed: int) -> None:
 
 def _run(cells: Path, config, name: str, wall: float, notes: dict | None = None) -> None:
     stage, _, cell = name.partition("-")
+    file = re.sub(r"^(train|evaluate)-([^-]+)-\d+", r"\1-\2", name)  # all seeds read the same settings
     record = {
+        "settings": file,
         "stage": stage, "cell": cell, "wall_s": wall, "peak_gib": 1.25, "flops": (1.5e14 if "dream" in cell else 4e13)
         if stage == "train" else 0.0, "code": "c" * 64,
-        "config": config.model_dump(mode="json"), "inputs": {"work/tasks": "a" * 64} if stage == "evaluate" else {},
+        "config": stages.files(config)[file], "inputs": {"work/tasks": "a" * 64} if stage == "evaluate" else {},
         "versions": {"python": "3.11.9", "torch": "2.13.0", "mteb": "2.26.24", "bm25s": "0.3.16"},
         "hardware": {"cpu": "test processor", "cores": 2, "memory_gib": 8.0, "accelerators": []}, "notes": notes or {},
     }  # fmt: skip

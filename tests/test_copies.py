@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from test_objectives import CASES, Table, make
-from test_training import encoder_folder, make_config, make_sets  # noqa: F401
+from test_training import encoder_folder, make_sets  # noqa: F401
 
 from dream import objectives
 from dream.errors import DreamError
@@ -36,10 +36,9 @@ def test_negatives_may_be_equal_to_each_other_and_to_targets_of_other_sets():
 
 
 @pytest.mark.parametrize("copy", ["{}", "  {} \n"])
-def test_in_batch_infonce_is_the_same_with_and_without_a_copy_in_another_set(encoder_folder, copy):  # noqa: F811
+def test_in_batch_infonce_is_the_same_with_and_without_a_copy_in_another_set(copy):
     """The copy replaces a negative of another set: as if that negative were not there for this question."""
-    config = make_config(encoder_folder, **{"infonce.in_batch_negatives": True})
-    objective, encoder = objectives.find("infonce")(config).double(), Table()
+    objective, encoder = make("infonce", in_batch_negatives=True), Table()
     first, second = make_sets(2)
     place = next(i for i in range(len(second.passages)) if i != second.questions[0].gold)
     copied = with_passage(second, place, copy.format(first.target))

@@ -11,9 +11,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dream import encoder as module
-from dream.encoder import Encoder, batches, pool, split_revision, unique
+from dream import models
+from dream.config import Model
+from dream.encoder import (
+    POOLINGS,
+    Encoder,
+    batches,
+    pool,
+    split_revision,
+    unique,
+)
+from dream.encoder import (
+    encoder as module,
+)
 from dream.errors import DreamError
+from dream.lora import attention_projections, check_targets
 
 WORDS = [
     "the",
@@ -38,7 +50,15 @@ WORDS = [
 ]
 TEXTS = [" ".join(WORDS[(i * 7 + j) % len(WORDS)] for j in range(1 + (i * 5) % 23)) for i in range(64)]
 TOLERANCE = 1e-5  # of a component, float32
-LORA = SimpleNamespace(r=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj"])
+LORA = SimpleNamespace(r=4, alpha=8, dropout=0.0)
+CAUSAL = ("llama", "qwen2", "qwen3")
+# Kind of model → the names of its attention's linear modules.
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+BERT = ["query", "key", "value", "attention.output.dense"]
+KINDS = {
+    **dict.fromkeys(CAUSAL, QKVO), "bert": BERT, "xlm-roberta": BERT, "mpnet": ["q", "k", "v", "o"],
+    "modernbert": ["Wqkv", "attn.Wo"], "distilbert": ["q_lin", "k_lin", "v_lin", "out_lin"],
+}  # fmt: skip
 
 
 def make_tokenizer(folder, special=False):
@@ -52,34 +72,35 @@ def make_tokenizer(folder, special=False):
         backend.post_processor = processors.TemplateProcessing(
             single="<cls> $A <eos>", special_tokens=[("<cls>", 3), ("<eos>", 1)]
         )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     tokenizer.save_pretrained(folder)
     return len(vocabulary)
 
 
 def make_model(folder, kind="llama", seed=0, hidden=32):
     """Write a tiny random model with its tokenizer."""
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    vocabulary = make_tokenizer(folder, special=kind == "bert")
+    vocabulary = make_tokenizer(folder, special=kind not in CAUSAL)
     torch.manual_seed(seed)
-    shape = dict(  # noqa: C408
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=128, initializer_range=0.2,
-    )  # fmt: skip
-    if kind == "bert":
-        model = BertModel(BertConfig(**shape))
-    elif kind == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2))
+    shape = {
+        "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2,
+    }  # fmt: skip
+    if kind in CAUSAL:
+        shape |= {"num_key_value_heads": 2, **({"head_dim": hidden // 4} if kind == "qwen3" else {})}
+    elif kind == "modernbert":
+        shape |= {"initializer_cutoff_factor": 2.0, "local_attention": 8, "global_attn_every_n_layers": 2}
+    elif kind == "distilbert":
+        shape |= {"hidden_dim": shape.pop("intermediate_size")}
+    tokens = {"pad_token_id": 0, "bos_token_id": 3, "eos_token_id": 1, "cls_token_id": 3, "sep_token_id": 1}
+    config = AutoConfig.for_model(kind, **shape, **({} if kind in CAUSAL else tokens))
+    model = (AutoModelForCausalLM if kind in CAUSAL else AutoModel).from_config(config)
     model.save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "bert"])
+@pytest.fixture(scope="module", params=KINDS)
 def any_model(request, tmp_path_factory):
     return make_model(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -99,7 +120,7 @@ def test_embeddings_do_not_depend_on_batch_size_order_or_padding_side(any_model,
     np.testing.assert_allclose(encoder.encode(TEXTS, token_budget=64 * 20), reference, atol=TOLERANCE)
     backwards = encoder.encode(TEXTS[::-1], token_budget=100)[::-1]
     assert (backwards == encoder.encode(TEXTS, token_budget=100)).all(), "order changes no byte"
-    if "bert" not in str(any_model):  # absolute positions: BERT is padded on the right, always
+    if any(kind in any_model.name for kind in CAUSAL):  # absolute positions: BERT is padded on the right, always
         encoder.padding_side = "left"
         np.testing.assert_allclose(encoder.encode(TEXTS, token_budget=64 * 20), reference, atol=TOLERANCE)
 
@@ -187,44 +208,115 @@ def test_adapter_loads_with_plain_peft_and_transformers(llama, tmp_path):
     assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "owner/tiny"
 
-    plain = PeftModel.from_pretrained(
-        AutoModel.from_pretrained(llama, dtype=torch.float32), tmp_path / "adapter"
-    ).eval()
+    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(llama, dtype=torch.float32), tmp_path / "adapter").eval()
     expected = encoder.encode(TEXTS[:6])
     for text, ours in zip(TEXTS[:6], expected, strict=True):
         hidden = plain(**encoder.tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1].detach().numpy()
         np.testing.assert_allclose(ours, hidden / np.linalg.norm(hidden), atol=TOLERANCE)
     again = Encoder.from_pretrained(llama, adapter=tmp_path / "adapter")
     np.testing.assert_array_equal(again.encode(TEXTS[:6]), expected)
-    assert np.abs(Encoder.from_pretrained(llama).encode(TEXTS[:6]) - expected).max() > 1e-3, (
-        "the adapter does something"
-    )
+    assert np.abs(Encoder.from_pretrained(llama).encode(TEXTS[:6]) - expected).max() > 1e-3, "the adapter does something"
     encoder.save_adapter(tmp_path / "twice")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
 
 
-def test_load_follows_the_config(llama, tmp_path, monkeypatch):
-    import sys
-
-    config = SimpleNamespace(
-        size=SimpleNamespace(encoder="packaged/tiny", encoder_layers=2),
-        encoder=SimpleNamespace(
-            dtype="float32", token_budget=55, pooling="mean", max_length=9, append_eos=True, trust_remote_code=False
-        ),
-        evaluate=SimpleNamespace(dtype="bfloat16", token_budget=77, max_length=11),
-        training=SimpleNamespace(lora=LORA, gradient_checkpointing=True),
+def test_load_follows_the_rules_in_training_and_evaluation(llama, tmp_path):
+    record = Model(
+        model=str(llama), pooling="mean", append_eos=True, max_length=11, dtype="bfloat16", query_prompt="the ",
+        lora_targets=["k_proj"],
+    )  # fmt: skip
+    rules = models.rules(record, "models.mine")
+    trained = Encoder.load(
+        rules, trainable=True, lora=LORA, max_length=9, token_budget=55, gradient_checkpointing=True, device="cpu"
     )
-    folders = {"packaged/tiny": llama, str(tmp_path / "adapter"): tmp_path / "adapter"}
-    here = SimpleNamespace(model_path=lambda reference, layers=None: folders[reference])
-    monkeypatch.setitem(sys.modules, "dream.assets", here)
-    trained = Encoder.load(config, trainable=True, device="cpu")
-    assert trained.training and trained.dtype == "float32" and trained.pooling == "mean" and trained.max_length == 9
+    assert trained.training and trained.dtype == "bfloat16" and trained.pooling == "mean" and trained.append_eos
+    assert (trained.max_length, trained.token_budget) == (9, 55)
+    assert (trained.query_prompt, trained.document_prompt) == ("the ", "")
     assert trained.backbone.is_activation_checkpointing
     assert trained.backbone.config._attn_implementation == "sdpa"
+    assert {n.split(".")[-4] for n, p in trained.named_parameters() if p.requires_grad} == {"k_proj"}
     trained.save_adapter(tmp_path / "adapter")
-    loaded = Encoder.load(config, adapter=tmp_path / "adapter", device="cpu")
+    loaded = Encoder.load(rules, adapter=tmp_path / "adapter", device="cpu")
     assert loaded.dtype == "bfloat16" and not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert loaded.max_length == 11 and (loaded.pooling, loaded.query_prompt) == ("mean", "the ")
+    adapted = models.rules(record.model_copy(update={"adapter": str(tmp_path / "adapter")}), "models.mine")
+    assert Encoder.load(adapted, device="cpu").fingerprint() == loaded.fingerprint()
+    with pytest.raises(DreamError, match=r"models\.mine has an adapter: it can be evaluated, not trained on"):
+        Encoder.load(adapted, trainable=True, lora=LORA, device="cpu")
+
+
+# ---------------------------------------------------------------------------------------- a LoRA on any architecture
+
+
+def in_attention(name):
+    """Whether a module's place is inside attention, by the names that the architectures give it."""
+    return any(part in ("self_attn", "attention", "attn") for part in name.split(".")[:-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_targets_are_exactly_the_attentions_linear_modules(kind, tmp_path):
+    backbone = Encoder.from_pretrained(make_model(tmp_path, kind)).backbone
+    targets = attention_projections(backbone)
+    assert targets == KINDS[kind]
+    check_targets(backbone, targets, kind)
+    linear = [name for name, m in backbone.named_modules() if isinstance(m, torch.nn.Linear)]
+    chosen = {name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)}
+    assert chosen == {name for name in linear if in_attention(name)} and len(chosen) == 3 * len(targets)
+    assert len(chosen) < len(linear), "or the choice means nothing"
+    encoder = Encoder.from_pretrained(tmp_path)
+    encoder.add_lora(LORA, 0)
+    adapted = {n.removeprefix("base_model.model.") for n, m in encoder.backbone.named_modules() if hasattr(m, "lora_A")}
+    assert adapted == chosen
+
+
+def test_a_model_without_attention_is_one_line():
+    with pytest.raises(DreamError, match="no attention projections are found in mine. Name lora_targets in its record"):
+        attention_projections(torch.nn.Sequential(torch.nn.Linear(2, 2)), "mine")
+
+
+def make_head():
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    torch.manual_seed(0)
+    return torch.nn.Sequential(Dense(32, 24)).requires_grad_(False)
+
+
+def pooled(hidden, how):
+    """Of one text alone: the definition."""
+    return {"last": hidden[-1], "mean": hidden.mean(0), "cls": hidden[0]}[how]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("pooling", "head"), [*((how, None) for how in POOLINGS), ("mean", make_head)])
+def test_a_lora_trains_on_every_architecture_and_plain_peft_reads_it(kind, pooling, head, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModel, PreTrainedTokenizerFast
+
+    make_model(tmp_path, kind)
+    encoder = Encoder.from_pretrained(tmp_path, pooling=pooling, head=head and head(), max_length=16)
+    encoder.tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)  # transformers reads a qwen2 folder's as BPE
+    encoder.add_lora(LORA, 0)
+    before = encoder.encode(TEXTS[:8])
+    vectors = encoder.embed(TEXTS[:8])
+    (vectors * torch.linspace(-1, 1, vectors.numel()).view_as(vectors)).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            # the first token of a causal model sees itself alone: queries and keys cannot matter to it
+            blind = kind in CAUSAL and pooling == "cls" and any(end in name for end in ("q_proj", "k_proj"))
+            assert (parameter.grad.abs().sum() < 1e-4) == blind, name
+        else:
+            assert not parameter.requires_grad or "lora_A" in name
+    _make_lora_visible(encoder)
+    found = encoder.encode(TEXTS[:8])
+    assert np.abs(found - before).max() > 1e-3 and found.shape == (8, 24 if head else 32)
+    encoder.save_adapter(tmp_path / "adapter")
+    body = AutoModel.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    plain = PeftModel.from_pretrained(body, tmp_path / "adapter").eval()
+    for ids, ours in zip(encoder.tokenize(TEXTS[:8], 16), found, strict=True):
+        vector = pooled(plain(torch.tensor([ids])).last_hidden_state[0].detach(), pooling)
+        vector = encoder.head({"sentence_embedding": vector})["sentence_embedding"] if head else vector
+        np.testing.assert_allclose(ours, torch.nn.functional.normalize(vector, dim=-1), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -279,8 +371,8 @@ def test_user_errors_are_one_line(llama, tmp_path):
         Encoder.from_pretrained(tmp_path / "nothing")
     with pytest.raises(DreamError, match="pooling 'max' is not known"):
         Encoder.from_pretrained(llama, pooling="max")
-    with pytest.raises(DreamError, match=r"targets .* do not fit"):
-        Encoder.from_pretrained(llama).add_lora(SimpleNamespace(r=2, alpha=2, dropout=0.0, targets=["nope"]), 0)
+    with pytest.raises(DreamError, match=r"lora_targets .* do not fit"):
+        Encoder.from_pretrained(llama).add_lora(LORA, 0, ["nope"])
     encoder = Encoder.from_pretrained(llama, reference="owner/tiny")
     encoder.add_lora(LORA, 0)
     encoder.save_adapter(tmp_path / "adapter")
@@ -308,7 +400,7 @@ def test_batches_cover_all_within_the_budget(lengths, budget):
 def test_pool_ignores_padding_on_either_side():
     hidden = torch.randn(2, 5, 3)
     right = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
-    for how in module.POOLINGS:
+    for how in POOLINGS:
         shifted = torch.roll(hidden[0], 2, 0)
         left = pool(torch.stack([shifted, hidden[1]]), torch.stack([right[0].flip(0), right[1]]), how)
         torch.testing.assert_close(left, pool(hidden, right, how))
@@ -321,7 +413,7 @@ def test_an_adapter_that_was_saved_around_a_causal_lm_is_the_same_on_the_encoder
 
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    settings = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=LORA.targets, init_lora_weights=False)
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     lm = get_peft_model(lm, settings).eval()
     lm.save_pretrained(tmp_path / "adapter")
     encoder = Encoder.from_pretrained(llama, adapter=tmp_path / "adapter", pooling="last")

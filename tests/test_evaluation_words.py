@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_evaluation_cells import evaluate, llama, make_task, project  # noqa: F401
-from test_rerank import HEADS, both
+from test_evaluation_cells import evaluate, llama, load_system, make_task, part, project  # noqa: F401
+from test_rerank import both, reranker
 
-from dream import rerank
+from dream import cells
 from dream.data import tasks
-from dream.evaluation import cells, systems
 
 CHINESE = {
     "corpus": {"d0": "北京是中国的首都", "d1": "上海是最大的城市", "d2": "今天天气很好", "d3": "我喜欢吃苹果"},
@@ -33,11 +32,10 @@ def chinese(tmp_path):
 
 @pytest.mark.parametrize(("tokenizer", "score"), [("words", 0.0), ("auto", 1.0)])
 def test_a_set_in_chinese_from_its_folder_to_the_cell(project, chinese, tokenizer, score):  # noqa: F811
-    config = project(own={"chinese": chinese}, bm25__tokenizer=tokenizer)
-    tasks.write(tasks.build("chinese", config), tasks.FOLDER / "general")
-    table, (record,) = evaluate("bm25", config, names=["chinese"])
-    (stored,) = json.loads((cells.CELLS / "bm25-tiny.json").read_text(encoding="utf-8"))
-    assert stored == json.loads(json.dumps(record)) and stored["ndcg_at_10"] == stored["recall_at_100"] == score
+    config = project(own={"tiny": chinese}, bm25__tokenizer=tokenizer)
+    tasks.write_entry("tiny", config, tasks.FOLDER / "tiny")
+    table, (record,) = evaluate("bm25")
+    assert record["ndcg_at_10"] == record["recall_at_100"] == score and record["queries"] == 2
     assert [list(hits) for hits in table["hits"]] == ([["d0"], ["d1"]] if score else [[], []])
     assert record["notes"][-1:] == ([] if score else [NOTE.format(2, 2, "words")])
     assert record["wordless_queries"] == 2 * (not score)
@@ -47,25 +45,25 @@ def test_a_set_in_chinese_from_its_folder_to_the_cell(project, chinese, tokenize
 @pytest.mark.parametrize("tokenizer", ["words", "auto"])
 def test_queries_of_one_letter_find_nothing_and_are_counted(project, tokenizer, monkeypatch):  # noqa: F811
     """Of the queries that count only; over the parts of a task, with the notes of all parts."""
-    config = project(bm25__tokenizer=tokenizer)
+    project(bm25__tokenizer=tokenizer)
     corpus = [("a", "", "C is a language"), ("b", "", "R is another")]
     asked = [("q1", "C"), ("q2", "?"), ("q3", "language"), ("q4", "R")]  # q4 has no relevant document
     rows = {"corpus": corpus, "queries": asked, "qrels": [("q1", "a", 1), ("q2", "a", 1), ("q3", "a", 1), ("q4", "a", 0)]}
-    parts = [make_task(**rows, part=part, notes=["both", part]) for part in "xy"]
+    parts = [make_task(**rows, part=name, notes=["both", name]) for name in "xy"]
     monkeypatch.setattr(cells.tasks, "parts", lambda name, config, *_: iter(parts))
-    table, (record,) = evaluate("bm25", config)
+    table, (record,) = evaluate("bm25")
     assert [len(hits) for hits in table["hits"]] == [0, 0, 1] * 2
     assert record["notes"] == ["both", "x", "y", NOTE.format(4, 6, tokenizer)] and record["wordless_queries"] == 4
     monkeypatch.setattr(cells.tasks, "parts", lambda name, config, *_: iter(parts[:1]))
-    assert evaluate("bm25", config)[1][0]["notes"] == ["both", "x", NOTE.format(2, 3, tokenizer)]
-    (other,) = evaluate("untrained", config)[1]
+    assert evaluate("bm25")[1][0]["notes"] == ["both", "x", NOTE.format(2, 3, tokenizer)]
+    (other,) = evaluate("untrained")[1]
     assert other["notes"] == ["both", "x"] and "wordless_queries" not in other
 
 
 def test_the_judge_reads_nothing_where_bm25_finds_nothing(project, chinese):  # noqa: F811
     for tokenizer in ("words", "auto"):
-        config = project(own={"chinese": chinese}, bm25__tokenizer=tokenizer)
-        system = rerank.QRHead(both()[0], HEADS, config, systems.load("bm25", config))
-        table, record = cells.score(system, tasks.build("chinese", config), config)
+        config = project(own={"tiny": chinese}, bm25__tokenizer=tokenizer)
+        system = reranker(both()[0], load_system("bm25"))
+        table, record = cells.score(system, tasks.build("tiny", config), part("bm25"))
         assert (system.flops > 0) == (tokenizer == "auto") == (record["ndcg_at_10"] == 1)
         assert record["wordless_queries"] == 2 * (tokenizer == "words") and record["queries"] == len(table) == 2

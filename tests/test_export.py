@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import re
 from types import SimpleNamespace
@@ -9,48 +11,61 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
-from report_fixture import make_cells, make_config
-from test_encoder import TEXTS, TOLERANCE, WORDS, make_model
+from report_fixture import make_cells
+from test_encoder import KINDS, TEXTS, TOLERANCE, WORDS, make_model, make_tokenizer
+from test_models_of_others import RELU, write_folder
 from typer.testing import CliRunner
 
-from dream import export, manifest
-from dream.config import Published
+from dream import cli, export, systems
+from dream import config as configs
+from dream.config import stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
-from dream.evaluation import systems
-from dream.files import read_json, write_json
-from dream.report import cli
+from dream.files import read_json, read_yaml, write_json
+from dream.manifest import ROOT
+from dream.report.commands import card
+from dream.systems.encoder import TRAINED
 
 LONG = " ".join(WORDS * 5)
 SPECIAL = ["", " ", "unseenword", LONG]
-LORA = SimpleNamespace(r=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj"])
+RULES = {"pooling": "last", "append_eos": True, "max_length": 16}
 
 
-def settings(folder, layers=None, dtype="float32", **more):
-    """The packaged recipe on a tiny local encoder."""
-    size = {"encoder": str(folder), "encoder_layers": layers, "judge": str(folder), "recipe": "packaged"}
-    lengths = {"evaluate.max_length": 16, "encoder.max_length": 12, "evaluate.dtype": dtype}
-    return make_config(**{"sizes.tiny": size, **lengths, **more})
+def overrides(folder, more=(), **record):
+    """What params.yaml is changed to: the packaged recipe on a tiny local encoder with these rules (None: its folder's)."""
+    rules = {key: value for key, value in {"model": str(folder), **RULES, **record}.items() if value is not None}
+    tiny = {"encoder": "mine", "judge": "mine", "recipe": "packaged"}
+    lora = {"r": 4, "alpha": 8, "dropout": 0.0}
+    mine = {"model.size": "tiny", "models.mine": rules, "sizes.tiny": tiny, "training.lora": lora, "encoder.max_length": 12}
+    return mine | dict(more)
+
+
+def settings(*arguments, **record):
+    return configs.load(ROOT / "params.yaml", overrides(*arguments, **record))
 
 
 def train(config, system="dream", seed=0):
     """What the stage train leaves, with LoRA weights that change every vector."""
-    encoder = Encoder.load(config, trainable=True, seed=seed)
+    lora = config.training.lora
+    encoder = Encoder.load(export.encoder_rules(config), trainable=True, lora=lora, seed=seed, device="cpu")
     torch.manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
-    folder = systems.MODELS / f"{system}-{seed}"
+    folder = TRAINED / f"{system}-{seed}"
     encoder.save_adapter(folder / "adapter")
     write_json(folder / "state.json", {"tau": 0.05, "gate": 0.5, "steps": 48, "pairs": 384})
-    manifest.stamp(folder, config, "encoder", "training", "candidates", "data")
+    made_with = {"settings": stages.files(config)[f"train-{system}"], "objective": system, "seed": seed}
+    write_json(folder / "made_with.json", made_with)
 
 
 def ours(config, texts, prompt=""):
-    encoder = Encoder.load(config, adapter=systems.MODELS / "dream-0" / "adapter", device="cpu")
-    return encoder.encode(texts, prompt, config.evaluate.max_length)
+    rules = export.encoder_rules(config)
+    encoder = Encoder.load(rules, adapter=TRAINED / "dream-0" / "adapter", device="cpu")
+    return encoder.encode(texts, prompt, rules.max_length)
 
 
 def theirs(folder, texts, prompt_name=None):
@@ -64,8 +79,9 @@ def from_card(folder, texts):
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["queries"].shape == names["documents"].shape == (1, 32)
-    return names["encode"](texts).numpy()
+    vectors = names["encode"](texts).numpy()
+    assert names["queries"].shape == names["documents"].shape == (1, vectors.shape[1])
+    return vectors
 
 
 @pytest.fixture
@@ -86,31 +102,68 @@ def check_vectors(config, texts):
 
 def check_with_and_without_end_of_text(model):
     for append in (True, False):
-        config = settings(model, **{"encoder.append_eos": append})
+        config = settings(model, append_eos=append)
         train(config)
         folders = export.export(config, "dream", 0, "out", force=True)
         found = theirs(folders["sentence-transformers"], TEXTS + SPECIAL)
         np.testing.assert_allclose(found, ours(config, TEXTS + SPECIAL), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
 def test_both_folders_give_the_encoders_vectors(place, kind, pooling):
-    config = settings(make_model(place / "model", kind), **{"encoder.append_eos": True, "encoder.pooling": pooling})
+    """An empty text is left out where the tokenizer adds nothing: it has no token (see the module's docstring)."""
+    config = settings(make_model(place / "model", kind), pooling=pooling, append_eos=kind in ("llama", "qwen2", "qwen3"))
     train(config)
     check_vectors(config, TEXTS + SPECIAL)
 
 
 def test_without_end_of_text_token(place):
-    """An empty text is left out: this tokenizer adds nothing, so it has no token (see the module's docstring)."""
-    config = settings(make_model(place / "model"), **{"encoder.append_eos": False})
+    config = settings(make_model(place / "model"), append_eos=False)
     train(config)
     check_vectors(config, [*TEXTS, "unseenword", LONG])
 
 
-def test_a_tokenizer_that_adds_its_own_end_of_text_token(place):
-    from test_encoder import make_tokenizer
+FOLDERS = {
+    "dense": {"dense": [{}]},
+    "two dense, cls": {"dense": [{}, RELU], "pooling": "cls"},
+    "dense, not normalised": {"dense": [{"use_residual": True}], "normalize": False, "pooling": "lasttoken"},
+    "small letters": {"lower": True, "length": 9},
+    "prompts": {"prompts": {"query": "the blue ", "document": "a river ", "web": "red "}, "dense": [{}], "length": 11},
+}
 
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_trained_sentence_transformers_folder_keeps_its_modules_prompts_and_length(place, kind, name):
+    folder = write_folder(place / "model", make_model(place / "plain", kind), **FOLDERS[name])
+    config = settings(folder, pooling=None, append_eos=None, max_length=None)
+    train(config)
+    rules, texts = export.encoder_rules(config), [*TEXTS, "The CAT sat", LONG]
+    found = check_vectors(config, texts)["sentence-transformers"]
+    kinds = [module["type"].rpartition(".")[2] for module in read_json(found / "modules.json")]
+    assert kinds == ["Transformer", "Pooling", *["Dense"] * len(FOLDERS[name].get("dense", ())), "Normalize"]
+    for prompt_name, prompt in (("query", rules.query_prompt), ("document", rules.document_prompt)):
+        expected = ours(config, texts, prompt)
+        np.testing.assert_allclose(theirs(found, texts, prompt_name), expected, atol=TOLERANCE)
+    assert (
+        rules.max_length == FOLDERS[name].get("length", 128) == read_json(found / "sentence_bert_config.json")["max_seq_length"]
+    )
+    prompts = {"query": "", "document": "", **FOLDERS[name].get("prompts", {})}
+    assert read_json(found / "config_sentence_transformers.json")["prompts"] == prompts
+
+
+@pytest.mark.parametrize("texts", [["", "one"], TEXTS])
+def test_the_packaged_minilm_is_exported_with_its_own_rules(place, texts):
+    """Mean over 256 tokens, no end-of-text token: as the model's own folder says."""
+    tiny = {"encoder": "minilm", "judge": "smollm2", "recipe": "packaged"}
+    config = settings(place, {"sizes.tiny": tiny, "models.mine": {"model": "packaged/minilm"}})
+    train(config)
+    folder = check_vectors(config, [*texts, "word " * 300])["sentence-transformers"]
+    assert read_json(folder / "sentence_bert_config.json")["max_seq_length"] == 256
+
+
+def test_a_tokenizer_that_adds_its_own_end_of_text_token(place):
     make_model(place / "model")
     make_tokenizer(place / "model", special=True)
     check_with_and_without_end_of_text(place / "model")
@@ -129,7 +182,7 @@ def test_a_tokenizer_with_a_beginning_of_text_token_like_llamas(place):
 
 
 def test_a_shortened_encoder_is_exported_short(place):
-    config = settings(make_model(place / "model"), layers=2, **{"encoder.append_eos": True})
+    config = settings(make_model(place / "model"), layers=2)
     train(config)
     folders = check_vectors(config, TEXTS[:20] + SPECIAL)
     assert read_json(folders["sentence-transformers"] / "config.json")["num_hidden_layers"] == 2
@@ -137,26 +190,26 @@ def test_a_shortened_encoder_is_exported_short(place):
     assert read_json(folders["peft"] / "adapter_config.json")["base_model_name_or_path"] == "base"
 
 
-def test_prompts_and_length_travel(place):
-    prompts = {"evaluate.query_prompt": "the blue ", "evaluate.document_prompt": "a river "}
-    config = settings(make_model(place / "model"), **prompts, **{"encoder.append_eos": True})
+def test_an_export_is_a_record_like_any_other(place):
+    config = settings(make_model(place / "model"), query_prompt="the blue ", document_prompt="a river ")
     train(config)
     folder = export.export(config, "dream", 0, "out", ("sentence-transformers",))["sentence-transformers"]
     for name, prompt in (("query", "the blue "), ("document", "a river ")):
         found = theirs(folder, TEXTS[:8], prompt_name=name)
         np.testing.assert_allclose(found, ours(config, TEXTS[:8], prompt), atol=TOLERANCE)
-    assert read_json(folder / "sentence_bert_config.json")["max_seq_length"] == 16
-    entry = {"mine": Published(model=str(folder), dtype="float32")}
-    mine = systems.load("mine", config.model_copy(update={"published": entry}), device="cpu")
-    used = {key: mine.settings[key] for key in ("pooling", "max_length", "query_prompt", "document_prompt")}
+    mine = {"models.exported": {"model": str(folder)}, "references": ["exported"]}
+    system = systems.load("exported", settings(place / "model", mine), device="cpu")
+    used = {key: system.settings[key] for key in ("pooling", "max_length", "query_prompt", "document_prompt")}
     assert used == {"pooling": "last", "max_length": 16, "query_prompt": "the blue ", "document_prompt": "a river "}
-    found = mine.encoder.encode(TEXTS, mine.rules.query_prompt, mine.rules.max_length)
+    found = system.encoder.encode(TEXTS, system.rules.query_prompt, system.rules.max_length)
     np.testing.assert_allclose(found, ours(config, TEXTS, "the blue "), atol=TOLERANCE)
     assert read_json(folder / "config_sentence_transformers.json")["similarity_fn_name"] == "cosine"
 
 
-def test_bfloat16_is_stored_as_such_and_close(place):
-    config = settings(make_model(place / "model"), dtype="bfloat16", **{"encoder.append_eos": True})
+@pytest.mark.parametrize("dense", [[], [{}]])
+def test_bfloat16_is_stored_as_such_and_close(place, dense):
+    model = write_folder(place / "model", make_model(place / "plain"), dense=dense, pooling="lasttoken")
+    config = settings(model, dtype="bfloat16")
     train(config)
     folder = export.export(config, "dream", 0, "out", ("sentence-transformers",))["sentence-transformers"]
     assert read_json(folder / "config.json")["dtype"] == "bfloat16"
@@ -164,21 +217,30 @@ def test_bfloat16_is_stored_as_such_and_close(place):
     assert (found * ours(config, TEXTS)).sum(1).min() > 0.98
 
 
+OWN = {"data.sources": ["boolq", "squad"], "seeds": [0, 1, 2], "objectives": ["dream", "infonce"]}
+
+
 @pytest.fixture
-def exported(place):
+def config(place):
+    """Of a trained system."""
+    found = settings(make_model(place / "model"), OWN, licence="Llama 3.2")
+    train(found)
+    return found
+
+
+@pytest.fixture
+def exported(place, config):
     """A trained system and cells of the same configuration."""
-    config = settings(make_model(place / "model"), **{"encoder.append_eos": True, "data.sources": ["boolq", "squad"]})
-    train(config)
-    cells = make_cells(place, config)
-    return SimpleNamespace(config=config, cells=cells)
+    return SimpleNamespace(config=config, cells=make_cells(place, config))
 
 
 @pytest.mark.parametrize("kind", export.FORMATS)
 def test_the_card_parses_and_says_what_is_needed(exported, kind):
-    folder = export.export(exported.config, "dream", 0, "out", (kind,), cells=exported.cells)[kind]
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == kind and card.data.license == "other" and "dense-retrieval" in card.data.tags
-    text = card.text
+    table = card.scores(exported.config, "dream", 0, exported.cells)
+    folder = export.export(exported.config, "dream", 0, "out", (kind,), scores=table, cells=exported.cells)[kind]
+    found = ModelCard.load(folder / "README.md")
+    assert found.data.library_name == kind and found.data.license == "llama3.2" and "dense-retrieval" in found.data.tags
+    text = found.text
     for needed in ("CC BY-SA 3.0", "CC BY-SA 4.0", "learning_rate: 0.0005", "2606.24667", "@software{", "48 steps"):
         assert needed in text, needed
     score = json.loads((exported.cells / "evaluate" / "dream-0-general.json").read_text())[0]["ndcg_at_10"]
@@ -187,44 +249,46 @@ def test_the_card_parses_and_says_what_is_needed(exported, kind):
 
 
 def test_scores_of_another_configuration_or_model_are_left_out(exported):
-    assert export.scores(exported.config, "dream", 0, exported.cells)[0]
-    longer = exported.config.model_copy(
-        update={"evaluate": exported.config.evaluate.model_copy(update={"max_length": 32})}
-    )
-    table, reason = export.scores(longer, "dream", 0, exported.cells)
-    assert table is None and "evaluate.max_length" in reason
+    assert card.scores(exported.config, "dream", 0, exported.cells)[0]
+    longer = settings(exported.config.models["mine"].model, OWN, licence="Llama 3.2", max_length=32)
+    table, reason = card.scores(longer, "dream", 0, exported.cells)
+    assert table is None and "max_length" in reason
     path = exported.cells / "runs" / "evaluate-dream-0-general.json"
     record = json.loads(path.read_text())
     record[0]["inputs"]["work/models/dream-0"] = "0" * 64
     path.write_text(json.dumps(record))
-    table, reason = export.scores(exported.config, "dream", 0, exported.cells)
-    assert table is None and "another work/models/dream-0" in reason
-    text = export.model_card("peft", exported.config, "dream", 0, {"config": {}}, "x", exported.cells)
-    assert "None of this configuration are at hand: evaluate-dream-0-general" in text
+    found = card.scores(exported.config, "dream", 0, exported.cells)
+    assert found[0] is None and "another work/models/dream-0" in found[1]
+    folder = export.export(exported.config, "dream", 0, "out", ("peft",), scores=found)["peft"]
+    assert "None of this configuration are at hand: evaluate-dream-0-general" in (folder / "README.md").read_text()
+
+
+def described(config, name="x"):
+    return ModelCard(export.model_card("peft", config, export.encoder_rules(config), "dream", 0, name))
 
 
 def test_generated_questions_are_called_synthetic(place):
-    config = settings(make_model(place / "model"), **{"data.sources": ["wikipedia"], "encoder.append_eos": True})
+    config = settings(make_model(place / "model"), {"data.sources": ["wikipedia"]})
     train(config)
-    text = export.model_card("peft", config, "dream", 0, {"config": {}}, "x", place / "none")
-    assert "synthetic, not label-free" in text and ModelCard(text).data.datasets == ["Tevatron/wikipedia-nq-corpus"]
+    found = described(config)
+    assert "synthetic, not label-free" in found.text and found.data.datasets == ["Tevatron/wikipedia-nq-corpus"]
+    assert found.data.license == "other", "the record states none"
 
 
-def test_a_hub_encoder_is_named_not_carried(place):
-    size = {"encoder": "meta-llama/Llama-3.2-1B@v1", "encoder_layers": None, "judge": "x/y", "recipe": "packaged"}
-    config = make_config(**{"sizes.tiny": size})
-    write_json(systems.MODELS / "dream-0" / "state.json", {"tau": 0.05, "steps": 1, "pairs": 1})
-    text = export.model_card("peft", config, "dream", 0, {"config": {}}, "owner/name", place / "none")
-    assert 'AutoModel.from_pretrained("meta-llama/Llama-3.2-1B", revision="v1", dtype="' in text
-    card = ModelCard(text)
-    assert card.data.license == "llama3.2" and card.data.base_model == "meta-llama/Llama-3.2-1B"
-    assert "Built with Llama" in text
+def test_a_hub_encoder_is_named_not_carried(place, monkeypatch):
+    config = settings(make_model(place / "model"))
+    train(config)
+    rules = dataclasses.replace(export.encoder_rules(config), model="meta-llama/Llama-3.2-1B@v1", dtype="bfloat16")
+    text = export.model_card("peft", config, rules, "dream", 0, "owner/name")
+    assert 'AutoModel.from_pretrained("meta-llama/Llama-3.2-1B", revision="v1", dtype="bfloat16")' in text
+    assert ModelCard(text).data.base_model == "meta-llama/Llama-3.2-1B"
+    assert "Built with Llama" in text and "Built with Llama" not in str(described(config))
 
 
-def test_a_folder_that_is_taken_is_left_alone_and_a_failure_leaves_nothing(exported, monkeypatch):
-    export.export(exported.config, "dream", 0, "out", ("peft",))
+def test_a_folder_that_is_taken_is_left_alone_and_a_failure_leaves_nothing(config, monkeypatch):
+    export.export(config, "dream", 0, "out", ("peft",))
     with pytest.raises(DreamError, match=r"out/peft is not empty.*--force"):
-        export.export(exported.config, "dream", 0, "out")
+        export.export(config, "dream", 0, "out")
     before = (export.Path("out/peft/README.md")).read_text()
 
     def fail(*_, **__):
@@ -232,30 +296,57 @@ def test_a_folder_that_is_taken_is_left_alone_and_a_failure_leaves_nothing(expor
 
     monkeypatch.setattr(export, "model_card", fail)
     with pytest.raises(OSError, match="No space"):
-        export.export(exported.config, "dream", 0, "out", force=True)
+        export.export(config, "dream", 0, "out", force=True)
     assert export.Path("out/peft/README.md").read_text() == before
     assert [p.name for p in export.Path("out").iterdir()] == ["peft"]
 
 
-def test_a_missing_or_other_model_is_one_line(exported):
-    with pytest.raises(DreamError, match=r"there are dream-0.*dvc repro train@infonce-1.*dvc pull"):
-        export.export(exported.config, "infonce", 1, "out")
-    mean = exported.config.encoder.model_copy(update={"pooling": "mean"})
-    other = exported.config.model_copy(update={"encoder": mean})
-    with pytest.raises(DreamError, match=r"encoder\.pooling"):
-        export.export(other, "dream", 0, "out")
+def test_a_missing_or_other_model_is_one_line_with_a_remedy_that_works(config):
+    """DVC knows a stage for every objective and seed that params.yaml lists, and for no other."""
+    for system, seed, message in (
+        ("infonce", 1, r"infonce-1 is missing \(there are dream-0\). Run `dvc repro train@infonce-1`, or `dvc pull"),
+        (
+            "dream",
+            9,
+            r"dream-9 is missing .*\. Choose one of the seeds 0, 1, 2, or add 9 to them in params\.yaml\. Run `dvc repro",
+        ),
+        ("bm25", 0, r"'bm25' is not among the objectives that are trained \(dream, infonce\)\. Choose from dream, infonce"),
+        ("nope", 0, r"'nope' is not among .*\. Choose from dream, infonce"),
+        ("dreem", 0, r"'dreem' is not among .*\. Did you mean 'dream'\?"),
+        ("replug", 0, r"'replug' is not among .*\. Add it to objectives in params\.yaml, then run `dvc repro train@replug-0`"),
+    ):
+        with pytest.raises(DreamError, match=message) as caught:
+            export.export(config, system, seed, "out")
+        assert "\n" not in str(caught.value) and not export.Path("out").exists()
 
 
-def test_a_tokenizer_that_would_differ_is_refused(exported, monkeypatch):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pooling": "mean"}, r"dream-0 was made with roles\.encoder\.pooling = 'last', params says 'mean'"),
+        ({"more": OWN | {"training.steps": 5}}, r"training\.steps"),
+        ({"more": OWN | {"dream.temperature": 0.3}}, r"temperature"),
+    ],
+)
+def test_a_model_of_other_settings_is_refused(config, changed, message):
+    with pytest.raises(DreamError, match=message):
+        export.export(
+            settings(config.models["mine"].model, **{"more": OWN, "licence": "Llama 3.2", **changed}), "dream", 0, "out"
+        )
+
+
+def test_a_tokenizer_that_would_differ_is_refused(config, monkeypatch):
     monkeypatch.setattr(Encoder, "tokenize", lambda self, texts, length: [[4, 5]] * len(texts))
     with pytest.raises(DreamError, match="gives other tokens"):
-        export.export(exported.config, "dream", 0, "out")
+        export.export(config, "dream", 0, "out")
 
 
-def test_the_command_exports_and_pushes_only_when_asked(exported, monkeypatch):
-    from report_fixture import write_params
-
-    write_params(export.Path("."), exported.config)
+def test_the_command_exports_and_pushes_only_when_asked(config, monkeypatch):
+    raw = read_yaml(ROOT / "params.yaml")
+    for key, value in overrides(config.models["mine"].model, OWN, licence="Llama 3.2").items():
+        *parents, leaf = key.split(".")
+        functools.reduce(dict.get, parents, raw)[leaf] = value
+    export.Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     calls = []
     monkeypatch.setattr(export, "push", lambda folder, name: calls.append((str(folder), name)) or f"hub/{name}")
 
@@ -275,8 +366,8 @@ def test_the_command_exports_and_pushes_only_when_asked(exported, monkeypatch):
         run("--format", "onnx")
 
 
-def test_pushing_offline_is_one_line_and_keeps_the_folder(exported):
-    folder = export.export(exported.config, "dream", 0, "out", ("peft",))["peft"]
+def test_pushing_offline_is_one_line_and_keeps_the_folder(config):
+    folder = export.export(config, "dream", 0, "out", ("peft",))["peft"]
     with pytest.raises(DreamError, match=r"owner/name could not be pushed .* is complete") as caught:
         export.push(folder, "owner/name")
     assert "\n" not in str(caught.value) and "hf upload" in str(caught.value) and folder.exists()
@@ -285,8 +376,6 @@ def test_pushing_offline_is_one_line_and_keeps_the_folder(exported):
 @pytest.mark.slow
 def test_the_packaged_encoder_exports_too(tmp_path, monkeypatch):
     """The default size: six layers of the packaged model, its real tokenizer."""
-    from dream import config as configs
-
     config = configs.load()
     monkeypatch.chdir(tmp_path)
     train(config)

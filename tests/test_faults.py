@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 import toy_project as toy
-from test_training import make_config, make_sets, same, weights
+from test_training import make_config, make_sets, run, same, weights
 
 from dream import training
 from dream.errors import DreamError, explain
@@ -122,7 +122,7 @@ def cut(model, tmp_path, monkeypatch):
     """Config, sets, an uninterrupted result, and the checkpoints of steps 4 and 5 of 6."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     config, sets = make_config(model), make_sets()
-    result = training.train(config, "infonce", 0, sets, None, [], "key")
+    result = run(config, sets=sets, key="key")
     return config, sets, result, tmp_path / ".dream" / "checkpoints" / "key"
 
 
@@ -131,7 +131,7 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before(cut, kind):
     config, sets, whole, folder = cut
     BROKEN[kind](folder / "step-0000005.pt")
     with pytest.warns(UserWarning, match=r"step-0000005\.pt cannot be read \(.+\)\. Trying the one before"):
-        again = training.train(config, "infonce", 0, sets, None, [], "key")
+        again = run(config, sets=sets, key="key")
     assert same(weights(whole), weights(again)) and whole.history == again.history
 
 
@@ -142,7 +142,7 @@ def test_flipped_bytes_anywhere_never_change_the_result(cut):
     for spot in dice.sample(range(len(content)), 12):
         (folder / "step-0000005.pt").write_bytes(content)
         flip(folder / "step-0000005.pt", spot)
-        again = training.train(config, "infonce", 0, sets, None, [], "key")
+        again = run(config, sets=sets, key="key")
         assert same(weights(whole), weights(again)) and whole.history == again.history, f"byte {spot}"
 
 
@@ -151,7 +151,7 @@ def test_no_sound_checkpoint_means_a_fresh_start(cut):
     for path in folder.glob("*.pt"):
         path.write_bytes(b"")
     with pytest.warns(UserWarning, match="cannot be read") as caught:
-        again = training.train(config, "infonce", 0, sets, None, [], "key")
+        again = run(config, sets=sets, key="key")
     assert len([w for w in caught if "Trying the one before" in str(w.message)]) == 2
     assert same(weights(whole), weights(again)) and whole.history == again.history
 
@@ -168,7 +168,7 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint_before(model, 
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", small_disk)
     with pytest.raises(OSError, match="No space left") as caught:
-        training.train(make_config(model), "infonce", 0, make_sets(), None, [], "full")
+        run(make_config(model), key="full")
     line = explain(caught.value)
     assert line.startswith(f"no space left on the disk while writing {folder}/step-0000003.pt.") and "\n" not in line
     assert [p.name for p in sorted(folder.iterdir())] == ["step-0000001.pt", "step-0000002.pt"]
@@ -178,13 +178,15 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint_before(model, 
 def test_a_quantized_judge_without_its_library_is_one_line(model, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     with pytest.raises(DreamError, match=rf"judge.quantization is {kind}, which needs bitsandbytes. Run `pip install") as caught:
-        Judge.from_config(make_config(model, **{"judge.quantization": kind}))
+        Judge.build(make_config(model, **{"models.toy.quantization": kind}))
     assert "\n" not in str(caught.value)
 
 
 def test_the_judge_is_loaded_once_frozen_and_in_its_own_dtype(model, tmp_path, monkeypatch):
     """The stage itself, in this process: a bfloat16 judge beside a float32 encoder, its weights before and after."""
-    folder = toy.make(tmp_path, model, **{"judge.dtype": "bfloat16", "training.steps": 2})
+    folder = toy.make(
+        tmp_path, model, **{"models.half": {"model": str(model), "dtype": "bfloat16"}, "sizes.toy.judge": "half", "training.steps": 2}
+    )
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DVC_ROOT", str(folder))
     monkeypatch.setattr("sys.argv", ["train", "--size", "toy", "--objective", "dream", "--seed", "0"])

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dream import files, manifest
-from dream.config import load
 from dream.errors import DreamError, explain
+from dream.files import write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
@@ -172,21 +172,26 @@ def test_errors_of_the_machine_are_one_line():
 def test_a_stage_ends_with_one_line_and_a_code(tmp_path):
     """The user's view: no traceback, exit code 1, the line names the thing and the remedy."""
     ran = subprocess.run(
-        [sys.executable, "-m", "stages.train", "--size", "3b", "--objective", "dream", "--seed", "0"], capture_output=True, text=True
+        [sys.executable, "-m", "stages.configure", "--size", "3b"], capture_output=True, text=True
     )
     assert ran.returncode == 1
     assert ran.stderr.strip() == "error: --size 3b was asked for, but params.yaml says model.size: tiny. Run it through `dvc repro`"
 
 
-def test_an_artefact_of_other_settings_is_refused(tmp_path):
-    manifest.stamp(tmp_path, load(), "candidates")
-    assert manifest.check(tmp_path, load())["config"]["candidates"]["count"] == 8
-    with pytest.raises(DreamError, match=r"made with candidates.count = 8, params says 4"):
-        manifest.check(tmp_path, load(overrides={"candidates.count": 4}))
-    with pytest.raises(DreamError, match=r"made with size\..* = 6, params says 4"):
-        manifest.check(tmp_path, load(overrides={"model.size": "tiny-4l"}))
-    with pytest.raises(DreamError, match="is missing"):
-        manifest.check(tmp_path / "nothing", load())
+def test_an_artefact_of_other_settings_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = {"candidates": {"count": 8}, "code": {"a.py": "1"}}
+    write_json(manifest.RUNS / "candidates.json", [{"settings": "candidates", "config": asked}])
+    (tmp_path / "here").mkdir()
+    for now, line in ((asked, None), (asked | {"code": {"a.py": "2"}}, None), ({"candidates": {"count": 4}}, "count = 8, params says 4")):
+        write_json(manifest.CONFIG / "candidates.json", now)
+        if line is None:
+            manifest.check("candidates", "here")
+            continue
+        with pytest.raises(DreamError, match=f"here was made with candidates.{line}"):
+            manifest.check("candidates", "here")
+    with pytest.raises(DreamError, match="nothing is missing"):
+        manifest.check("candidates", "nothing")
 
 
 def test_an_interruption_between_old_and_new_folder_leaves_the_old_one(tmp_path, monkeypatch):

@@ -93,9 +93,7 @@ def test_ndcg_is_the_mean_over_all_orders_of_ties_and_ignores_candidate_order(va
     assert found == pytest.approx(sum(gains) / level, abs=1e-6)
     order = list(range(len(values)))
     random.shuffle(order)
-    assert heads.ndcg(torch.tensor([values[j] for j in order]), order.index(gold)).item() == pytest.approx(
-        found, abs=1e-6
-    )
+    assert heads.ndcg(torch.tensor([values[j] for j in order]), order.index(gold)).item() == pytest.approx(found, abs=1e-6)
 
 
 def test_a_head_without_preference_scores_chance():
@@ -257,7 +255,10 @@ def test_the_diagnosis_draws_one_wrong_candidate_a_set_and_resamples_the_gaps_wi
     judge, _ = both(layers=2)
     judge.prompt = Prompt(Letters(), Limits(target=64))
     sets = [candidate_set((40, 12, 35, 33), questions=2, seed=s) for s in range(6)]
-    sets = [dataclasses.replace(s, questions=(dataclasses.replace(s.questions[0], gold=i % 4), s.questions[1])) for i, s in enumerate(sets)]
+    sets = [
+        dataclasses.replace(s, questions=(dataclasses.replace(s.questions[0], gold=i % 4), s.questions[1]))
+        for i, s in enumerate(sets)
+    ]
     injection, gate = Injection(((0, 1), (1, 2)), "all"), 0.123456
     found = diagnostics.measure(judge, sets, injection, gate, seed=4, resamples=50)
     assert found == diagnostics.measure(judge, sets, injection, gate, seed=4, resamples=50)
@@ -276,11 +277,28 @@ def test_the_diagnosis_draws_one_wrong_candidate_a_set_and_resamples_the_gaps_wi
     assert (used["gap_low"], used["gap_high"]) == (round(low, 6), round(high, 6)) and used["instances"] == 6
     assert used["gap"] == round(gaps.mean(), 6) and used["gate"] == 0.1235 and used["used"]
     positions = found["positions"]
-    assert [p["position"] for p in positions] == list(range(32)) and set(positions[0]) == {"position", "none", "uniform", "gold", "wrong"}
+    assert [p["position"] for p in positions] == list(range(32)) and set(positions[0]) == {
+        "position",
+        "none",
+        "uniform",
+        "gold",
+        "wrong",
+    }
     long_enough = [x[20] for x in losses["wrong"] if len(x) > 20]
     assert 0 < len(long_enough) < 6 and positions[20]["wrong"] == round(np.mean(long_enough), 6)
     lines = diagnostics.table(found).splitlines()
-    assert len(lines) == 5 and lines[0].split() == ["rows", "injected", "none", "uniform", "gold", "wrong", "gap", "95", "%", "interval"]
+    assert len(lines) == 5 and lines[0].split() == [
+        "rows",
+        "injected",
+        "none",
+        "uniform",
+        "gold",
+        "wrong",
+        "gap",
+        "95",
+        "%",
+        "interval",
+    ]
     assert lines[3].split()[:2] == ["all", "*"] and lines[3].endswith(f"{used['gap']:>9.4f}   {low:.4f} to {high:.4f}")
     assert lines[4] == "(nats per target token, 6 instances, g = 0.1235; * = used)"
 

@@ -1,57 +1,234 @@
 """Each objective equals a slow reading of its definition; docs/objectives.md shows a working one."""
 
+import ast
 import dataclasses
 import json
 import math
 import pathlib
 import re
+import shutil
+import sys
 
 import pytest
 import reference
 import torch
+import toy_project as toy
 from safetensors.torch import load_file
-from test_training import config, encoder_folder, make_config, make_sets, run, same, weights  # noqa: F401
+from test_training import config, cut, encoder_folder, make_config, make_sets, run  # noqa: F401
 
-from dream import objectives
+from dream import config as configs
+from dream import models, names, objectives
+from dream.config import check, stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
+from dream.files import read_json
+from dream.knobs import Knobs
+from dream.objectives import Given
+from dream.objectives.dream import Dream
+from dream.objectives.infonce import InfoNCE
+from dream.objectives.replug import RePlug
+from dream.objectives.revela import Revela, load_lm
+from stages import train as train_stage
+
+OURS = ("dream", "infonce", "replug", "revela")
 
 
-def test_a_new_objective_is_one_file(config, tmp_path, monkeypatch):  # noqa: F811
-    source = re.search(r"```python\n(.*?)```", pathlib.Path("docs/objectives.md").read_text(encoding="utf-8"), re.S)[1]
-    (tmp_path / "margin.py").write_text(source)
-    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
-    result = run(config, "margin", key="margin")
-    assert result.history[-1]["loss"] < result.history[0]["loss"]
-    assert not same(weights(result), weights(run(config, "infonce", key="other")))
+def build(name, settings, given=Given()):  # noqa: B008
+    """An objective as stage train builds it."""
+    part = cut(settings, name)
+    return objectives.find(name).build(part.knobs[name], part, given)
+
+
+# ------------------------------------------------------------------------------------------- one file adds an objective
+
+
+@pytest.fixture
+def add_file(tmp_path, monkeypatch):
+    """``add_file(name, source)`` puts one more file beside the objectives, in a copy of the code."""
+    code = tmp_path / "code"
+    shutil.copytree(pathlib.Path(names.__file__).parent, code / "dream", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(names, "__file__", str(code / "dream" / "names.py"))
+    monkeypatch.setattr(stages, "ROOT", code)
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(code / "dream" / "objectives")])
+    before = dict(objectives.REGISTRY)
+
+    def add(name, source):
+        (code / "dream" / "objectives" / f"{name}.py").write_text(source, encoding="utf-8")
+
+    yield add
+    for name in objectives.REGISTRY.keys() - before.keys():
+        sys.modules.pop(objectives.REGISTRY.pop(name).__module__, None)
+
+
+def shown():
+    """The objective of docs/objectives.md."""
+    return re.search(r"```python\n(.*?)```", pathlib.Path("docs/objectives.md").read_text(encoding="utf-8"), re.S)[1]
+
+
+def test_one_file_is_an_objective_with_knobs_that_outdates_no_other(add_file, encoder_folder, tmp_path, monkeypatch):  # noqa: F811
+    """Configured with an override, resolved into files of its own, trained by its stage; all other files stay as they were."""
+    before = stages.files(make_config(encoder_folder))
+    add_file("margin", shown())
+    assert stages.files(make_config(encoder_folder)) == before, "a file that nobody names changes nothing"
+
+    folder = toy.make(
+        tmp_path / "toy", encoder_folder, **{"objectives": [*OURS, "margin"], "margin.width": 0.4, "training.steps": 6}
+    )
+    config = configs.load(folder / "params.yaml")  # noqa: F811
+    after = stages.files(config)
+    own = after["train-margin"]
+    assert own["knobs"] == {"margin": {"width": 0.4, "hardest": False}} and not {"judge", "injection", "heads"} & own.keys()
+    assert list(own["code"]) == ["dream/objectives/margin.py"] and after["given-margin"] == {"needs": []}
+    without = stages.files(config.model_copy(update={"objectives": list(OURS)}))
+    new = {"teacher-margin", "given-margin", "train-margin", *(f"evaluate-margin-{entry}" for entry in config.tasks)}
+    assert after.keys() - without.keys() == new
+    assert {name: values for name, values in after.items() if name not in {*new, "report"}} == {
+        name: values for name, values in without.items() if name != "report"
+    }
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.setattr("sys.argv", ["train", "--objective", "margin", "--seed", "0"])
+    train_stage.main()
+    assert {p.name for p in pathlib.Path("work/models/margin-0").iterdir()} == {"adapter", "state.json", "made_with.json"}
+    assert read_json("work/models/margin-0/made_with.json")["settings"] == own
+    curve = pathlib.Path("reports/results/train/margin-0.csv").read_text(encoding="utf-8").splitlines()
+    losses = [float(line.split(",")[curve[0].split(",").index("loss")]) for line in curve[1:]]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+
+
+def test_the_objective_of_the_docs_equals_its_definition(add_file, encoder_folder):  # noqa: F811
+    add_file("margin", shown())
+    sets, encoder = make_sets(2, questions=2), Table()
+    for hardest in (False, True):
+        settings = make_config(encoder_folder, **{"objectives": ["margin"], "margin.hardest": hardest})
+        loss, _ = build("margin", settings).loss(sets, encoder)
+        slow = []
+        for s in sets:
+            for q in s.questions:
+                cosine = [encoder.vector(q.text) @ encoder.vector(text) for text in s.passages]
+                short = [(0.1 - cosine[q.gold] + c).clamp(min=0) for j, c in enumerate(cosine) if j != q.gold]
+                slow.append(max(short) if hardest else sum(short) / 3)
+        compare(loss, sum(slow) / 4, [encoder.weight])
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"margin.widht": 0.4}, "margin.widht is not a known setting. Did you mean 'width'?"),
+        ({"margin.width": -1.0}, "margin.width: Input should be greater than 0"),
+        ({"margin": 0.4}, r"margin: settings are needed here \(key: value\)"),
+    ],
+)
+def test_a_wrong_knob_of_a_new_objective_is_one_line(add_file, encoder_folder, more, line):  # noqa: F811
+    add_file("margin", shown())
+    with pytest.raises(DreamError, match=line):
+        make_config(encoder_folder, **more)
+
+
+def test_an_edited_file_outdates_its_own_training_alone(add_file, encoder_folder):  # noqa: F811
+    settings = make_config(encoder_folder)
+    before = stages.files(settings)
+    add_file("replug", pathlib.Path("dream/objectives/replug.py").read_text(encoding="utf-8") + "# edited\n")
+    after = stages.files(settings)
+    assert [name for name in before if before[name] != after[name]] == ["train-replug"]
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [("replug.tau_lm", 0.2), ("revela.tau", 0.3), ("infonce.in_batch_negatives", True), ("dream.r", 3)]
+)
+def test_a_knob_of_one_objective_is_in_its_own_file_alone(encoder_folder, knob, value):  # noqa: F811
+    before, after = (stages.files(make_config(encoder_folder, **more)) for more in ({}, {knob: value}))
+    assert [name for name in before if before[name] != after[name]] == ["report", f"train-{knob.split('.')[0]}"]
+
+
+PROJECT = ("errors.py", "files.py", "manifest.py")  # where "dream" is the project: its package, its cache
+LATER = ("report/", "export.py")
+
+
+def test_no_code_names_an_objective_that_another_file_defines():
+    """No string but docstrings names one, as a name, a section of settings or a part of a stage's; no attribute does."""
+    knobs = "|".join(Dream.Knobs.model_fields)
+    name = re.compile(rf"^dream$|\bdream\.({knobs})\b|\b(train|teacher|given|evaluate)-dream\b|\b(infonce|replug|revela)\b")
+    found = []
+    for path in [*pathlib.Path("dream").rglob("*.py"), *pathlib.Path("stages").rglob("*.py")]:
+        file = path.relative_to(path.parts[0]).as_posix()
+        if file.startswith(LATER) or (path.parent.name == "objectives" and path.stem in OURS):
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs]
+        texts += [n.attr for n in nodes if isinstance(n, ast.Attribute)]
+        found += [(file, text) for text in texts if name.search(text)]
+    assert sorted(found) == [(file, "dream") for file in PROJECT]
 
 
 def test_objectives_are_found_by_name_and_a_mistyped_one_is_one_line():
-    for name in ("dream", "infonce", "replug", "revela"):
-        assert objectives.find(name).__name__.lower() == name and objectives.own_section(name) == (name,)
-    assert objectives.own_section("margin") == ()
-    with pytest.raises(DreamError, match=r"^objectives: 'inforce' is unknown. Did you mean infonce\?"):
+    assert check.trained() == {name: name for name in OURS}
+    for name in OURS:
+        assert objectives.find(name).__name__.lower() == name
+    with pytest.raises(DreamError, match=r"^objectives: 'inforce' is unknown. Did you mean 'infonce'\?"):
         objectives.find("inforce")
-    with pytest.raises(DreamError, match=r"^objectives: 'zzz' is unknown. Choose from .*dream, .*infonce, .*replug, revela"):
+    with pytest.raises(DreamError, match=r"^objectives: 'zzz' is unknown. Choose from dream, infonce, replug, revela"):
         objectives.find("zzz")
 
 
 def test_what_an_objective_is_before_it_says_otherwise(config):  # noqa: F811
-    plain = objectives.Objective(config)
-    assert (plain.needs_judge, plain.needs_teacher, plain.expects_gradient) == (False, False, True)
-    assert (plain.flops, plain.step, plain.state(), plain.config) == (0, 0, {}, config) and plain.no_gradient.startswith("Its loss")
+    plain = objectives.Objective()
+    assert (plain.Knobs, plain.needs, plain.uses, plain.expects_gradient) == (Knobs, frozenset(), (), True)
+    assert (plain.flops, plain.step, plain.state(), plain.check(None, config)) == (0, 0, {}, None)
+    assert plain.no_gradient.startswith("Its loss")
     with pytest.raises(NotImplementedError):
-        plain.loss([], None)
-    needs = {name: (objectives.find(name).needs_judge, objectives.find(name).needs_teacher) for name in ("dream", "replug", "revela")}
-    assert needs == {"dream": (True, False), "replug": (False, True), "revela": (False, False)}
+        plain.from_vectors([], [], [])
+    with pytest.raises(NotImplementedError):
+        objectives.Objective.build(None, config, Given())
+    needs = {name: set(objectives.find(name).needs) for name in OURS}
+    assert needs == {"dream": {"judge", "heads"}, "infonce": set(), "replug": {"teacher"}, "revela": {"lm"}}
     assert objectives.find("dream").no_gradient.startswith("Its loss does not depend on the scores: check heads")
 
 
-def test_tau_is_a_parameter_only_where_it_is_learned(encoder_folder):  # noqa: F811
+def test_tau_is_a_parameter_only_where_it_is_learned():
     for learned in (True, False):
-        tau = objectives.Temperature(make_config(encoder_folder, **{"temperature.learned": learned, "temperature.init": 0.3}))
+        tau = objectives.Temperature(0.3, learned)
         assert tau().item() == pytest.approx(0.3) and tau().dtype == torch.float32
         assert [n for n, _ in tau.named_parameters()] == ["log_tau"] * learned and list(tau.state_dict()) == ["log_tau"]
+
+
+BUILT = {  # settings → what the constructor is given
+    "dream": (
+        {"temperature.learned": False, "dream.temperature": 0.3, "dream.judge": "lora", "dream.r": 5, "dream.alpha": 7,
+         "models.toy.lora_targets": ["up_proj"], "injection.rows": "query+label", "injection.budget": "preserve",
+         "injection.gate": "fixed", "injection.gate_init": 0.4, "injection.scores": "learned", "injection.gap_every": 9},
+        (("judge", [[1, 0]], pytest.approx(0.3), False),
+         {"rows": "query+label", "budget": "preserve", "gate": "fixed", "gate_init": 0.4, "scores": "learned", "gap_every": 9,
+          "lora": (5, 7, ["up_proj"])}),
+    ),
+    "infonce": ({"infonce.temperature": 0.3, "infonce.in_batch_negatives": True}, ((0.3, True, True), {})),
+    "replug": (
+        {"replug.temperature": 0.3, "replug.direction": "student_teacher", "replug.tau_lm": 0.7, "replug.mask_target": True},
+        (({"q": [1.0]}, 0.3, True), {"direction": "student_teacher", "tau_lm": 0.7, "mask_target": True}),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_every_setting_reaches_the_objective(encoder_folder, monkeypatch, name):  # noqa: F811
+    more, expected = BUILT[name]
+    seen = []
+    monkeypatch.setattr(objectives.find(name), "__init__", lambda self, *args, **own: seen.append((args, own)))
+    build(name, make_config(encoder_folder, **more), Given("judge", [[1, 0]], {"q": [1.0]}))
+    assert seen == [expected]
+
+
+def test_revelas_settings_reach_it(encoder_folder, monkeypatch):  # noqa: F811
+    more = {"revela.tau": 0.3, "revela.value_normalisation": False, "revela.r": 5, "revela.alpha": 7, "judge.passage_tokens": 9}
+    found = build("revela", make_config(encoder_folder, **more, **{"models.toy.dtype": "bfloat16"}))
+    assert (found.tau, found.value_normalisation, found.passage_tokens) == (0.3, False, 9)
+    lora = found.lm.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, found.lm.dtype) == (5, 7, torch.bfloat16)
+    assert not [
+        p for p in build("revela", make_config(encoder_folder, **{"revela.lm": "frozen"})).parameters() if p.requires_grad
+    ]
 
 
 def test_the_curves_show_the_golds_rank_and_the_entropy_of_p():
@@ -65,64 +242,44 @@ def test_the_curves_show_the_golds_rank_and_the_entropy_of_p():
     assert logs == {"gold_rank": (1 + 2 + 3 + 1) / 4, "entropy": pytest.approx(sum(entropies) / 4, abs=1e-6)}
 
 
-@pytest.mark.parametrize(("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"infonce.in_batch_negatives": True}), ("replug", {})])
-def test_every_objective_logs_its_scalars(encoder_folder, name, more):  # noqa: F811
-    objective = make(name, encoder_folder, **{"temperature.init": 0.3, f"{name}.temperature": 0.3, **more})
+@pytest.mark.parametrize(
+    ("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"in_batch_negatives": True}), ("replug", {})]
+)
+def test_every_objective_logs_its_scalars(name, more):
+    objective = make(name, temperature=0.3, **more)
     sets = make_sets(2)
     _, logs = objective.loss(sets, Table())
     gate = {"gate": pytest.approx(0.5), "gap": logs.get("gap")} if name == "dream" else {}
-    ranks = objectives.ranking_logs(objectives.similarities(sets, Table()), sets, objective.tau())
-    tau = objective.tau().item()
+    scores = objectives.similarities(*objectives.vectors(sets, Table()))
+    ranks, tau = objectives.ranking_logs(scores, sets, objective.tau()), objective.tau().item()
     assert logs == {"tau": tau, **ranks, **gate} and objective.state() == {"tau": tau, **({"gate": gate["gate"]} if gate else {})}
+
+
+def test_objectives_read_the_vectors_that_evaluation_would_encode(encoder_folder):  # noqa: F811
+    """Every text behind its prompt, in the sets' order."""
+    record = make_config(encoder_folder).roles["encoder"].model_copy(update={"query_prompt": "river ", "document_prompt": "red "})
+    encoder, sets = Encoder.load(models.rules(record, "models.toy"), device="cpu"), make_sets(3, questions=2)
+    for s, queries, passages in zip(sets, *objectives.vectors(sets, encoder), strict=True):
+        for prompt, texts, ours in (("river ", [q.text for q in s.questions], queries), ("red ", s.passages, passages)):
+            torch.testing.assert_close(ours, torch.from_numpy(encoder.encode(texts, prompt=prompt)), atol=1e-5, rtol=0)
+            assert (ours - torch.from_numpy(encoder.encode(texts))).abs().max() > 1e-2
 
 
 # ------------------------------------------------------------------------------------------------------ RePlug
 
 
-def test_replug_is_its_definition_in_both_directions_and_with_the_target_masked(encoder_folder, config):  # noqa: F811
-    """KL written out term by term, from the encoder's own cosines and a made-up teacher."""
-    encoder, sets = Encoder.load(config, trainable=True), make_sets(2, questions=2)
-    teacher = {q.id: [0.3 * ((i + len(q.id)) % 3) - 2.0 for i in range(4)] for s in sets for q in s.questions}
-    found = set()
-    for direction in ("teacher_student", "student_teacher"):
-        for mask in (False, True):
-            settings = make_config(encoder_folder, **{"replug.direction": direction, "replug.mask_target": mask})
-            loss, _ = objectives.find("replug")(settings, teacher=teacher).loss(sets, encoder)
-            by_hand = []
-            for s in sets:
-                vectors = encoder.encode([*(q.text for q in s.questions), *s.passages]).astype(float)
-                for row, q in enumerate(s.questions):
-                    kept = [j for j in range(4) if not (mask and j == q.gold)]
-                    student = [math.exp(vectors[row] @ vectors[len(s.questions) + j] / 0.05) for j in kept]
-                    taught = [math.exp(teacher[q.id][j] / settings.replug.tau_lm) for j in kept]
-                    p, t = ([x / sum(xs) for x in xs] for xs in (student, taught))
-                    a, b = (t, p) if direction == "teacher_student" else (p, t)
-                    by_hand.append(sum(x * math.log(x / y) for x, y in zip(a, b, strict=True)))
-            assert loss.item() == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-3)
-            assert loss.item() > 0
-            found.add(round(loss.item(), 6))
-    assert len(found) == 4
-
-
 def test_replug_pulls_the_student_to_the_teacher(config):  # noqa: F811
     sets = make_sets()
     teacher = {q.id: [0.0 if j == q.gold else -1.0 for j in range(4)] for s in sets for q in s.questions}
-    original = objectives.find("replug").__init__.__defaults__
-    objectives.find("replug").__init__.__defaults__ = (None, (), teacher)
-    try:
-        history = run(config, "replug", key="replug", sets=sets).history
-    finally:
-        objectives.find("replug").__init__.__defaults__ = original
+    history = run(config, "replug", key="replug", sets=sets, given=Given(teacher=teacher)).history
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-def test_replug_without_teacher_scores_says_what_to_run(config, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.chdir(tmp_path)
+def test_replug_without_teacher_scores_says_what_to_run(tmp_path):
     with pytest.raises(DreamError, match="teacher.parquet is missing. Run `dvc repro teacher`"):
-        objectives.find("replug")(config)
-    objective = objectives.find("replug")(config, teacher={})
-    with pytest.raises(DreamError, match=r"no teacher scores for question q0\.0"):
-        objective.loss(make_sets(1), Encoder.load(config))
+        objectives.load_teacher(tmp_path / "teacher.parquet")
+    with pytest.raises(DreamError, match=r"no scores for question q0\.0"):
+        RePlug({}).loss(make_sets(1), Table())
 
 
 # ------------------------------------------------------------------------------------------------------ Revela
@@ -175,10 +332,9 @@ def revela_reference(lm, ids, similarity, normalise):
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, config, normalise):  # noqa: F811
+def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, normalise):  # noqa: F811
     """fp64, ragged chunks, grouped-query attention: loss and the gradients to Sim and to the LM within 1e-9."""
-    settings = make_config(encoder_folder, **{"revela.value_normalisation": normalise, "revela.lm": "frozen"})
-    objective = objectives.find("revela")(settings).double()
+    objective = Revela(*load_lm(encoder_folder, lora=None), value_normalisation=normalise).double()
     lm, ids = objective.lm.requires_grad_(True), [[5, 6, 7, 8, 9, 10], [11, 12, 13], [7, 7, 14, 15, 5]]
     logits = torch.tensor([[0.0, 0.3, 1.0], [0.5, 0.0, -0.2], [0.1, 0.9, 0.0]], dtype=torch.float64)
     similarity = logits.masked_fill(torch.eye(3, dtype=torch.bool), float("-inf")).softmax(-1)
@@ -197,12 +353,14 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, confi
 
 
 def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
-    settings = make_config(encoder_folder, **{"revela.tau": 0.05, "revela.r": 4, "judge.dtype": "float32", "training.steps": 4})
+    settings = make_config(encoder_folder, **{"revela.tau": 0.05, "revela.r": 4, "training.steps": 4})
     result = run(settings, "revela", key="revela")
     assert result.flops > run(settings, "infonce", key="plain").flops, "the LM's operations count"
     moved = {name for name, p in result.step.trained().items() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(n.startswith("encoder.") for n in moved) and any(n.startswith("objective.lm.") for n in moved)
-    similarity = result.step.objective.similarity([[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["the a", "cat dog", "sat on"], result.step.encoder)
+    similarity = result.step.objective.similarity(
+        [[5, 6, 7], [8, 9], [10, 11, 12, 13]], ["the a", "cat dog", "sat on"], result.step.encoder
+    )
     assert torch.allclose(similarity.sum(-1), torch.ones(3)) and similarity.diagonal().abs().max() == 0
 
 
@@ -211,7 +369,7 @@ def test_revelas_operations_equal_what_the_counter_of_torch_counts(encoder_folde
     """Products with weights exactly, less the gradient of the token embeddings that nobody asks for; other chunks exactly."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    objective = objectives.find("revela")(make_config(encoder_folder, **{"revela.lm": lm, "revela.r": 4}))
+    objective = Revela(*load_lm(encoder_folder, lora=(4, 8) if lm == "lora" else None))
     ids, shape = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [7, 7, 14, 15, 5]], objective.lm.config
     similarity = torch.full((3, 3), 0.5).fill_diagonal_(0).requires_grad_()
     with FlopCounterMode(display=False) as counter:
@@ -232,8 +390,8 @@ def test_revelas_operations_equal_what_the_counter_of_torch_counts(encoder_folde
 @pytest.mark.parametrize("normalise", [True, False])
 def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_lm(encoder_folder, lm, normalise):  # noqa: F811
     """fp64: first halves as queries, Sim, in-batch attention, mean over sets; gradients to encoder and to the LM's LoRA."""
-    more = {"revela.value_normalisation": normalise, "revela.lm": lm, "revela.tau": 0.3, "revela.r": 4, "revela.alpha": 8}
-    objective = objectives.find("revela")(make_config(encoder_folder, **more, **{"judge.passage_tokens": 6})).double()
+    loaded = load_lm(encoder_folder, lora=(4, 8) if lm == "lora" else None)
+    objective = Revela(*loaded, tau=0.3, passage_tokens=6, value_normalisation=normalise).double()
     model = objective.lm.base_model.model if lm == "lora" else objective.lm
     reference.exact_norms(model)
     generator = torch.Generator().manual_seed(0)
@@ -242,6 +400,7 @@ def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_
     for p in trained.values():
         p.data.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
     sets, encoder = make_sets(2, k=3), Table()
+    encoder.query_prompt, encoder.document_prompt = "river ", "red "
     loss, _ = objective.loss(sets, encoder)
     slow = []
     for s in sets:
@@ -250,7 +409,8 @@ def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_
         assert all(len(half.split()) == max(1, len(i) // 2) for half, i in zip(halves, ids, strict=True))
         rows = []
         for i, half in enumerate(halves):
-            weights = [(encoder.vector(half) @ encoder.vector(text) / 0.3).exp() * (j != i) for j, text in enumerate(s.passages)]
+            query, documents = encoder.vector(f"river {half}"), [encoder.vector(f"red {text}") for text in s.passages]
+            weights = [(query @ vector / 0.3).exp() * (j != i) for j, vector in enumerate(documents)]
             rows.append(torch.stack(weights) / sum(weights))
         slow.append(revela_reference(model, ids, torch.stack(rows), normalise))
     compare(loss, sum(slow) / len(slow), [encoder.weight, *trained.values()])
@@ -261,6 +421,8 @@ def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_
 
 class Table(torch.nn.Module):
     """An encoder in float64 that looks its unit vectors up, one for every text: nothing but a leaf to differentiate."""
+
+    query_prompt = document_prompt = ""
 
     def __init__(self, scale=1.0):
         super().__init__()
@@ -284,9 +446,9 @@ def compare(fast, slow, leaves):
 
 
 @pytest.mark.parametrize("in_batch", [False, True])
-def test_infonce_equals_its_definition_in_loss_and_gradients(encoder_folder, in_batch):  # noqa: F811
+def test_infonce_equals_its_definition_in_loss_and_gradients(in_batch):
     """− log exp(s_gold / tau) / Σ exp(s / tau), over the set or over the micro-batch without the positive's twins."""
-    objective = objectives.find("infonce")(make_config(encoder_folder, **{"infonce.in_batch_negatives": in_batch})).double()
+    objective = InfoNCE(in_batch_negatives=in_batch).double()
     sets, encoder = make_sets(3, questions=2), Table()
     sets.append(dataclasses.replace(sets[0], id="twin", questions=sets[0].questions[:1]))
     loss, _ = objective.loss(sets, encoder)
@@ -306,11 +468,10 @@ def test_infonce_equals_its_definition_in_loss_and_gradients(encoder_folder, in_
 @pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize(("tau", "tau_lm"), [(0.05, 0.1), (0.7, 0.1), (0.05, 2.0)])
-def test_replug_equals_its_definition_in_loss_and_gradients(encoder_folder, direction, mask, tau, tau_lm):  # noqa: F811
-    more = {"replug.direction": direction, "replug.mask_target": mask, "temperature.init": tau, "replug.tau_lm": tau_lm}
+def test_replug_equals_its_definition_in_loss_and_gradients(direction, mask, tau, tau_lm):
     sets, encoder = make_sets(2, questions=2), Table()
     teacher = {q.id: [0.3 * ((5 * i + n) % 4) - 2.0 for i in range(4)] for s in sets for n, q in enumerate(s.questions)}
-    objective = objectives.find("replug")(make_config(encoder_folder, **more), teacher=teacher).double()
+    objective = RePlug(teacher, tau, direction=direction, mask_target=mask, tau_lm=tau_lm).double()
     loss, _ = objective.loss(sets, encoder)
     slow, log_tau = [], objective.tau.log_tau
     for s in sets:
@@ -325,13 +486,12 @@ def test_replug_equals_its_definition_in_loss_and_gradients(encoder_folder, dire
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_dream_equals_its_definition_in_loss_and_gradients(encoder_folder, lora):  # noqa: F811
+def test_dream_equals_its_definition_in_loss_and_gradients(lora):
     """From the texts to the loss: similarities, tau, gate, injection and the mean over questions and sets."""
     judge, model = reference.both()
     reference.exact_norms(judge.model)
     reference.exact_norms(model)
-    more = {"injection.rows": "query+label", "dream.judge": "lora" if lora else "frozen", "dream.r": 2, "dream.alpha": 4}
-    objective = objectives.find("dream")(make_config(encoder_folder, **more), judge, reference.HEADS).double()
+    objective = Dream(judge, reference.HEADS, rows="query+label", lora=(2, 4, None) if lora else None).double()
     sets, encoder = [reference.candidate_set(questions=2, seed=s) for s in (0, 1)], Table()
     leaves, theirs = [encoder.weight, objective.tau.log_tau, objective.gamma], []
     if lora:
@@ -360,29 +520,32 @@ def test_dream_equals_its_definition_in_loss_and_gradients(encoder_folder, lora)
 @pytest.mark.parametrize("control", [{"injection.gate": "off"}, {"injection.scores": "uniform"}])
 def test_a_control_cannot_train_the_judge(encoder_folder, control):  # noqa: F811
     with pytest.raises(DreamError, match="dream.judge=lora trains the judge, but .* train nothing. Set dream.judge=frozen"):
-        make("dream", encoder_folder, **{"dream.judge": "lora"}, **control)
+        make_config(encoder_folder, **{"dream.judge": "lora"}, **control)
 
 
-def test_a_trained_judge_is_saved_as_an_adapter_that_names_its_base(encoder_folder, tmp_path):  # noqa: F811
-    objective = make("dream", encoder_folder, **{"dream.judge": "lora", "dream.r": 2, "dream.alpha": 6})
+def test_a_trained_judge_is_saved_as_an_adapter_that_names_its_base(tmp_path):
+    objective = make("dream", lora=(2, 6, None))
     objective.judge.reference = "owner/judge"
     objective.save(tmp_path)
     folder = tmp_path / "judge_adapter"
     assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    settings, targets = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")), make_config(encoder_folder).training.lora.targets
+    settings, targets = (
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
     assert settings["target_modules"] == sorted(targets) and settings["base_model_name_or_path"] == "owner/judge"
     assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (2, 6, "LORA")
     saved, trained = load_file(folder / "adapter_model.safetensors"), dict(objective.adapter.named_parameters())
     assert len(saved) == 2 * 4 * len(targets)
     for name, weight in saved.items():
         assert torch.equal(weight, trained[name.replace(".weight", ".default.weight")])
-    frozen = make("dream", encoder_folder)
+    frozen = make("dream")
     frozen.save(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_the_gap_is_measured_every_few_steps_and_changes_no_loss(encoder_folder):  # noqa: F811
-    objective, encoder = make("dream", encoder_folder, **{"injection.gap_every": 3}), Table()
+def test_the_gap_is_measured_every_few_steps_and_changes_no_loss():
+    objective, encoder = make("dream", gap_every=3), Table()
     sets, found = [reference.candidate_set(questions=2)], []
     for objective.step in range(4):
         loss, logs = objective.loss(sets, encoder)
@@ -391,15 +554,20 @@ def test_the_gap_is_measured_every_few_steps_and_changes_no_loss(encoder_folder)
     assert len({loss for loss, _ in found}) == 1
 
 
-def make(name, folder, **more):
-    """An objective with what it needs: a tiny judge, heads, a teacher."""
-    judge = reference.both()[0] if name == "dream" else None
-    kwargs = {"teacher": {q.id: [-1.0] * 4 for s in make_sets() for q in s.questions}} if name == "replug" else {}
-    return objectives.find(name)(make_config(folder, **more), judge, reference.HEADS, **kwargs).double()
+def make(name, folder=None, **own):
+    """An objective with what it needs (a tiny judge and heads, a teacher, the LM of a folder) and ``own`` arguments, in float64."""
+    if name == "dream":
+        found = Dream(reference.both()[0], reference.HEADS, **own)
+    elif name == "replug":
+        found = RePlug({q.id: [-1.0] * 4 for s in make_sets(questions=2) for q in s.questions}, **own)
+    elif name == "revela":
+        found = Revela(*load_lm(folder, lora=(4, 8)), **own)
+    else:
+        found = InfoNCE(**own)
+    return found.double()
 
 
-CASES = [(name, {}) for name in ("dream", "infonce", "replug")]
-CASES += [("infonce", {"infonce.in_batch_negatives": True}), ("revela", {"revela.r": 4})]
+CASES = [(name, {}) for name in OURS] + [("infonce", {"in_batch_negatives": True})]
 
 
 @pytest.mark.parametrize(("name", "more"), CASES)
@@ -425,10 +593,10 @@ def test_every_objective_refuses_wrong_inputs_in_one_line(encoder_folder, name, 
         objective.loss(good, Table(scale=math.nan))
 
 
-def test_replug_refuses_a_teacher_of_another_k_or_with_nan(encoder_folder):  # noqa: F811
+def test_replug_refuses_a_teacher_of_another_k_or_with_nan():
     sets = make_sets(1)
-    for values, line in (([-1.0] * 3, "no teacher scores for question"), ([-1.0, math.nan, 0, 0], "is not finite")):
-        objective = objectives.find("replug")(make_config(encoder_folder), teacher={sets[0].questions[0].id: values})
+    for values, line in (([-1.0] * 3, "the teacher has no scores for question"), ([-1.0, math.nan, 0, 0], "is not finite")):
+        objective = RePlug({sets[0].questions[0].id: values})
         with pytest.raises(DreamError, match=line):
             objective.loss(sets, Table())
 
@@ -437,4 +605,4 @@ def test_revela_refuses_an_empty_passage(encoder_folder):  # noqa: F811
     sets = make_sets(1)
     sets = [dataclasses.replace(sets[0], passages=("", *sets[0].passages[1:]))]
     with pytest.raises(DreamError, match="candidate set s0 has an empty passage"):
-        make("revela", encoder_folder, **{"revela.r": 4}).loss(sets, Table())
+        make("revela", encoder_folder).loss(sets, Table())

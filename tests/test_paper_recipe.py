@@ -141,14 +141,14 @@ def test_every_experiment_of_the_guide_resolves():
     assert len(experiments) >= 4
     for parts in experiments:
         settings = [parts[i + 1] for i, part in enumerate(parts) if part == "-S"]
-        overrides = {key: yaml.safe_load(value) for key, value in (s.split("=", 1) for s in settings)}
+        overrides = {key.lstrip("+"): yaml.safe_load(value) for key, value in (s.split("=", 1) for s in settings)}
         assert configs.load(ROOT / "params.yaml", overrides).recipe == "paper", parts
 
 
 def test_every_line_of_the_guide_is_a_command_that_exists():
     import typer.main
 
-    from dream.report import cli
+    from dream import cli
 
     known = set(typer.main.get_command(cli.app).commands)
     for line in commands():

@@ -13,8 +13,8 @@ import typer.main
 from report_fixture import make_cells, make_config, write_params
 from typer.testing import CliRunner
 
+from dream import cli
 from dream.errors import DreamError
-from dream.report import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -57,7 +57,7 @@ def test_every_help_has_examples_and_json(name):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from dream.report import cli\n"
+        "import sys; from dream import cli\n"
         "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'scipy', 'transformers', 'mteb'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -69,14 +69,14 @@ def test_help_starts_quickly():
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dream.report.cli", "--help"], check=True, capture_output=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "dream.cli", "--help"], check=True, capture_output=True, cwd=ROOT)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.7
 
 
 def test_wrong_usage_is_one_line_and_exit_code_one(project):
     done = subprocess.run(
-        [sys.executable, "-m", "dream.report.cli", "tables", "--cells", "nowhere"],
+        [sys.executable, "-m", "dream.cli", "tables", "--cells", "nowhere"],
         capture_output=True, text=True, cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
@@ -201,13 +201,14 @@ ONE_LINE = [
     (["runs", "--commits", "-1"], "Invalid value for '--commits': Input should be greater than or equal to 0"),
     (["plan", "--tflops", "nan"], "Invalid value for '--tflops': "),
     (["plan", "--device-gib", "inf"], "Invalid value for '--device-gib': "),
+    (["plan", "--device-gib", "0"], "Invalid value for '--device-gib': "),
     (["explain", "q", "--seed", "1.5"], "Invalid value for '--seed': "),
     (["tables", "--out", "file"], r"\S+/file is not a folder\. Name a folder"),
     (["tables", "--out", "folder"], "folder holds other files, which would be lost. Name a new folder"),
-    (["tables", "--out", ""], ". holds other files, which would be lost"),
+    *(([*command.split(), ""], "the place to write to is empty. Name a folder or a file") for command in
+      ("tables --out", "plots --plot systems --out", "page --out", "export --out", "explain q --html")),
     (["page", "--out", "folder"], "'folder' is no name of an HTML file. Name one that ends in .html"),
     (["page", "--out", "params.yaml"], "'params.yaml' is no name of an HTML file"),
-    (["page", "--out", ""], "'.' is no name of an HTML file"),
     (["explain", "q", "--html", "params.yaml"], "'params.yaml' is no name of an HTML file"),
     (["page", "--out", "file/page.html"], "file is there and is not a folder. Name a folder"),
     (["page", "--out", "x" * 300 + ".html"], r"\S+/x+\S* has too long a name\. Choose a shorter one"),
@@ -275,7 +276,7 @@ def test_an_ascii_locale_changes_nothing(project, command):
     """Every command prints the same bytes into a pipe, whatever the locale."""
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     runs = [
-        subprocess.run([sys.executable, "-m", "dream.report.cli", *command.split()], cwd=project, capture_output=True, check=False,
+        subprocess.run([sys.executable, "-m", "dream.cli", *command.split()], cwd=project, capture_output=True, check=False,
                        env={**os.environ, "PYTHONPATH": str(ROOT), **locale})
         for locale in ({"PYTHONUTF8": "1"}, ascii_only)
     ]  # fmt: skip
@@ -309,3 +310,24 @@ def test_doctor_reports_a_missing_package_and_a_home_that_is_no_folder(run, monk
     found = {check.name: check for check in doctor.examine(None)}
     assert found["broken"].found == "not looked at: the package torch is missing" and "pip install" in found["broken"].remedy
     assert found["disk, cache"].state == doctor.PROBLEM and "not writable" in found["disk, cache"].found
+
+
+def test_doctor_says_the_same_of_several_sizes_once(run, monkeypatch):
+    from dream.data import needs
+    from dream.planning import doctor
+
+    def unreachable(config):
+        if config.model.size != "tiny":
+            raise DreamError("the hub does not answer", "Wait")
+
+    monkeypatch.setattr(needs, "check_available", unreachable)
+    tiny, others = doctor.recipes(make_config())
+    assert (tiny.name, tiny.state) == ("size tiny", doctor.OK)
+    assert others.found == "the hub does not answer" and {"0.5b", "8b"} < set(others.name.removeprefix("size ").split(", "))
+
+
+@pytest.mark.parametrize("command", ["runs", "paper --rows", "tables"])
+def test_a_broken_params_file_is_an_error_of_every_command(run, project, command):
+    (project / "broken.yaml").write_text("model: [")
+    with pytest.raises(DreamError, match="broken.yaml"):
+        run(*command.split(), "--params", "broken.yaml")

@@ -1,25 +1,25 @@
 """``qrhead``: the order is that of the definition, the rest keeps BM25's; the stage writes a cell like any other."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import reference
 import torch
-import yaml
-from test_evaluation_cells import llama, project  # noqa: F401
+from test_evaluation_cells import llama, load_system, project  # noqa: F401
 
+from dream import cells, manifest
 from dream import config as configs
-from dream import manifest, rerank
+from dream.config import stages
 from dream.data.tasks import base
 from dream.errors import DreamError
-from dream.evaluation import cells, metrics, systems
+from dream.evaluation import metrics
 from dream.files import write_json
 from dream.instances import CandidateSet
 from dream.judge import Judge, Limits
 from dream.judge.flops import pairs
 from dream.judge.prompt import EMPTY_QUERY
+from dream.systems import qrhead
 
 HEADS = [(1, 0), (3, 2)]
 
@@ -32,7 +32,7 @@ def both():
 class First:
     """A first stage whose hits are written down."""
 
-    name, settings, sections, flops = "first", {"order": "given"}, (), 0.0
+    name, settings, flops = "first", {"order": "given"}, 0.0
 
     def __init__(self, hits):
         self.hits = hits
@@ -41,8 +41,9 @@ class First:
         return {q: dict(list(hits.items())[:depth]) for q, hits in self.hits.items()}
 
 
-def config(depth=4, per_prompt=4, **more):
-    return configs.load(overrides={"qrhead.depth": depth, "qrhead.per_prompt": per_prompt, **more})
+def reranker(judge, first, depth=4, per_prompt=4, selected=HEADS, drop_low_tokens=False):
+    knobs = qrhead.QRHeadKnobs(depth=depth, per_prompt=per_prompt)
+    return qrhead.QRHead(judge, selected, knobs, drop_low_tokens, first)
 
 
 def letters_task():
@@ -72,7 +73,7 @@ def by_hand(model, judge, query, passages):
 @pytest.mark.parametrize(("depth", "per_prompt"), [(4, 4), (4, 2), (3, 2), (9, 9)])
 def test_scores_are_the_definition_and_the_rest_keeps_its_order_below(depth, per_prompt):
     judge, model = both()
-    system = rerank.QRHead(judge, HEADS, config(depth, per_prompt), First(HITS))
+    system = reranker(judge, First(HITS), depth, per_prompt)
     task = letters_task()
     run = system.search(task, 100)
     texts, ranked = dict(zip(task.corpus["id"], task.corpus["text"], strict=True)), list("abcde")
@@ -98,7 +99,7 @@ def test_flops_are_those_of_the_prompts_that_were_read(selected):
 
     judge, model = both()
     judge.chunk = None
-    system, task = rerank.QRHead(judge, selected, config(4, 4), First({"q": HITS["q"]})), letters_task()
+    system, task = reranker(judge, First({"q": HITS["q"]}), selected=selected), letters_task()
     with FlopCounterMode(display=False) as counter:
         system.search(task, 100)
     dense = reference.counted(counter, ".mm", ".addmm")
@@ -120,7 +121,7 @@ def test_flops_are_those_of_the_prompts_that_were_read(selected):
 def test_a_prompt_that_the_judge_cannot_hold_is_one_line():
     judge, _ = both()
     with pytest.raises(DreamError, match=r"per_prompt is 40: a prompt has up to \d+ tokens, the judge reads 512"):
-        rerank.QRHead(judge, HEADS, config(40, 40), First({}))
+        reranker(judge, First({}), 40, 40)
 
 
 def test_broken_weights_end_in_one_line():
@@ -128,16 +129,16 @@ def test_broken_weights_end_in_one_line():
     with torch.no_grad():
         judge.model.model.embed_tokens.weight.fill_(float("nan"))
     with pytest.raises(DreamError, match="documents of query 'longer x' is not finite"):
-        rerank.QRHead(judge, HEADS, config(), First(HITS)).search(letters_task(), 10)
+        reranker(judge, First(HITS)).search(letters_task(), 10)
 
 
 def test_the_filter_knob_reaches_the_scores(monkeypatch):
     judge, _ = both()
     seen = []
-    original = rerank.heads.score_documents
-    monkeypatch.setattr(rerank.heads, "score_documents", lambda *a: seen.append(a[3]) or original(*a))
+    original = qrhead.heads.rerank
+    monkeypatch.setattr(qrhead.heads, "rerank", lambda *a: seen.append(a[3]) or original(*a))
     for on in (False, True):
-        rerank.QRHead(judge, HEADS, config(**{"heads.drop_low_tokens": on}), First(HITS)).search(letters_task(), 10)
+        reranker(judge, First(HITS), drop_low_tokens=on).search(letters_task(), 10)
     assert set(seen[:2]) == {False} and set(seen[2:]) == {True}
 
 
@@ -148,27 +149,34 @@ def test_rerankers_stand_in_their_own_list():
         configs.load(overrides={"rerankers": ["bm25"]})
 
 
+@pytest.mark.parametrize(("recipe", "depth"), [("packaged", 8), ("smoke", 4), ("paper", 40)])
+def test_its_knobs_stand_in_its_own_file_and_params_may_override_them(recipe, depth):
+    wanted = {"rerankers": ["qrhead"], "recipe": recipe}
+    found = configs.load(overrides=wanted).knobs["qrhead"]
+    assert (found.depth, found.per_prompt) == (depth, depth)
+    other = configs.load(overrides={**wanted, "qrhead": {"per_prompt": 2}, "heads.drop_low_tokens": True})
+    cut = stages.cut(other, "evaluate-qrhead-general")
+    assert (cut.knobs["qrhead"].depth, cut.knobs["qrhead"].per_prompt) == (depth, 2) and cut.heads.drop_low_tokens
+    assert not hasattr(cut.heads, "count"), "the heads themselves come from the stage before"
+    with pytest.raises(DreamError, match=r"qrhead\.per_prompt"):
+        configs.load(overrides={**wanted, "qrhead": {"per_prompt": 1}})
+
+
 @pytest.fixture
 def heads_folder(project, llama):  # noqa: F811
-    """The project of the evaluation tests with a judge, heads, and a params.yaml that names them."""
-    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    raw["sizes"]["tiny"] = {"encoder": str(llama), "encoder_layers": None, "judge": str(llama), "recipe": "packaged"}
-    raw |= {"own": {"tiny": "unused"}, "tasks": ["tiny"], "rerankers": ["qrhead"]}
-    raw["judge"] |= {"passage_tokens": 8, "query_tokens": 8}  # the tiny judge has 128 positions
-    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    resolved = configs.load()
-    judge = Judge.from_config(resolved)
-    write_json("work/heads/heads.json", {"selected": [[0, 1], [1, 0]], "weights": judge.weights})
-    manifest.stamp("work/heads", resolved, "judge", "heads")
-    Path("work/tasks/general").rename("work/tasks/tiny")
-    manifest.stamp("work/tasks/tiny", resolved, "own")
-    return resolved
+    """The project of the evaluation tests with a judge and heads."""
+    judge = {"judge__passage_tokens": 8, "judge__query_tokens": 8}  # the tiny judge has 128 positions
+    tiny = {"encoder": "mine", "judge": "mine", "recipe": "packaged"}
+    found = project(sizes__tiny=tiny, rerankers=["qrhead"], **judge)
+    write_json("work/heads/heads.json", {"selected": [[0, 1], [1, 0]], "weights": Judge.build(found).weights})
+    write_json(manifest.RUNS / "heads.json", [{"settings": "heads", "config": stages.files(found)["heads"]}])
+    return lambda **more: project(sizes__tiny=tiny, rerankers=["qrhead"], **judge, **more)
 
 
 def test_the_stage_writes_a_cell_like_any_other(heads_folder, capsys):
-    from stages import rerank as stage
+    from stages import evaluate as stage
 
-    stage.main(["--size", "tiny", "--system", "qrhead", "--tasks", "tiny"])
+    stage.main(["--system", "qrhead", "--tasks", "tiny"])
     assert "[evaluate-qrhead-tiny] tiny: nDCG@10" in capsys.readouterr().out
     (record,) = json.loads((cells.CELLS / "qrhead-tiny.json").read_text())
     assert record["system"] == "qrhead" and record["queries"] == 12 and record["seed"] is None
@@ -177,24 +185,24 @@ def test_the_stage_writes_a_cell_like_any_other(heads_folder, capsys):
     (run,) = json.loads((manifest.RUNS / "evaluate-qrhead-tiny.json").read_text())
     assert run["flops"] > 0 and set(run["inputs"]) == {"work/heads", "work/tasks/tiny"}
     first = (cells.CELLS / "qrhead-tiny.csv").read_bytes()
-    stage.main(["--size", "tiny", "--system", "qrhead", "--tasks", "tiny"])
+    stage.main(["--system", "qrhead", "--tasks", "tiny"])
     assert first == (cells.CELLS / "qrhead-tiny.csv").read_bytes()
-    manifest.check(cells.WORK / "qrhead-tiny", heads_folder)
+    manifest.check("evaluate-qrhead-tiny", cells.WORK / "qrhead-tiny")
 
 
-def test_heads_of_another_judge_are_refused(heads_folder):
-    assert systems.BUILDERS["qrhead"] is rerank.build and systems.load("qrhead", heads_folder).name == "qrhead"
+def test_heads_of_another_judge_or_of_other_settings_are_refused(heads_folder):
+    assert load_system("qrhead").name == "qrhead"
     write_json("work/heads/heads.json", {"selected": [[0, 1]], "weights": "other"})
     with pytest.raises(DreamError, match="belongs to other weights"):
-        rerank.build(heads_folder)
+        load_system("qrhead")
+    heads_folder(heads__count=3)
+    with pytest.raises(DreamError, match=r"work/heads was made with heads\.count = 16, params says 3"):
+        load_system("qrhead")
 
 
 def test_the_report_reads_rerankers_like_references():
-    from dream.report.results import agreement as report
+    from dream.report.results import cells as report
 
-    listed = config(rerankers=["qrhead"], references=["bm25"], objectives=[], tasks=["general"])
+    listed = configs.load(overrides={"rerankers": ["qrhead"], "references": ["bm25"], "objectives": [], "tasks": ["general"]})
     assert [c.name for c in report.expected(listed)] == ["bm25-general", "qrhead-general"]
     assert report.expected(listed)[1].stage == "rerank"
-    dumped = listed.model_dump(mode="json")
-    assert "qrhead.depth" in report.relevant_settings("evaluate-qrhead-general", dumped)
-    assert "qrhead.depth" not in report.relevant_settings("evaluate-bm25-general", dumped)

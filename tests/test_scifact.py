@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from dream import config as configs
+from dream import systems
 from dream.data import tasks
-from dream.evaluation import metrics, systems
+from dream.evaluation import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SCIFACT = ROOT.parent / "shared" / "data" / "scifact.zip"

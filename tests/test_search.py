@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dream import config as configs
+from dream.config import check
 from dream.report.commands import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,9 +23,9 @@ def test_every_objective_has_the_same_search():
     assert set(SEARCHES) == {"dream", "infonce", "replug", "revela"}
     assert len({len(sweep.points) for sweep in SEARCHES.values()}) == 1
     # Revela's cost is cut (docs/search.md says so): its precision and number of candidates are its own.
-    cheaper = ("judge.dtype", "encoder.dtype", "candidates.count")
+    cheaper = ("++models.", "candidates.count")
     bases = {
-        tuple(o for o in sweep.points[0].overrides if not o.startswith(("objectives", f"{name}.", *cheaper)))
+        tuple(o for o in sweep.points[0].overrides if not o.startswith(("objectives", f"++{name}.", *cheaper)))
         for name, sweep in SEARCHES.items()
     }
     assert len(bases) == 1 and "tasks=[development]" in bases.pop()
@@ -37,7 +38,7 @@ def test_params_hold_the_best_point_of_the_search(objective):
     best = table.loc[table.ndcg_at_10.idxmax(), "overrides"]
     chosen = {key: yaml.safe_load(value) for key, value in re.findall(rf"{objective}\.(\w+)=(\S+)", best)}
     assert "training.steps" not in best, "fewer steps were better: the common number is wrong"
-    own = configs.load(ROOT / "params.yaml").model_dump()[objective]
+    own = check.carrier(objective).Knobs.resolve("packaged").model_dump()
     common = {"learning_rate": None} | ({"tau": 1e-4} if objective == "revela" else {"temperature": None})
     assert {key: own[key] for key in common} == common | chosen
 

@@ -13,9 +13,10 @@ import yaml
 from report_fixture import edit_cell, make_cells, make_config, write_params
 from typer.testing import CliRunner
 
+from dream import cli
 from dream import config as configs
 from dream.errors import DreamError
-from dream.report import cli, page
+from dream.report import page
 from dream.report.commands import sweeps
 from dream.report.results import runs
 from dream.report.tables import render
@@ -62,6 +63,7 @@ def test_every_point_resolves_as_dvc_puts_its_overrides_in(name, label, tmp_path
 def test_an_override_of_one_recipe_changes_the_knob_itself():
     assert sweeps._knob("data.sources.packaged=[squad]") == "data.sources"
     assert sweeps._knob("candidates.count=4") == "candidates.count"
+    assert sweeps._knob("++dream.judge=lora") == "dream.judge"
 
 
 def test_names_of_experiments_are_unique_and_known_to_git():
@@ -208,6 +210,13 @@ def test_a_table_of_another_schema_is_one_line(repository):
     Path("reports/sweeps/k1/k1.csv").write_text("sweep,point\nk1,0.9\n", encoding="utf-8")
     with pytest.raises(DreamError, match=r"k1\.csv has another schema .*Run `dream-report sweep k1 --collect`"):
         sweeps.stored()
+
+
+def test_a_clone_without_the_experiments_is_told_where_they_are(repository):
+    for point in ("0-9", "1-2"):
+        git(repository, "update-ref", "-d", f"refs/exps/ab/{'c' * 38}/k1-{point}")
+    with pytest.raises(DreamError, match=r"no experiment of sweep k1 is in this clone\. They stay in the clone that ran them"):
+        sweeps.collect(sweeps.find("k1"))
 
 
 def test_a_point_that_was_not_run_is_named(repository):

@@ -13,6 +13,8 @@ import toy_project as toy
 import yaml
 
 from dream import config as configs
+from dream import models
+from dream.config import stages
 from dream.encoder import Encoder
 from dream.evaluation import metrics
 from dream.instances import load_sets
@@ -33,9 +35,10 @@ def first_step():
     from dream import objectives, training
     from dream.judge import Judge
 
-    config, name = configs.load(), os.environ["TOY_OBJECTIVE"]
-    judge = Judge.from_config(config, training.device()) if objectives.find(name).needs_judge else None
-    result = training.train(config, name, 0, load_sets(), judge, [[1, 0], [2, 3]], "key")
+    name = os.environ["TOY_OBJECTIVE"]
+    config = stages.load(f"train-{name}")
+    judge = Judge.build(config, training.device()) if "judge" in objectives.find(name).needs else None
+    result = training.train(config, name, 0, load_sets(), objectives.Given(judge, toy.HEADS), "key")
     trained = result.step.trained()
     dump = {
         "gradients": {k: p.grad for k, p in trained.items()},
@@ -91,6 +94,9 @@ def test_gradients_of_two_processes_equal_those_of_one(model, tmp_path, objectiv
     assert first["history"][0]["loss"] == pytest.approx(one["history"][0]["loss"], rel=1e-5)
 
 
+BEFORE = ["candidates.json", "heads.json", "prepare.json", "signal.json"]  # records of the stages before
+
+
 def adapter(folder):
     from safetensors.torch import load_file
 
@@ -106,11 +112,9 @@ def test_two_processes_train_the_model_of_one_and_only_the_main_one_writes(model
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, atol=WEIGHTS, rtol=0)
     assert toy.outs(alone).keys() == toy.outs(together).keys()
-    assert log.count("[train-infonce-0] size toy") == 1 and "train infonce seed 0" not in toy.log(together, 1)
+    assert log.count("[train-infonce-0] encoder ") == 1 and "train infonce seed 0" not in toy.log(together, 1)
     records = sorted(p.name for p in (together / "reports" / "results" / "runs").iterdir())
-    assert records == ["train-infonce-0.json"] and not toy.checkpoints(together)
-
-
+    assert records == [*BEFORE, "train-infonce-0.json"] and not toy.checkpoints(together)
     pd.testing.assert_frame_equal(table(alone), table(together))
     assert 0 < table(alone)["ndcg_at_10"].mean() < 1
 
@@ -118,7 +122,8 @@ def test_two_processes_train_the_model_of_one_and_only_the_main_one_writes(model
 def table(folder):
     """Scores of every training question against all passages of the toy data, by the trained encoder."""
     config = configs.load(folder / "params.yaml")
-    encoder = Encoder.load(config, adapter=folder / "work" / "models" / "infonce-0" / "adapter")
+    trained = folder / "work" / "models" / "infonce-0" / "adapter"
+    encoder = Encoder.load(models.rules(config.roles["encoder"], "encoder"), adapter=trained)
     sets = load_sets(folder / "work" / "data", folder / "work" / "candidates")
     passages = {i: text for s in sets for i, text in zip(s.passage_ids, s.passages, strict=True)}
     questions = {q.id: (q.text, s.passage_ids[q.gold]) for s in sets for q in s.questions}
@@ -160,7 +165,7 @@ def hungry():
         return forward(step, sets)
 
     training.Step.forward = small
-    sys.argv = ["train", "--size", "toy", "--objective", "infonce", "--seed", "0"]
+    sys.argv = ["train", "--objective", "infonce", "--seed", "0"]
     train.main()
 
 
@@ -205,9 +210,9 @@ def test_accelerate_takes_its_configuration_files(name):
     found = load_config_from_file(str(path))
     raw = yaml.safe_load(path.read_text())
     assert found.num_processes == raw["num_processes"] and found.mixed_precision == "no"
-    parsed = launch_command_parser().parse_args(["--config_file", str(path), "--module", "stages.train", "--size", "3b"])
+    parsed = launch_command_parser().parse_args(["--config_file", str(path), "--module", "stages.train", "--objective", "dream"])
     args, _, _ = _validate_launch_command(parsed)
-    assert args.module and args.training_script_args == ["--size", "3b"]
+    assert args.module and args.training_script_args == ["--objective", "dream"]
     assert bool(args.multi_gpu) == (name in ("multi_gpu", "two_cpu_processes", "multi_node"))
     assert bool(args.use_fsdp) == (name == "fsdp_8b")
     known = {a.dest for a in launch_command_parser()._actions}
@@ -235,7 +240,7 @@ def test_the_launch_parameter_and_accelerate_launch_start_two_processes(model, t
     file = ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"
     alone = toy.make(tmp_path / "one", model)
     assert toy.run(alone)[0] == 0
-    asked = ["--size", "toy", "--objective", "infonce", "--seed", "0"]
+    asked = ["--objective", "infonce", "--seed", "0"]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(file), "--module", "stages.train"]
     ways = {
         "parameter": ({"training.accelerate": str(file)}, [sys.executable, "-m", "stages.train", *asked]),
@@ -246,7 +251,7 @@ def test_the_launch_parameter_and_accelerate_launch_start_two_processes(model, t
         env = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "TOKENIZERS_PARALLELISM": "false"}
         ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
-        assert (ran.stdout + ran.stderr).count("[train-infonce-0] size toy") == 1
+        assert (ran.stdout + ran.stderr).count("[train-infonce-0] encoder ") == 1
         for name, weight in adapter(alone).items():
             torch.testing.assert_close(adapter(folder)[name], weight, atol=WEIGHTS, rtol=0)
         assert pathlib.Path(folder, "work/models/infonce-0/state.json").is_file()

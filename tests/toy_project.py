@@ -1,4 +1,4 @@
-"""A project of toy size on which the real stage ``train`` runs: random models, toy sets, stamped inputs.
+"""A project of toy size on which the real stages from ``heads`` to ``train`` run: random models, toy sets, run records.
 
 Processes come from a fork server that has imported everything, so that one more costs a fraction of a second. A process
 is the stage as the user starts it: its own folder, environment and log; it can be killed, and several can form a group.
@@ -28,17 +28,18 @@ FORKS.set_forkserver_preload(
      "dream.encoder", "dream.judge", "dream.objectives.dream", "dream.objectives.infonce"]
 )  # fmt: skip
 LIMIT = 120  # seconds that one process may take
+HEADS = [[1, 0], [2, 3]]
 
 
 def make(folder, model, **more):
-    """Write params.yaml and the folders that stage ``train`` reads; ``more`` are dotted parameters."""
+    """Write params.yaml and what the stages before ``train`` leave; ``more`` are dotted parameters."""
     folder = pathlib.Path(folder)
     raw = yaml.safe_load((manifest.ROOT / "params.yaml").read_text())
     raw["models"]["toy"] = {"model": str(model), "pooling": "last", "append_eos": True, "max_length": 64}
     raw["sizes"]["toy"], raw["model"] = {"encoder": "toy", "judge": "toy", "recipe": "smoke"}, {"size": "toy"}
     values = {
-        "heads.probes": 4, "injection.diagnostic": 4, "training.steps": 12, "training.batch": 4, "training.micro_batch": 2, "training.checkpoint_every": 1,
-        "training.learning_rate": 5e-3, "training.threads": 1, **more,
+        "heads.probes": 4, "injection.diagnostic": 4, "training.steps": 12, "training.batch": 4, "training.micro_batch": 2,
+        "training.checkpoint_every": 1, "training.learning_rate": 5e-3, "training.threads": 1, **more,
     }  # fmt: skip
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -53,10 +54,11 @@ def make(folder, model, **more):
 
 
 def write_inputs(folder, config):
+    """The files of ``configure``, data and candidate sets, two heads with a signal, and what each objective is given."""
     work, settings = folder / "work", stages.files(config)
     for name, values in settings.items():
         write_json(folder / stages.FOLDER / f"{name}.json", values)
-    for name in ("prepare", "candidates", "heads"):
+    for name in ("prepare", "candidates", "heads", "signal"):
         write_json(folder / manifest.RUNS / f"{name}.json", [{"settings": name, "config": settings[name]}])
     sets = make_sets(12, questions=2)
     passages = [(i, "toy", s.id, "", text) for s in sets for i, text in zip(s.passage_ids, s.passages, strict=True)]
@@ -70,8 +72,15 @@ def write_inputs(folder, config):
     for name, (values, columns) in tables.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(values, columns=columns).to_parquet(work / f"{name}.parquet")
+    heads, used = {"selected": HEADS}, {"rows": "all", "gap": 0.2, "gap_low": 0.1, "gap_high": 0.3, "instances": 4, "used": True}
+    write_json(work / "heads" / "heads.json", heads)
+    write_json(work / "signal" / "diagnostic.json", {"rows": [used], "positions": []})
+    write_json(folder / "reports" / "assets" / "judge.json", {"content": "a judge"})
     for name in config.objectives:
-        write_json(work / "given" / name / "heads.json", {"selected": [[1, 0], [2, 3]]})
+        needs = settings[f"given-{name}"]["needs"]
+        write_json(work / "given" / name / "needs.json", needs)
+        if "heads" in needs:
+            write_json(work / "given" / name / "heads.json", heads)
 
 
 def model(tmp_path_factory):

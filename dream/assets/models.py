@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dream.assets.registry import MODELS, WHEELS, PackagedModel
 from dream.errors import DreamError
 from dream.files import cache_folder, folder_hash, read_json, replacing, value_hash, write_json
 
+LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # layers of decoders and ModernBERT, layer of BERT and its kin
 CONVERSION = "fp32-1"  # changes when a converted folder would differ: part of its name
 
 
@@ -46,15 +48,15 @@ def _convert(model: PackagedModel, folder: Path) -> None:
 
 
 def first_layers(folder: Path, layers: int) -> Path:
-    """A copy of a decoder's folder with its first ``layers`` layers, made once in the cache.
+    """A copy of a model's folder with its first ``layers`` layers, made once in the cache.
 
     Raises:
-        DreamError: the model has fewer layers, or its weights are not named ``…layers.<i>.…``.
+        DreamError: the model has fewer layers, or its weights are named neither ``…layers.<i>.…`` nor ``…layer.<i>.…``.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     has = config.get("num_hidden_layers")
     if not has or layers > has:
-        raise DreamError(f"{folder.name} has {has} layers, encoder_layers asks for {layers}", f"Use at most {has}")
+        raise DreamError(f"{folder.name} has {has} layers, its record asks for {layers}", f"Use at most {has}")
     if layers == has:
         return folder
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -65,13 +67,14 @@ def first_layers(folder: Path, layers: int) -> Path:
 def _truncate(folder: Path, layers: int, target: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    def stays(name: str) -> bool:
-        parts = name.split(".")
-        return "layers" not in parts or int(parts[parts.index("layers") + 1]) < layers
-
     weights = {
-        name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items() if stays(name)
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+        if not (layer := LAYER.search(name)) or int(layer[1]) < layers
     }
+    if not any(map(LAYER.search, weights)):
+        raise DreamError(f"the layers of {folder.name} cannot be told by the names of its weights", "Use the whole model")
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["num_hidden_layers"] = layers
@@ -82,6 +85,9 @@ def _truncate(folder: Path, layers: int, target: Path) -> None:
     for path in folder.iterdir():
         if path.is_file() and path.suffix not in (".safetensors", ".bin", ".lock") and path.name not in skip:
             shutil.copyfile(path, target / path.name)
+    for module in read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []:
+        if module["path"] and (folder / module["path"]).is_dir():  # of sentence-transformers: pooling and what follows it
+            shutil.copytree(folder / module["path"], target / module["path"])
 
 
 def attention_heads(folder: Path) -> tuple[int, int]:

@@ -144,8 +144,8 @@ class Encoder(nn.Module):
         Raises:
             DreamError: the record has an adapter of its own and is to be trained; see also :meth:`from_pretrained`.
         """
-        if trainable and rules.adapter:
-            raise DreamError(f"{rules.key} has an adapter: it can be evaluated, not trained on", "Name a record without one")
+        if trainable:
+            rules.require_trainable()
         encoder = cls.from_pretrained(
             rules.path,
             adapter=adapter or rules.adapter,
@@ -233,7 +233,7 @@ class Encoder(nn.Module):
         """
         from peft import LoraConfig, get_peft_model
 
-        chosen = list(targets or attention_projections(self.backbone, self.reference))
+        chosen = attention_projections(self.backbone, self.reference) if targets is None else list(targets)
         check_targets(self.backbone, chosen, self.reference)
         name, revision = split_revision(self.reference)
         settings = LoraConfig(

@@ -69,11 +69,16 @@ def room(backbone: nn.Module) -> int | None:
 
 def folder_room(folder: Path | str, trust_remote_code: bool = False) -> int | None:
     """:func:`room` of a model folder by its configuration alone: no weight is read."""
+    return room(skeleton(folder, trust_remote_code))
+
+
+def skeleton(folder: Path | str, trust_remote_code: bool = False) -> nn.Module:
+    """A folder's model by its configuration alone: modules with shapes and without weights."""
     from transformers import AutoModel
 
     with readable(folder), torch.device("meta"), quiet():
         config = settings(folder, trust_remote_code=trust_remote_code)
-        return room(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
+        return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def fits(length: int, room: int | None, what: str, reference: str) -> int:

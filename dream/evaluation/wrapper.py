@@ -1,8 +1,8 @@
 """Our encoder as an mteb model: ``mteb.evaluate(MtebEncoder(encoder), tasks=…)`` runs every task mteb has.
 
-The pipeline itself evaluates through :mod:`dream.evaluation.cells`, which keeps scores per query; this is for users of
-mteb, and for the test that both give the same nDCG@10. The model's revision is its content hash: mteb skips a model
-whose name and revision it has seen, so a stale result cannot be taken for a new one.
+The pipeline itself evaluates through :mod:`dream.cells`, which keeps scores per query; this is for users of mteb, and for
+the test that both give the same nDCG@10. The model's revision is a hash of its content, prompts and length: mteb skips a
+model whose name and revision it has seen, so a stale result cannot be taken for a new one.
 """
 
 from __future__ import annotations
@@ -17,40 +17,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dream.encoder import Encoder
+from dream.files import value_hash
 
 
 class MtebEncoder:
     """mteb's encoder protocol.
 
     Args:
-        encoder: the model.
+        encoder: the model; its prompts are put before queries and documents.
         name: ``owner/name`` in mteb's results.
-        query_prompt, document_prompt: put before every text of that kind.
-        max_length: tokens per text.
+        max_length: tokens per text (default: the encoder's).
 
     Raises:
         DreamError: the model has no positions for ``max_length`` tokens.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        name: str = "dream-bench/encoder",
-        query_prompt: str = "",
-        document_prompt: str = "",
-        max_length: int = 512,
-    ) -> None:
-        self.encoder, self.max_length = encoder, encoder.check_length(max_length)
-        self.prompts = {PromptType.query: query_prompt, PromptType.document: document_prompt}
+    def __init__(self, encoder: Encoder, name: str = "dream-bench/encoder", max_length: int | None = None) -> None:
+        self.encoder, self.max_length = encoder, encoder.check_length(max_length or encoder.max_length)
+        self.prompts = {PromptType.query: encoder.query_prompt, PromptType.document: encoder.document_prompt}
+        prompts = [encoder.query_prompt, encoder.document_prompt]
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name,
-                "revision": encoder.fingerprint(),
+                "revision": value_hash([encoder.fingerprint(), *prompts, self.max_length]),
                 "embed_dim": encoder.dimension,
-                "max_tokens": max_length,
+                "max_tokens": self.max_length,
                 "framework": ["PyTorch"],
                 "similarity_fn_name": "cosine",
-                "use_instructions": bool(query_prompt or document_prompt),
+                "use_instructions": any(prompts),
             }
         )
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dream.assets import model_path
-from dream.encoder import check_adapter, fits, folder_room
+from dream.encoder import LENGTH, check_adapter, fits, folder_room, room, skeleton
 from dream.errors import DreamError
+from dream.lora import attention_projections, check_targets
 from dream.models import folders
 
 if TYPE_CHECKING:
     from dream.config import Model
-
-LONGEST = 512  # tokens of a text in evaluation where neither record nor folder says more or less
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Rules:
     lora_targets: list[str] | None
     trust_remote_code: bool
     folder: folders.Folder
+
+    def require_trainable(self) -> None:
+        """Stop if the record has an adapter of its own."""
+        if self.adapter:
+            raise DreamError(f"{self.key} has an adapter: it can be evaluated, not trained on", "Name a record without one")
 
 
 def rules(record: Model, key: str) -> Rules:
@@ -72,7 +76,7 @@ def rules(record: Model, key: str) -> Rules:
             f'Set {key}.query_prompt and document_prompt to ""',
         )
     limits = (asked.max_length, folder_room(asked.path, record.trust_remote_code))
-    longest = min((limit for limit in limits if limit), default=record.max_length or LONGEST)
+    longest = min((limit for limit in limits if limit), default=record.max_length or LENGTH)
     if record.max_length and record.max_length > longest:
         raise DreamError(
             f"{key}.max_length {record.max_length} is more than {record.model} reads ({longest} tokens)",
@@ -90,7 +94,7 @@ def rules(record: Model, key: str) -> Rules:
         query_prompt=prompts["query"],
         document_prompt=prompts["document"],
         append_eos=record.append_eos,
-        max_length=record.max_length or min(longest, LONGEST),
+        max_length=record.max_length or min(longest, LENGTH),
         dtype=record.dtype,
         lora_targets=record.lora_targets,
         trust_remote_code=record.trust_remote_code,
@@ -98,7 +102,13 @@ def rules(record: Model, key: str) -> Rules:
     )
 
 
-def check_length(record: Model, length: int) -> None:
-    """Stop if the trained encoder has no positions for the length of training; no weight is read."""
-    there = folder_room(model_path(record.model, record.layers), record.trust_remote_code)
-    fits(length, there, "encoder.max_length", record.model)
+def check_trainable(rules: Rules, length: int) -> None:
+    """Stop if a LoRA cannot be trained on a model with texts of ``length`` tokens; no weight is read.
+
+    Raises:
+        DreamError: it has an adapter already, fewer positions, or no module that a LoRA would be put on.
+    """
+    rules.require_trainable()
+    body = skeleton(rules.path, rules.trust_remote_code)
+    fits(length, room(body), "encoder.max_length", rules.model)
+    check_targets(body, rules.lora_targets or attention_projections(body, rules.model), rules.model)

@@ -242,11 +242,14 @@ def recipes(config: Config | None) -> Iterator[Check]:
     from dream import config as configs
     from dream.data import needs
 
+    found: dict[tuple[str, str, str], list[str]] = {}  # what is said of several sizes is said once
     for size in config.sizes if Path("params.yaml").exists() else []:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})
             needs.check_available(resolved)
-            yield Check(f"size {size}", OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched")
+            said = (OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched", "")
         except DreamError as error:
-            state = PROBLEM if size == config.model.size else NOTE
-            yield Check(f"size {size}", state, error.what, error.remedy)
+            said = (PROBLEM if size == config.model.size else NOTE, error.what, error.remedy)
+        found.setdefault(said, []).append(size)
+    for said, sizes in found.items():
+        yield Check(f"size {', '.join(sizes)}", *said)

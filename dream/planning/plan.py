@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dream import objectives
 from dream.config import Config
 from dream.errors import DreamError
 from dream.files import read_json
@@ -182,8 +183,8 @@ def _flops(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     evaluated = encoder.forward_flops(known * longest, longest // 2)
     return {
         "heads": probes * (read + judge.forward_flops(suffix, documents)),
-        "train, without judge (InfoNCE)": sets * encode,
-        "train, with judge (DREAM)": sets * (encode + read + acted),
+        "train, without judge": sets * encode,
+        "train, with judge": sets * (encode + read + acted),
         "evaluate, one system": evaluated,
     }
 
@@ -241,9 +242,9 @@ def _disk(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
 
 
 def peaks(memory: dict[str, float]) -> dict[str, float]:
-    """Peak of a training process with the judge (DREAM) and without it (InfoNCE), in the unit given."""
+    """Peak of a training process with the judge's model and without it, in the unit given."""
     without = sum(value for part, value in memory.items() if not part.startswith("judge"))
-    return {"total without judge (InfoNCE)": without, "total with judge (DREAM)": sum(memory.values())}
+    return {"total without judge": without, "total with judge": sum(memory.values())}
 
 
 def fits(found: dict[str, Any], device_gib: float | None) -> bool | None:
@@ -265,7 +266,9 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
     )  # fmt: skip
     known, unknown = found["documents"]
     runs = f"{len(found['objectives'])} objectives × {len(found['seeds'])} seeds"
+    beside = [name for name in found["objectives"] if objectives.find(name).needs & {"judge", "lm"}]
     notes = [
+        f"Trained with the judge's model in memory: {', '.join(beside) or 'none'}.",
         f"Upper bounds: every text at its longest. Hours at {found['tflops']:g} TFLOP/s sustained (--tflops); "
         f"training is per run, params asks for {runs}.",
         f"Evaluation counts {grouped(known)} documents"

@@ -1,10 +1,16 @@
 """Tables, plots and the ``dream-report`` command: everything a reader sees, made from small git-tracked files.
 
-One way data flows: :mod:`cells` reads and checks what the stages left under ``reports/results`` → :class:`cells.Results`;
-:mod:`tables` and :mod:`plots` are registries of functions of it; :mod:`render` turns a table into a file or a screen;
-:mod:`build` writes all of it. ``compare``, ``paper``, ``runs``, ``doctor``, ``plan``, ``explain`` and ``page`` are one
-subcommand each. No model is loaded anywhere here and nothing under ``work/`` is needed (``compare`` and ``explain``
-show texts from there when they are present).
+One way data flows, each room knowing only those before it (tests/test_report_rooms.py):
+
+* :mod:`stats` are the intervals and tests;
+* :mod:`results` reads and checks what the stages left under ``reports/results``, here or in a commit;
+* :mod:`tables` and :mod:`plots` are registries of functions of the results; a table knows its formats;
+* :mod:`build` writes what the report stage writes;
+* :mod:`commands` answers one question a module (``compare``, ``explain``, ``paper``, ``experiments``, ``sweeps``);
+* :mod:`page` is all of it in one file, :mod:`cli` the command line.
+
+No model is loaded anywhere here but in ``explain``, and nothing under ``work/`` is needed (``compare`` and ``explain``
+show texts from there when they are present). What is asked before a run (``plan``, ``doctor``) is :mod:`dream.planning`.
 
 To add a table or a plot, write one function with ``@table("name")`` or ``@plot("name")``; nothing else changes.
 """

@@ -1,9 +1,8 @@
 """The plots of a report, one function each in a registry.
 
 What stays the same when a plot is added: a function of :class:`~dream.report.results.cells.Results` returns a figure, or None
-when
-its cells are not there; files, the command line and the page find it through :data:`PLOTS`. Colours are those of Okabe
-and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
+when what it draws was not measured; files, the command line and the page find it through :data:`PLOTS`. Colours are those of
+Okabe and Ito, which colour-blind readers can tell apart; every system has a marker and a line style too, so that a black and
 white print still reads. The same results give the same bytes: no dates, a fixed salt for SVG ids, a fixed jitter.
 """
 
@@ -36,7 +35,8 @@ STYLE: Any = {
     "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth":
     0.6,
-    "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "dream", "lines.linewidth": 1.4, "figure.dpi": 100,
+    "axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": __name__.partition(".")[0],
+    "lines.linewidth": 1.4, "figure.dpi": 100,
     "font.family": "DejaVu Sans",
 }  # fmt: skip
 DPI = 160

@@ -32,6 +32,7 @@ class System:
         Knobs: its own settings, where it has any.
         reads: settings that it depends on beside ``evaluate``, as dotted names (see ``dream/config/stages.py``).
         uses: code that only it depends on beside its own file.
+        inputs: folders that it reads beside the tasks; their hashes stand in the run record.
         name: as in params.
         settings: everything that its numbers depend on; it travels with them.
         flops: operations so far.
@@ -40,6 +41,7 @@ class System:
     Knobs: ClassVar[type[Knobs] | None] = None
     reads: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
     name: str
     settings: dict[str, Any]
     flops: Any

@@ -73,6 +73,7 @@ class QRHead(System):
     Knobs = QRHeadKnobs
     reads = ("bm25", "roles.judge", "judge", "heads.drop_low_tokens", "knobs.qrhead")
     uses = ("dream/candidates/bm25.py", "dream/systems/bm25.py")
+    inputs = (str(HEADS),)
     name = "qrhead"
 
     def __init__(

@@ -65,7 +65,7 @@ def side(name: str, load: Callable[[], Results]) -> Side:
 def sides(ours: str, theirs: str, load: Callable[[], Results]) -> tuple[Side, Side]:
     """Open both sides, reading the workspace once."""
     if ours == theirs:
-        raise DreamError(f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream infonce`")
+        raise DreamError(f"{ours!r} is compared with itself", "Name two systems, as in `dream-report compare dream bm25`")
     once = cache(load)
     return side(ours, once), side(theirs, once)
 
@@ -100,7 +100,7 @@ def table(ours: Side, theirs: Side) -> Table:
     percent, over = f"{ours.results.config.report.confidence:.0%}", measures.over(ours.results, theirs.results)
     notes = [
         f"nDCG@10. Difference: {ours.label} minus {theirs.label}, {percent} interval over {over}; "
-        "p: paired test over the same, Holm-corrected over the tasks (the mean is one test of its own).",
+        f"p: paired test over the same, Holm-corrected over the tasks (the mean is one test of its own); marked: p < {LEVEL}.",
         *([f"Inside the seeds' spread (the ranges meet): {', '.join(within)}."] if within else []),
         *untested(few),
         "Won, lost: queries on which the first is better or worse.",

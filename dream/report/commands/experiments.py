@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dream import config as configs
 from dream.errors import DreamError
 from dream.report.results import cells as reading
 from dream.report.results.runs import differing, found, open_revision, settings, short
@@ -15,6 +16,7 @@ from dream.report.tables.render import Field, Table, fields, number, ranged
 
 def collect(commits: int = 1, params: Path | str = "params.yaml", folder: Path | str = reading.CELLS) -> Table:
     """One row per experiment and system: its mean over all tasks, the knobs that differ, and its commit."""
+    configs.load(params)  # a broken one is no experiment without results
     opened, notes = [], []
     for revision in found(commits):
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dream import names
 from dream.config import Config, stages
 from dream.data.tasks import written
 from dream.errors import DreamError, visible
@@ -74,13 +75,13 @@ def find(query_id: str, config: Config, system: str, work: Path = WORK):
 def _hits(task: str, query_id: str, config: Config, system: str, work: Path, without: set[str]) -> list[str]:
     for entry in config.tasks:
         for seed in config.seeds:
-            path = work / "evaluate" / f"{system}-{seed}-{entry}" / "queries.parquet"
+            path = work / "evaluate" / names.cell(system, seed, entry) / "queries.parquet"
             if path.exists() and (task, query_id) in compare._hits(path):
                 return [i for i in compare._hits(path)[task, query_id] if i not in without]
     return []
 
 
-def explain(query_id: str, config: Config, system: str = "dream", seed: int = 0, work: Path = WORK) -> Explanation:
+def explain(query_id: str, config: Config, system: str, seed: int = 0, work: Path = WORK) -> Explanation:
     """Load encoder and judge and look at one query.
 
     Args:

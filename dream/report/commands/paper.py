@@ -8,6 +8,7 @@ nothing, and then this table says so instead of comparing what does not compare.
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dream.report.tables.render import Field, Table, fields, number, signed
 KEYS = ["suite", "task", "size", "method", "printed", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "difference",
         "inside", "state"]  # fmt: skip
 SIZELESS = ("bm25",)
+METHODS = json.loads(resources.files("dream.report").joinpath("reference/methods.json").read_text(encoding="utf-8"))
 
 
 def printed(name: str = "paper_ndcg10") -> pd.DataFrame:
@@ -142,26 +144,28 @@ def _yes(value: bool | None) -> str:
 
 def _cautions() -> list[str]:
     """What a reader must know about the printed numbers themselves, computed from the reference files."""
-    reference, revela = printed(), printed("revela_paper")
+    reference, rival, collapsed = printed(), METHODS["rival_paper"], METHODS["collapsed"]
+    theirs = printed(rival["file"])
     beir = reference[reference["suite"] == "BEIR"]
-    shared = revela[(revela["task_set"] == "BEIR-8 shared") & (revela["method"] == "Revela")].set_index("size")["mean_ndcg_at_10"]
+    same = (theirs["task_set"] == rival["task_set"]) & (theirs["method"] == rival["method"])
+    shared = theirs[same].set_index("size")["mean_ndcg_at_10"]
     without = beir[beir["task"] != "CQADupstackRetrieval"]
     means = without.groupby(["size", "method"])["ndcg_at_10"].mean()
     gains = "; ".join(
-        f"{size}: {signed(means[size, 'dream'] - means[size, 'revela'])} as printed, "
-        f"{signed(means[size, 'dream'] - value)} "
-        "against Revela's own paper"
+        f"{size}: {signed(means[size, METHODS['own']] - means[size, METHODS['rival']])} as printed, "
+        f"{signed(means[size, METHODS['own']] - value)} "
+        f"against {rival['method']}'s own paper"
         for size, value in shared.items()
     )
     small = reference[reference["size"] == "0.5b"].set_index(["task", "method"])["ndcg_at_10"]
     lexical = reference[reference["method"] == "bm25"].set_index("task")["ndcg_at_10"]
-    behind = sum(small[task, "dream"] < value for task, value in lexical.items())
-    collapsed = small["NFCorpus", "replug"]
+    behind = sum(small[task, METHODS["own"]] < value for task, value in lexical.items())
+    low = small[collapsed["task"], collapsed["method"]]
     return [
-        f"The paper's baselines are lower than their own papers report. DREAM's gain over Revela on the eight shared "
+        f"The paper's baselines are lower than their own papers report. DREAM's gain over {rival['method']} on the eight shared "
         f"BEIR tasks, {gains}.",
-        f"The paper's RePlug looks collapsed (NFCorpus {number(collapsed)} at 0.5b). At 0.5b DREAM trails BM25 on "
-        f"{behind} of {len(lexical)} tasks.",
+        f"The paper's {collapsed['title']} looks collapsed ({collapsed['task']} {number(low)} at 0.5b). At 0.5b DREAM trails "
+        f"BM25 on {behind} of {len(lexical)} tasks.",
         "The paper reports no seeds, no intervals, no control without injection, and one judge.",
     ]
 
@@ -194,12 +198,12 @@ def ablations(folder: Path | str = sweeps.FOLDER) -> Table:
 
 
 def _collected(sweep: str, point: str, folder: Path | str) -> float | None:
-    """DREAM's score at a point of a collected sweep."""
+    """The paper's method at a point of a collected sweep."""
     file = Path(folder) / sweep / f"{sweep}.csv"
     if not file.exists():
         return None
     frame = sweeps.read(file)
-    found = frame[(frame.point == point) & (frame.system == "dream")].ndcg_at_10
+    found = frame[(frame.point == point) & (frame.system == METHODS["own"])].ndcg_at_10
     return float(found.iloc[0]) if len(found) else None
 
 

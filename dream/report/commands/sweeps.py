@@ -88,7 +88,7 @@ def _sweep(name: str, entry: dict, path: Path | str) -> Sweep:
     for label, own in entry["points"].items():
         overrides = [*map(str, entry.get("base") or []), *map(str, own or [])]
         for override in overrides:
-            if not re.match(r"[\w.-]+=", override):
+            if not re.match(r"\+{0,2}[\w.-]+=", override):
                 raise DreamError(f"{path}: sweep {name}, point {label}: {override!r} is not key=value")
         points.append(Point(str(label), tuple(overrides), f"{name}-{_plain(str(label))}"))
     against = str(entry.get("against", points[0].label))
@@ -148,6 +148,9 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
         DreamError: a point has not been run, or its results do not belong together.
     """
     there = done(sweep, experiments())
+    if not there:
+        remedy = f"They stay in the clone that ran them: `dream-report sweep {sweep.name} --run` runs them here"
+        raise DreamError(f"no experiment of sweep {sweep.name} is in this clone", remedy)
     if lacking := [point.label for point in sweep.points if point.label not in there]:
         raise DreamError(f"sweep {sweep.name} lacks {', '.join(lacking)}", f"Run `dream-report sweep {sweep.name} --run`")
     opened = {p.label: runs.open_revision(runs.Revision(p.experiment, there[p.label])) for p in sweep.points}
@@ -180,7 +183,7 @@ def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
 
 def _knob(override: str) -> str:
     """The knob that an override changes; a value of one recipe (``data.sources.packaged``) is the knob's own."""
-    knob = override.partition("=")[0]
+    knob = override.partition("=")[0].lstrip("+")
     stem, _, last = knob.rpartition(".")
     return stem if last in RECIPES else knob
 

@@ -16,8 +16,8 @@ HARMLESS = {
 
 def settings(record: dict[str, Any]) -> dict[str, Any]:
     """The flat ``{knob: value}`` of what a stage read (a file of ``reports/config``), without code and harmless knobs."""
-    flat = {k: v for name, part in record.items() if name not in ("code", "needs") for k, v in flat(part, name).items()}
-    return {key: value for key, value in flat.items() if key not in HARMLESS}
+    found = {k: v for name, part in record.items() if name not in ("code", "needs") for k, v in flat(part, name).items()}
+    return {key: value for key, value in found.items() if key not in HARMLESS}
 
 
 def flat(value: Any, prefix: str) -> dict[str, Any]:

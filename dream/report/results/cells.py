@@ -21,6 +21,7 @@ import pandas as pd
 
 from dream import names
 from dream.config import Config, stages
+from dream.data import lists
 from dream.errors import DreamError
 from dream.files import read_json, sha256
 from dream.report import stats
@@ -47,14 +48,14 @@ class Cell:
     def name(self) -> str:
         """The cell's file name without its ending.
 
-        >>> Cell("bm25", None, "general").name, Cell("dream", 0, "general").name
-        ('bm25-general', 'dream-0-general')
+        >>> Cell("bm25", None, "general").name, Cell("bm25", 0, "general").name
+        ('bm25-general', 'bm25-0-general')
         """
         return names.cell(self.system, self.seed, self.tasks)
 
     @property
     def run(self) -> str:
-        """The training run that the cell evaluates (``dream-0``), or the system's own name."""
+        """The training run that the cell evaluates (``<objective>-0``), or the system's own name."""
         return self.system if self.seed is None else f"{self.system}-{self.seed}"
 
     @property
@@ -217,9 +218,10 @@ def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str,
         path = folder / "runs" / f"{stage}.json"
         if path.exists():
             runs[stage] = _read_run(path, f"dvc repro {stage}")
+    records = {cell: _read_records(cell, folder) for cell in cells}
+    _check_tasks(config, records, folder)
     wanted = wanted or stages.files(config)
     check_agreement(wanted, runs, folder)
-    records = {cell: _read_records(cell, folder) for cell in cells}
     queries = pd.concat([_read_queries(cell, folder, records[cell]) for cell in cells], ignore_index=True)
     records = pd.concat(records.values(), ignore_index=True)
     keys = ["task", "system", "seed"]
@@ -386,9 +388,31 @@ def _read_curve(run: str, folder: Path, runs: dict[str, dict[str, Any]]) -> pd.D
 
 
 def _read_extras(folder: Path) -> dict[str, Any]:
-    """The optional JSON cells directly under the folder (heads, diagnostic, …) by name."""
+    """The optional JSON files directly under the folder (heads, diagnostic, …) by name."""
     names = ("assets", "prepare", "candidates", "heads", "diagnostic", "geometry")
-    return {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
+    found = {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
+    if "heads" in found and not _are_heads(found["heads"]):
+        path = folder / "heads.json"
+        raise DreamError(f"{path} has another schema (no layer, head and score)", "Run `dvc repro heads` to make it anew")
+    return found
+
+
+def _are_heads(value: Any) -> bool:
+    """Whether a value lists attention heads with their scores."""
+    rows = value.get("rows", value.get("heads")) if isinstance(value, dict) else value
+    keys = {"layer", "head", "score"}
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and keys <= set(row) for row in rows)
+
+
+def _check_tasks(config: Config, records: dict[Cell, pd.DataFrame], folder: Path) -> None:
+    """Every cell holds the tasks that params lists now: a list or an own set that changed after it is noticed."""
+    for cell, table in records.items():
+        asked, held = set(lists.resolve([cell.tasks], config)), set(table["task"])
+        path = folder / "evaluate" / f"{cell.name}.json"
+        if missing := asked - held:
+            raise DreamError(f"{path} has no result on {min(missing)}, which {cell.tasks} holds now", "Run `dvc repro`")
+        if extra := held - asked:
+            raise DreamError(f"{path} has results on {min(extra)}, which {cell.tasks} no longer holds", "Run `dvc repro`")
 
 
 def _check_queries(results: Results) -> None:

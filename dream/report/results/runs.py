@@ -102,7 +102,8 @@ def open_revision(revision: Revision, params: Path | str = "params.yaml", folder
 def settings(results: reading.Results) -> dict[str, Any]:
     """Dotted knobs of an experiment's resolved config, without lists of what could be chosen."""
     ignored, config = ("sizes", "models", "task_lists", "report", "probes"), results.config.model_dump(mode="json")
-    return {k: v for name, part in config.items() if name not in ignored for k, v in flat(part, name).items()}
+    knobs = {k: v for name, part in config.items() if name not in ignored for k, v in flat(part, name).items()}
+    return {key.removeprefix("knobs."): value for key, value in knobs.items()}
 
 
 def differing(flats: list[dict[str, Any]]) -> list[str]:

@@ -33,8 +33,8 @@ def footnotes(results: Results) -> list[str]:
 def untested(trained: dict[str, int]) -> list[str]:
     """The note on trained systems (by their number of seeds) that have too few seeds for a test.
 
-    >>> untested({"dream": 2, "infonce": 2, "revela": 3})
-    ['dream, infonce: two seeds: not tested (a test needs three); their intervals are over queries only.']
+    >>> untested({"one": 2, "other": 2, "third": 3})
+    ['one, other: two seeds: not tested (a test needs three); their intervals are over queries only.']
     """
     words = {1: "one seed", 2: "two seeds"}
     few = {count: [name for name, seeds in trained.items() if seeds == count] for count in words if count < stats.MIN_SEEDS}

@@ -61,7 +61,7 @@ def build(results: Results, names: list[str] | None = None, made: Iterable[Table
     built = {name: known[name](results) for name in names or known}
     for name, value in built.items():
         if names and value is None:
-            raise DreamError(f"table {name!r} has nothing to show: its cell is missing", "Run `dvc repro`")
+            raise DreamError(f"table {name!r} has nothing to show: what it shows was not measured", "Run `dvc repro`")
     return [value for value in built.values() if value is not None]
 
 
@@ -94,7 +94,7 @@ def main(results: Results) -> Table:
         rows.append(fields(suite, label, *scores, *counts))
     percent = f"{config.report.confidence:.0%}"
     legend = [
-        f"nDCG@10 [{percent} interval over {over(results)}]; best of a row in bold. A mean weighs every task the same.",
+        f"nDCG@10 [{percent} interval over {over(results)}]; the best of a row is marked. A mean weighs every task the same.",
         f"↑ ↓ above or below {reference}: p < {LEVEL} of a paired test over {over(results)}, after Holm's correction, for each "
         "system over its tasks (and apart over its means).",
         *_about_seeds(results),
@@ -147,7 +147,7 @@ def significance(results: Results) -> Table | None:
     ]  # fmt: skip
     draws = results.config.report.resamples
     notes = [
-        f"Difference of nDCG@10, system minus {reference}, on the same queries; bold: p < {LEVEL} after Holm's correction.",
+        f"Difference of nDCG@10, system minus {reference}, on the same queries; marked: p < {LEVEL} after Holm's correction.",
         f"Interval over {over(results)}: bootstrap of queries, {draws} draws; two-sided p: sign flips of queries, as many draws, "
         f"smallest possible value 1/{1 + draws}."
         + (" To every draw a trained system's seeds add Student's t with their spread." if "seeds" in over(results) else ""),
@@ -327,7 +327,7 @@ def heads(results: Results, top: int = 20) -> Table | None:
 
 
 def head_scores(results: Results) -> pd.DataFrame | None:
-    """The heads cell as a frame ``layer, head, score, selected``, or None."""
+    """heads.json as a frame ``layer, head, score, selected``, or None."""
     value = results.extras.get("heads")
     value = value.get("rows", value.get("heads")) if isinstance(value, dict) else value
     frame = pd.DataFrame(value or [])
@@ -358,7 +358,7 @@ def diagnostic(results: Results) -> Table | None:
 
 
 def diagnostic_rows(results: Results) -> list[dict[str, Any]]:
-    """The diagnostic cell as a list of flat records."""
+    """diagnostic.json as a list of flat records."""
     value = results.extras.get("diagnostic")
     value = [value] if isinstance(value, dict) else value or []
     return [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in value]

@@ -141,7 +141,7 @@ def _csv_field(value: Any) -> Any:
 
 def markdown(table: Table) -> str:
     """GitHub Markdown, columns padded so that the source reads as a table too."""
-    rows = [[_markdown_field(cell) for cell in row] for row in table.rows]
+    rows = [[_markdown_field(one) for one in row] for row in table.rows]
     head = [_markdown_field(Field(text)) for text in table.head]
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     numeric = _numeric_columns(table)
@@ -153,9 +153,9 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
 
 
-def _markdown_field(cell: Field) -> str:
-    text = _escape_markdown(cell.text)
-    return f"**{text}**" if cell.bold else text
+def _markdown_field(one: Field) -> str:
+    text = _escape_markdown(one.text)
+    return f"**{text}**" if one.bold else text
 
 
 def _escape_markdown(text: str) -> str:
@@ -190,9 +190,9 @@ def _latex_row(texts: Iterable[str]) -> str:
     return "{}" + row if row.startswith(("[", "*")) else row
 
 
-def _latex_field(cell: Field) -> str:
-    text = _escape_latex(cell.text)
-    return rf"\textbf{{{text}}}" if cell.bold else text
+def _latex_field(one: Field) -> str:
+    text = _escape_latex(one.text)
+    return rf"\textbf{{{text}}}" if one.bold else text
 
 
 def _escape_latex(text: str) -> str:
@@ -212,7 +212,7 @@ def html_table(table: Table) -> str:
     kinds = [" class=num" if is_number else " class=key" if i == key else "" for i, is_number in enumerate(numeric)]
     head = "".join(f"<th{kind}>{html.escape(text)}</th>" for kind, text in zip(kinds, table.head, strict=True))
     body = "\n".join(
-        "<tr>" + "".join(_html_field(cell, kind) for kind, cell in zip(kinds, row, strict=True)) + "</tr>" for row in table.rows
+        "<tr>" + "".join(_html_field(one, kind) for kind, one in zip(kinds, row, strict=True)) + "</tr>" for row in table.rows
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
@@ -223,29 +223,29 @@ def html_table(table: Table) -> str:
     )
 
 
-def _html_field(cell: Field, kind: str) -> str:
-    """A cell; on a narrow screen a number may break before its interval and nowhere else."""
-    text = html.escape(cell.text)
+def _html_field(one: Field, kind: str) -> str:
+    """A field; on a narrow screen a number may break before its interval and nowhere else."""
+    text = html.escape(one.text)
     if "num" in kind:
         text = text.replace(" ", "\u00a0").replace("\u00a0[", " [")
-    if cell.source:
-        text = f'<a href="#{html.escape(cell.source)}">{text}</a>'
-    text = f"<strong>{text}</strong>" if cell.bold else text
-    order = "" if cell.sort is None else f' data-sort="{cell.sort:g}"'
+    if one.source:
+        text = f'<a href="#{html.escape(one.source)}">{text}</a>'
+    text = f"<strong>{text}</strong>" if one.bold else text
+    order = "" if one.sort is None else f' data-sort="{one.sort:g}"'
     return f"<td{kind}{order}>{text}</td>"
 
 
 def plain(table: Table) -> str:
-    """Aligned text for a pipe: no colours, no box drawing; ``*`` after a cell marks the best."""
-    rows = [[cell.text + ("*" if cell.bold else "") for cell in row] for row in table.rows]
+    """Aligned text for a pipe: no colours, no box drawing; ``*`` after a field marks it."""
+    rows = [[one.text + ("*" if one.bold else "") for one in row] for row in table.rows]
     widths = [max(len(row[i]) for row in [table.head, *rows]) for i in range(len(table.head))]
     numeric = _numeric_columns(table)
     lines = [table.title, ""]
     for row in [table.head, ["-" * w for w in widths], *rows]:
         padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
-    if any(cell.bold for row in table.rows for cell in row):
-        lines += ["", "* best"]
+    if any(one.bold for row in table.rows for one in row):
+        lines += ["", "* marked"]
     return "\n".join([*lines, *([""] if table.notes else []), *(f"- {note}" for note in table.notes)]) + "\n"
 
 
@@ -349,7 +349,7 @@ def json_text(value: Any) -> str:
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """A column is right-aligned when all its cells look like numbers."""
+    """A column is right-aligned when all its fields look like numbers."""
     return [bool(table.rows) and all(_looks_numeric(row[i].text) for row in table.rows) for i in range(len(table.head))]
 
 
@@ -357,9 +357,9 @@ NUMERIC = re.compile(r"([.\d+−–<\[][^A-Za-z]*((s|min|h|e\+)\b[^A-Za-z]*|e\+\
 
 
 def _looks_numeric(text: str) -> bool:
-    """Whether a cell is a number, possibly with an interval, a mark or a unit of time.
+    """Whether a field is a number, possibly with an interval, a mark or a unit of time.
 
-    >>> [_looks_numeric(t) for t in (".45 [.4, .5] ↑", "–", "dream", "", "1.50e+13", "2 h 05 min", "16 heads")]
+    >>> [_looks_numeric(t) for t in (".45 [.4, .5] ↑", "–", "name", "", "1.50e+13", "2 h 05 min", "16 heads")]
     [True, True, False, True, True, True, False]
     """
     return bool(NUMERIC.fullmatch(text))

@@ -34,6 +34,7 @@ Experiment = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Read this experiment, branch or commit from git instead.")
 ]
 Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
+System = Annotated[str | None, typer.Option("--system", help="A trained system; by default the first of `objectives`.")]
 PARAMS, CELLS = Path("params.yaml"), Path("reports/results")
 
 
@@ -49,6 +50,20 @@ def load(params: Path, cells: Path, experiment: str | None = None, reference: st
     revision = runs.resolve(runs.WORKSPACE if experiment is None else experiment)
     results = runs.open_revision(revision, params, cells)
     return results if reference is None else results.against(reference)
+
+
+def place(text: Any) -> Path:
+    """Where to write; an empty text would be the working folder."""
+    if not str(text).strip():
+        raise DreamError("the place to write to is empty", "Name a folder or a file")
+    return Path(text)
+
+
+def trained(config: Any, system: str | None) -> str:
+    """The system that a user named, or the first that params trains."""
+    if system is None and not config.objectives:
+        raise DreamError("params lists no objective, so no system is trained", "Name one in objectives")
+    return config.objectives[0] if system is None else system
 
 
 def show(value: Any, as_json: bool, text: Callable[[], str], rich: Callable[[], Any] | None = None) -> None:
@@ -91,7 +106,10 @@ def tables(
     table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Only this table; may be repeated.")] = None,
     format: Annotated[str, typer.Option("--format", "-f", help="text, md, csv, latex or html.")] = "text",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Rebuild all tables as CSV and Markdown in this folder instead.")
+        Path | None,
+        typer.Option(
+            "--out", parser=place, metavar="PATH", help="Rebuild all tables as CSV and Markdown in this folder instead."
+        ),
     ] = None,
     experiment: Experiment = None,
     reference: Reference = None,
@@ -136,13 +154,15 @@ def _for_tables(folder: Path) -> Path:
     epilog=examples(
         "dream-report plots",
         "dream-report plots --plot systems --out figures",
-        "dream-report plots --plot queries --experiment my-exp --reference infonce --out figures",
+        "dream-report plots --plot queries --experiment my-exp --reference bm25 --out figures",
         "dream-report plots --plot sweep-heads --out figures",
     )
 )
 def plots(
     plot: Annotated[list[str] | None, typer.Option("--plot", "-p", help="Only this plot; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the PNG and SVG files: reports/plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", parser=place, metavar="PATH", help="Folder for the PNG and SVG files: reports/plots.")
+    ] = None,
     experiment: Experiment = None,
     reference: Reference = None,
     json: Json = False,
@@ -165,7 +185,7 @@ def plots(
     show(names, json, lambda: "\n".join(names))
 
 
-@app.command(epilog=examples("dream-report compare dream infonce", "dream-report compare dream my-exp:dream --queries 10"))
+@app.command(epilog=examples("dream-report compare dream bm25", "dream-report compare dream my-exp:dream --queries 10"))
 def compare(
     ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
     theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
@@ -200,8 +220,11 @@ def paper(
     cells: Cells = CELLS,
 ) -> None:
     """Set the paper's printed numbers, ablations too, beside ours, and say which have not been run."""
+    from dream import config
     from dream.report.commands import paper as printed
 
+    if params.exists():
+        config.load(params)  # a broken one is no missing result
     remark = ""
     try:
         results = load(params, cells)
@@ -267,7 +290,7 @@ def plan(
     recipe: Annotated[str, typer.Option("--recipe", help="auto, packaged, smoke or paper.")] = "auto",
     tflops: Annotated[float, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s.")] = 100.0,
     device_gib: Annotated[
-        float | None, typer.Option("--device-gib", min=0, max=1e9, help="Device memory; by default what is here.")
+        float | None, typer.Option("--device-gib", min=0.1, max=1e9, help="Device memory; by default what is here.")
     ] = None,
     json: Json = False,
     params: Params = PARAMS,
@@ -305,9 +328,9 @@ def doctor(json: Json = False, params: Params = PARAMS) -> None:
 @app.command(epilog=examples("dream-report explain q-007f242ab9c08c17", "dream-report explain QUERY-ID --html query.html"))
 def explain(
     query_id: Annotated[str, typer.Argument(help="Id of a training instance or of an evaluation query.")],
-    system: Annotated[str, typer.Option("--system", help="A trained system.")] = "dream",
+    system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a small page here.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", parser=place, metavar="PATH", help="Write a small page here.")] = None,
     json: Json = False,
     params: Params = PARAMS,
 ) -> None:
@@ -323,7 +346,8 @@ def explain(
     from dream.report.tables import render
 
     page = None if html is None else _for_page(html)
-    found = explaining.explain(query_id, config.load(params), system, seed)
+    settings = config.load(params)
+    found = explaining.explain(query_id, settings, trained(settings, system), seed)
     if page is not None:
         build.write_text(page, explaining.page(found))
         return show(asdict(found), json, lambda: str(html))
@@ -334,13 +358,13 @@ def explain(
 @app.command(
     epilog=examples(
         "dream-report export --system dream --seed 0 --out exports/dream-0",
-        "dream-report export --system infonce --format sentence-transformers --out exports/infonce --force",
+        "dream-report export --format sentence-transformers --out exports/merged --force",
         "dream-report export --system dream --format peft --out exports/dream-0 --push owner/name",
     )
 )
 def export(
-    out: Annotated[Path, typer.Option("--out", help="Folder; each format is a folder in it.")],
-    system: Annotated[str, typer.Option("--system", help="A trained system (an objective).")] = "dream",
+    out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="Folder; each format is a folder in it.")],
+    system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
     format: Annotated[str, typer.Option("--format", "-f", help="both, peft or sentence-transformers.")] = "both",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the formats' folders.")] = False,
@@ -358,11 +382,14 @@ def export(
     """
     from dream import config
     from dream import export as exporting
+    from dream.report.commands import card
 
     formats = exporting.FORMATS if format == "both" else (format,)
     if push is not None and len(formats) > 1:
         raise DreamError("--push uploads one format", "Add --format peft or --format sentence-transformers")
-    folders = exporting.export(config.load(params), system, seed, out, formats, force, push, cells)
+    whole = config.load(params)
+    system = trained(whole, system)
+    folders = exporting.export(whole, system, seed, out, formats, force, push, card.scores(whole, system, seed, cells), cells)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
         found["pushed"] = exporting.push(next(iter(folders.values())), push)
@@ -371,7 +398,9 @@ def export(
 
 @app.command(epilog=examples("dream-report page", "dream-report page --out results.html"))
 def page(
-    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("reports/page.html"),
+    out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="The HTML file to write.")] = Path(
+        "reports/page.html"
+    ),
     json: Json = False,
     params: Params = PARAMS,
     cells: Cells = CELLS,
