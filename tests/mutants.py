@@ -3,7 +3,7 @@
     make mutants                                  # every module of [tool.mutants] in pyproject.toml
     make mutants FILE=dream/judge/heads.py
 
-The operators are mutmut's, less what no test should pin down (messages, annotations, devices), and two more: a statement
+The operators are mutmut's, less what no test should pin down (messages, types, devices), and two more: a statement
 that is a call, a raise or a return is left out, a condition is turned round. mutmut's own runner passes over decorated functions
 (every stage, everything under ``no_grad``) and restarts pytest for each mutant. Here pytest collects once, the tests run once
 to see which lines each executes, and every mutant is a fork in which the function's code is exchanged and these tests run,
@@ -83,6 +83,11 @@ def mutants(path: Path) -> list[dict]:
         node = getattr(node, "func", node)
         return node.attr.value if isinstance(node, cst.Attribute) else getattr(node, "value", "")
 
+    def names_a_type(node):
+        """``tuple[int, int]`` or ``Sequence[float] | None`` as the value of a module's name."""
+        union = isinstance(node, cst.BinaryOperation) and isinstance(node.operator, cst.BitOr)
+        return isinstance(node, cst.Subscript) or (union and names_a_type(node.left))
+
     def _is_none(node):
         return isinstance(node, cst.Name) and node.value == "None"
 
@@ -107,8 +112,8 @@ def mutants(path: Path) -> list[dict]:
                 return False
             if isinstance(node, cst.If) and isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING":
                 return False
-            if isinstance(node, cst.Assign) and not self.within and isinstance(node.value, cst.Subscript):
-                return False  # a name for a type
+            if isinstance(node, cst.Assign) and not self.within and names_a_type(node.value):
+                return False
             if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
                 self.within.append(node)
             for kind, operator in operators:

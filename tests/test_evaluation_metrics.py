@@ -20,14 +20,10 @@ def frame(rows):
 def random_run(seed=0, queries=40, documents=150, ties=False):
     rng = random.Random(seed)
     run = {
-        f"q{i}": {
-            f"d{j}": float(rng.randint(0, 5)) if ties else rng.random() for j in rng.sample(range(documents), 120)
-        }
+        f"q{i}": {f"d{j}": float(rng.randint(0, 5)) if ties else rng.random() for j in rng.sample(range(documents), 120)}
         for i in range(queries)
     }
-    qrels = frame(
-        [(f"q{i}", f"d{j}", rng.randint(1, 3)) for i in range(queries) for j in rng.sample(range(documents), 4)]
-    )
+    qrels = frame([(f"q{i}", f"d{j}", rng.randint(1, 3)) for i in range(queries) for j in rng.sample(range(documents), 4)])
     return run, qrels
 
 
@@ -68,6 +64,11 @@ def test_odd_judgements_follow_their_rules():
     assert table.loc["q3", "ndcg_at_10"] == 0, "nothing was found"
     with pytest.raises(DreamError, match="no query has a relevant document"):
         metrics.per_query(run, frame([("q1", "a", 0)]))
+
+
+def test_of_a_pair_judged_twice_the_last_grade_counts_also_if_it_is_zero():
+    rows = [(query, document, int(grade)) for query, document, grade in "qa1 qb2 qb0 rb0 rb3 qa1 sc1 sc0".split()]
+    assert metrics.judgements(frame(rows)) == {"q": {"a": 1}, "r": {"b": 3}}
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import importlib.util
+import sys
 
 import pytest
 import reference
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from dream import config as configs
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
-from dream.judge import Injection, Judge, Limits, Prompt
+from dream.judge import Injection, Judge, Limits, Prompt, attention
 from dream.judge.attention import NAME, Scores, Spans
 from dream.judge.loss import target_losses
 from dream.judge.model import attention_layers, pick_dtype, refuse_unsupported
@@ -500,6 +502,25 @@ def test_span_index_holds_every_document_position_once(lengths, first):
         start += n + 2
     index = Spans.of(spans)
     assert [i[v].tolist() for i, v in zip(index.index, index.valid, strict=True)] == [list(range(*s)) for s in spans]
+
+
+def test_selected_rows_are_computed_in_float32_at_least():
+    for narrow in (torch.float16, torch.bfloat16, torch.float32):
+        assert attention.wide(torch.ones(2, dtype=narrow)).dtype == torch.float32
+    assert attention.wide(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_the_judges_attention_is_registered_with_a_mask_of_its_own(monkeypatch):
+    """transformers makes no mask for an implementation that registers none: a padded or packed call would see everything."""
+    registered = []
+    for interface in (attention.AttentionInterface, attention.AttentionMaskInterface):
+        monkeypatch.setattr(interface, "register", lambda *what, interface=interface: registered.append((interface, *what)))
+    spec = importlib.util.spec_from_file_location("fresh_attention", attention.__file__)
+    fresh = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, fresh)  # dataclasses look their module up
+    spec.loader.exec_module(fresh)
+    expected = [(attention.AttentionInterface, NAME, fresh.judge_attention), (attention.AttentionMaskInterface, NAME, fresh.sdpa_mask)]
+    assert registered == expected
 
 
 def test_target_losses_equal_cross_entropy_and_its_gradient():

@@ -14,6 +14,7 @@ from reference import HEADS, Letters, both, candidate_set, random_model
 
 from dream.errors import DreamError
 from dream.judge import Injection, Judge, diagnostics, flops, heads
+from dream.judge.attention import Masses
 from dream.judge.prompt import EMPTY_QUERY, Limits, Prompt
 
 
@@ -61,6 +62,18 @@ def test_detection_equals_the_definition_from_full_attention_matrices(kind):
     for i, (calibrated, gains) in enumerate(by_hand):
         torch.testing.assert_close(scores[i], calibrated.double(), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(found.per_probe[i], gains.numpy(), rtol=1e-6)
+
+
+def test_masses_of_a_full_sequence_without_a_mask_equal_the_definition():
+    judge, model = both(layers=2)
+    layout = judge.prompt.layout(candidate_set((4, 2, 6), questions=1))
+    spans, query = layout.documents.spans, layout.query
+    masses = Masses([torch.arange(*query)], torch.cat([torch.arange(*span) for span in spans]))
+    with torch.no_grad():
+        judge.model(input_ids=torch.tensor([layout.ids]), use_cache=False, dream=masses)
+    found = torch.stack([torch.stack([d.sum(-1) for d in layer[0].split([4, 2, 6], -1)], -1) for layer in masses.found])
+    expected = reference.head_masses(model, layout.ids, query, spans)
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-6, atol=1e-9)
 
 
 def test_order_of_candidates_changes_nothing_where_the_judge_ignores_order():
@@ -303,6 +316,17 @@ def test_the_diagnosis_draws_one_wrong_candidate_a_set_and_resamples_the_gaps_wi
     assert lines[4] == "(nats per target token, 6 instances, g = 0.1235; * = used)"
 
 
+def test_the_diagnosis_reads_documents_once_and_asks_the_first_question_only(monkeypatch):
+    judge, _ = both(layers=2)
+    sets = [candidate_set(questions=2, seed=s) for s in range(3)]
+    read, asked, losses = [], [], judge.target_losses
+    reading = judge.read
+    monkeypatch.setattr(judge, "read", lambda s: read.append(s) or reading(s))
+    monkeypatch.setattr(judge, "target_losses", lambda s, *a, **k: asked.append([q.id for q in s.questions]) or losses(s, *a, **k))
+    diagnostics.measure(judge, sets, Injection(((0, 1),)), 0.5, resamples=5)
+    assert read == sets and asked == 3 * [["q0"], *3 * [3 * ["q0"]]]
+
+
 def test_a_gap_that_is_not_above_zero_stops_training_unless_forced():
     row = {"rows": "all", "gap": 0.01, "gap_low": -0.002, "gap_high": 0.022, "instances": 8, "used": True}
     with pytest.raises(DreamError, match=r"-0\.0020 to 0\.0220 over 8 instances.*injection\.force=true"):
@@ -314,6 +338,14 @@ def test_a_gap_that_is_not_above_zero_stops_training_unless_forced():
 
 
 # ---------------------------------------------------------------------------------------------------------- flops
+
+
+def test_a_heads_width_is_the_configs_or_its_share_of_the_hidden_size():
+    shapes = {"hidden_size": 65, "num_attention_heads": 8}
+    for width in ({}, {"head_dim": None}, {"head_dim": 0}):
+        assert flops.head_width(SimpleNamespace(**shapes, **width)) == 8
+    assert flops.head_width(SimpleNamespace(**shapes, head_dim=16)) == 16
+    assert flops.attention_flops(SimpleNamespace(**shapes, head_dim=16), 7) == 2 * 2 * 8 * 16 * 7
 
 
 @pytest.mark.parametrize("lowest", [None, 0, 1, 2])

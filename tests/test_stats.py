@@ -197,3 +197,92 @@ def test_weights_are_shares_of_the_mean():
     a, b = np.full(5, 0.2), np.full(50, 0.8)
     assert stats.interval([a, b], 50, weights=[3, 1]).value == pytest.approx(0.35)
     assert stats.interval([a, a, b], 50, weights=[1, 1, 2]) == pytest.approx(stats.interval([a, b], 50))
+
+
+# ------------------------------------------------------------------------------------------------------- written out
+
+
+def drawn_means(seed, gaps, shares, resamples, flip):
+    """Means over tasks with queries drawn again, or (``flip``) with random signs."""
+    rng, drawn = np.random.default_rng(seed), np.zeros(resamples)
+    for gap, share in zip(gaps, shares, strict=True):
+        numbers = rng.integers(0, 2 if flip else len(gap), (resamples, len(gap)), dtype=np.int32)
+        drawn += share * (gap * (2 * numbers - 1) if flip else gap[numbers]).mean(axis=1)
+    return drawn
+
+
+@pytest.mark.parametrize("weights", [None, [3, 1]])
+def test_a_difference_of_trained_systems_written_out(weights):
+    """Draws of queries and of runs with their seeds, weights everywhere: value, ends and p-value to the last digits."""
+    from scipy.stats import t
+
+    rng, seed, resamples = np.random.default_rng(7), 5, 300
+    levels = [ndcg_like(rng, 6), ndcg_like(rng, 9)]
+    effects = np.array([[-0.1], [0.1], [-0.05], [0.15]])
+    ours = [level + effects + rng.normal(0, sd, (4, len(level))) for level, sd in zip(levels, (0.1, 0.2), strict=True)]
+    theirs = [level * shrunk + rng.normal(0, 0.1, (3, len(level))) for level, shrunk in zip(levels, (1.0, 0.8), strict=True)]
+    share = np.array([0.5, 0.5] if weights is None else [0.75, 0.25])
+    gaps = [a.mean(0) - b.mean(0) for a, b in zip(ours, theirs, strict=True)]
+    value = sum(w * gap.mean() for w, gap in zip(share, gaps, strict=True))
+    squared, freedoms, noise = [], [], 0.0
+    for system in (ours, theirs):
+        means = [sum(w * task[i].mean() for w, task in zip(share, system, strict=True)) for i in range(len(system[0]))]
+        squared.append(np.std(means, ddof=1) ** 2 / len(means))
+        freedoms.append(len(means) - 1)
+        noise += sum(w**2 * residual(task) for w, task in zip(share, system, strict=True))
+    among = sum(w**2 * np.std(gap, ddof=1) ** 2 / len(gap) for w, gap in zip(share, gaps, strict=True))
+    kept = np.sqrt(1 - noise / among)
+    freedom = sum(squared) ** 2 / sum(v**2 / f for v, f in zip(squared, freedoms, strict=True))
+    assert 0.3 < kept < 0.99 and 2 < freedom < 5
+    quantiles = np.array([t.ppf((i + 0.5) / resamples, freedom) for i in range(resamples)])
+    of_runs = np.sqrt(sum(squared)) * np.random.default_rng([seed, 2]).permutation(quantiles)
+    drawn = drawn_means(seed, gaps, share, resamples, flip=False)
+    ends = np.quantile(value + kept * (drawn - value) + of_runs, [0.05, 0.95])
+    flipped = kept * drawn_means([seed, 1], gaps, share, resamples, flip=True) + of_runs
+    p = (1 + sum(abs(x) >= abs(value) for x in flipped)) / (1 + resamples)
+    found = stats.paired(ours, theirs, resamples, 0.9, seed, weights)
+    assert tuple(found) == pytest.approx((value, *ends, p), abs=1e-12) and 0.01 < p < 0.99
+
+
+def residual(table):
+    """Mean square of what rows and columns do not explain, over the number of cells."""
+    seeds, queries = table.shape
+    rest = [table[i, k] - table[:, k].mean() - table[i].mean() + table.mean() for i in range(seeds) for k in range(queries)]
+    return sum(x**2 for x in rest) / ((seeds - 1) * (queries - 1)) / (seeds * queries)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 2), (3, 4), (5, 9)])
+def test_the_noise_left_in_a_mean_over_runs_is_the_residual_of_the_table(shape):
+    table = np.random.default_rng(sum(shape)).random(shape)
+    assert stats._residual(table) == pytest.approx(residual(table), rel=1e-9)
+
+
+def test_one_query_has_no_noise_of_its_own():
+    assert stats._residual(np.random.default_rng(0).random((3, 1))) == 0
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2]])
+def test_an_interval_of_a_trained_system_is_that_of_its_difference_to_zero(weights):
+    ours = runs(np.random.default_rng(3), 3, (8, 5), 0.05, 0.1)
+    ours[1] = ours[1] ** 2
+    zero = [np.zeros(8), np.zeros(5)]
+    assert stats.interval(ours, 200, 0.8, 4, weights) == stats.paired(ours, zero, 200, 0.8, 4, weights)[:3]
+
+
+def test_ten_thousand_resamples_of_seed_0_and_95_percent_where_nothing_is_said():
+    ours, theirs = ([task] for task in np.random.default_rng(0).random((2, 3, 9)))
+    everything = (10_000, 0.95, 0, None)
+    assert stats.interval(ours) == stats.interval(ours, *everything)
+    assert stats.paired(ours, theirs) == stats.paired(ours, theirs, *everything)
+    gaps = [ours[0][0] - theirs[0][0]]
+    assert stats.randomisation(gaps) == stats.randomisation(gaps, 10_000, 0, None, None)
+    assert stats.randomisation(gaps) not in (stats.randomisation(gaps, seed=1), stats.randomisation(gaps, 10_001))
+
+
+def test_a_block_holds_no_more_numbers_than_it_may(monkeypatch):
+    monkeypatch.setattr(stats, "BLOCK", 10)
+
+    def cut(resamples, width):
+        return [(s.start, s.stop) for s in stats._blocks(resamples, width)]
+
+    assert cut(5, 4) == [(0, 2), (2, 4), (4, 5)] and cut(3, 11) == [(0, 1), (1, 2), (2, 3)] and cut(9, 1) == [(0, 9)]
