@@ -48,9 +48,7 @@ class BatchNumbers(Numbers):
         return {"input_ids": [super(BatchNumbers, self).__call__(text)["input_ids"][:max_length] for text in texts]}
 
 
-def instances(
-    count: int, candidates: int, passage: int, questions: int, vocabulary: int, query: int = 16
-) -> list[CandidateSet]:
+def instances(count: int, candidates: int, passage: int, questions: int, vocabulary: int, query: int = 16) -> list[CandidateSet]:
     """Candidate sets of random tokens; every passage has exactly ``passage`` tokens and every query ``query``."""
     generator = torch.Generator().manual_seed(0)
 
@@ -140,9 +138,7 @@ def adamw(*modules: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for m in modules for p in m.parameters() if p.requires_grad], lr=1e-4)
 
 
-def training_step(
-    loss: Callable[[CandidateSet], Tensor], optimizer: torch.optim.Optimizer
-) -> Callable[[CandidateSet], None]:
+def training_step(loss: Callable[[CandidateSet], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[CandidateSet], None]:
     """Forward, backward and optimiser on one candidate set."""
 
     def step(candidates: CandidateSet) -> None:

@@ -56,9 +56,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=512)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--budget", type=int, default=1024, help="padded tokens per batch of ours")
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="texts per batch of sentence-transformers (its default)"
-    )
+    parser.add_argument("--batch-size", type=int, default=32, help="texts per batch of sentence-transformers (its default)")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="reports/bench/encode.json")
@@ -100,9 +98,7 @@ def main() -> None:
         "ratios": [round(p, 3) for p in pairs],
         "target": "at least 1.0",
         "reference": f"sentence-transformers encode, batch size {a.batch_size}",
-        "sorting_gain": round(
-            statistics.median(u / o for o, u in zip(runs["ours"], runs["ours, not sorted"], strict=True)), 3
-        ),
+        "sorting_gain": round(statistics.median(u / o for o, u in zip(runs["ours"], runs["ours, not sorted"], strict=True)), 3),
         "device": f"{device}, {a.threads} threads",
         "medians_s": {name: round(statistics.median(times), 3) for name, times in runs.items()},
         "tokens_per_s": {name: round(tokens / statistics.median(times)) for name, times in runs.items()},

@@ -84,9 +84,7 @@ def run(args: argparse.Namespace) -> dict:
     judge, injection, sets = build(args)
     forward, step = steps(judge, injection, sets)
     results = {side: step(side, sets[0]) for side in ("plain", "fast")}
-    difference = [
-        ((a - b).abs().max() / a.abs().max()).item() for a, b in zip(results["plain"], results["fast"], strict=True)
-    ]
+    difference = [((a - b).abs().max() / a.abs().max()).item() for a, b in zip(results["plain"], results["fast"], strict=True)]
     config, prompts = judge.model.config, [judge.prompt.layout(sets[0], i) for i in range(args.questions)]
     lowest, documents = min(layer for layer, _ in injection.heads), len(prompts[0].documents.ids)
     rows, targets = flops.asked([p.suffix for p in prompts])

@@ -127,9 +127,7 @@ def main() -> None:
         "name": "search",
         "ratio": round(medians["ours"] / medians[reference], 3),
         "target": "at most 1.3",
-        "reference": {"numpy": "numpy matrix product and argpartition", "faiss": "faiss IndexFlatIP, adding included"}[
-            reference
-        ],
+        "reference": {"numpy": "numpy matrix product and argpartition", "faiss": "faiss IndexFlatIP, adding included"}[reference],
         "device": f"cpu, {a.threads} threads",
         "medians_s": {m: round(s, 3) for m, s in medians.items()},
         "peak_gib": {m: round(max(r["peak_gib"] for r in rows), 2) for m, rows in results.items()},

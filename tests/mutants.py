@@ -61,7 +61,9 @@ def mutants(path: Path) -> list[dict]:
             yield node.with_changes(body=[cst.Pass()])
 
     def condition(node):
-        yield node.with_changes(test=cst.UnaryOperation(cst.Not(), node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])))
+        yield node.with_changes(
+            test=cst.UnaryOperation(cst.Not(), node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()]))
+        )
 
     def arguments(node):
         """A positional argument becomes None, a keyword falls back on its default."""
@@ -108,7 +110,9 @@ def mutants(path: Path) -> list[dict]:
                 return False
             if isinstance(node, cst.Expr) and isinstance(node.value, (cst.SimpleString, cst.ConcatenatedString)):
                 return False  # a docstring
-            if isinstance(node, cst.Arg) and (name(node.value) == "device" or (node.keyword and node.keyword.value in WITHOUT_EFFECT)):
+            if isinstance(node, cst.Arg) and (
+                name(node.value) == "device" or (node.keyword and node.keyword.value in WITHOUT_EFFECT)
+            ):
                 return False
             if isinstance(node, cst.If) and isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING":
                 return False
@@ -143,7 +147,10 @@ def mutants(path: Path) -> list[dict]:
         functions = [n for n in within if isinstance(n, cst.FunctionDef)]
         outer = within[: within.index(functions[0]) + 1] if functions else ()
         inside = functions and not _in_header(functions[0], node)
-        found.append({"source": source, "function": ".".join(n.name.value for n in outer) if inside else None} | _change(before, source, line))
+        found.append(
+            {"source": source, "function": ".".join(n.name.value for n in outer) if inside else None}
+            | _change(before, source, line)
+        )
     return found
 
 
@@ -237,10 +244,17 @@ class Runner:
         if not everything:
             raise pytest.UsageError(f"{module}: no test executes a line of it")
         every = {_hash(m["source"]): m for m in mutants(path)}
-        unchanged = {"source": path.read_text(encoding="utf-8"), "function": next((m["function"] for m in every.values() if m["function"]), None)}
-        for key, outcome in self._outcomes(path, {"code": (unchanged, everything), "import": (unchanged | {"function": None}, everything)}):
+        unchanged = {
+            "source": path.read_text(encoding="utf-8"),
+            "function": next((m["function"] for m in every.values() if m["function"]), None),
+        }
+        for key, outcome in self._outcomes(
+            path, {"code": (unchanged, everything), "import": (unchanged | {"function": None}, everything)}
+        ):
             if outcome != "survived":
-                raise pytest.UsageError(f"{module}: without a change the tests give {outcome} ({key}): {(STORE / 'log').read_text()}")
+                raise pytest.UsageError(
+                    f"{module}: without a change the tests give {outcome} ({key}): {(STORE / 'log').read_text()}"
+                )
         work = {}
         for key, mutant in every.items():
             stored = known.get(key, {})
@@ -356,7 +370,16 @@ def _anew(path: Path, source: str, tests: list[str]) -> int:
 
     importlib.machinery.SourceFileLoader.get_code = mutated
     sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "AssertionRewritingHook"]  # it has a loader of its own
-    options = ["--assert=plain", "--tb=no", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={STORE}/anew-{os.getpid()}", "--doctest-modules"]
+    options = [
+        "--assert=plain",
+        "--tb=no",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={STORE}/anew-{os.getpid()}",
+        "--doctest-modules",
+    ]
     os.chdir(ROOT)
     return int(pytest.main([*options, *tests]))
 
@@ -404,7 +427,14 @@ def write(counts: dict[str, dict], survivors: list[dict], known: dict[tuple[str,
         rows[file] = [c["mutants"], c["killed"], c["timeout"], c["survived"] - unexplained, unexplained]
     table = [f"| {file} | " + " | ".join(f"{n:,}" for n in row) + " |" for file, row in sorted(rows.items())]
     table.append("| all | " + " | ".join(f"{sum(c):,}" for c in zip(*rows.values(), strict=True)) + " |")
-    body = [MARKS, "|---|---:|---:|---:|---:|---:|", *table, "", "| place | was | becomes | why it survives |", "|---|---|---|---|"]
+    body = [
+        MARKS,
+        "|---|---:|---:|---:|---:|---:|",
+        *table,
+        "",
+        "| place | was | becomes | why it survives |",
+        "|---|---|---|---|",
+    ]
 
     def place(line):
         file, number = line.split("|")[1].strip().rsplit(":", 1)
@@ -433,7 +463,20 @@ def main() -> None:
             print(f"{len(mutants(ROOT / module)):6} {module}")
         return
     runner = Runner(modules, args.fresh, args.jobs)
-    options = [f"--basetemp={STORE}/tmp", "-q", "-x", "--doctest-modules", "-p", "no:cacheprovider", "-o", "tmp_path_retention_policy=none", "-o", "addopts=", "-m", "not slow"]
+    options = [
+        f"--basetemp={STORE}/tmp",
+        "-q",
+        "-x",
+        "--doctest-modules",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "tmp_path_retention_policy=none",
+        "-o",
+        "addopts=",
+        "-m",
+        "not slow",
+    ]
     sys.path.insert(0, str(ROOT))
     with contextlib.suppress(SystemExit):
         code = pytest.main([*options, *sorted({t for tests in modules.values() for t in tests})], plugins=[runner])

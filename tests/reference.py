@@ -106,9 +106,7 @@ def exact_norms(model):
     """
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: (
-                m.weight * x * (x.square().mean(-1, keepdim=True) + m.variance_epsilon).rsqrt()
-            )
+            module.forward = lambda x, m=module: m.weight * x * (x.square().mean(-1, keepdim=True) + m.variance_epsilon).rsqrt()
 
 
 # what most tests inject into: two heads of one layer and one of the last

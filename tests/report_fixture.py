@@ -95,9 +95,7 @@ def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) 
         shared = {"suite": suite, "task": task, "system": system, "seed": "" if seed is None else seed}
         ids = [f"{task}-{i}" for i in range(queries)]
         frames.append(
-            pd.DataFrame(
-                {**shared, "query_id": ids, "ndcg_at_10": score, "recall_at_100": (score > 0) * 1.0, "mrr_at_10": score}
-            )
+            pd.DataFrame({**shared, "query_id": ids, "ndcg_at_10": score, "recall_at_100": (score > 0) * 1.0, "mrr_at_10": score})
         )
         records.append(
             shared
@@ -164,9 +162,7 @@ def _run(cells: Path, config, name: str, wall: float, notes: dict | None = None)
 def _heads(cells: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [
-        {"layer": i, "head": h, "score": round(float(rng.beta(6, 5)), 6), "selected": False}
-        for i in range(30)
-        for h in range(9)
+        {"layer": i, "head": h, "score": round(float(rng.beta(6, 5)), 6), "selected": False} for i in range(30) for h in range(9)
     ]
     for row in sorted(rows, key=lambda r: -r["score"])[:16]:
         row["selected"] = True

@@ -38,9 +38,7 @@ def wheel(tmp_path, monkeypatch, cache):
         archive.writestr("tiny_asset/data.jsonl", '{"a": 1}\n')
         archive.writestr("tiny_asset/heavy.bin", "x" * 1000)
         archive.writestr("tiny_asset-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-asset\nVersion: 1.0\n")
-        archive.writestr(
-            "tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr("tiny_asset-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("tiny_asset-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
@@ -329,7 +327,9 @@ def test_a_length_above_a_models_positions_is_refused_before_anything_is_prepare
 
 def test_everything_the_default_config_names_is_known():
     assert needs.roles(configs.load()).keys() == {"encoder", "judge", "minilm"}
-    dense = needs.roles(configs.load(overrides={"candidates.source": "dense", "references": ["bm25"], "data.sources": ["squad-generated"]}))
+    dense = needs.roles(
+        configs.load(overrides={"candidates.source": "dense", "references": ["bm25"], "data.sources": ["squad-generated"]})
+    )
     assert dense.keys() == {"encoder", "judge", "generator", "dense"} and dense["dense"].model == "packaged/minilm"
 
 
@@ -339,7 +339,12 @@ def test_a_role_stands_on_its_own_model_and_data_on_no_model(tiny_llama, tmp_pat
     one, two = (Model(model=str(folder), layers=layers) for folder, layers in ((tiny_llama, 2), (other, None)))
     found = needs.models({"encoder": one, "judge": two})
     assert found == {
-        "encoder": {"name": str(tiny_llama), "kind": "model", "content_sha256": assets.content_hash(str(tiny_llama)), "layers": 2},
+        "encoder": {
+            "name": str(tiny_llama),
+            "kind": "model",
+            "content_sha256": assets.content_hash(str(tiny_llama)),
+            "layers": 2,
+        },
         "judge": {"name": str(other), "kind": "model", "content_sha256": found["encoder"]["content_sha256"]},
     }
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")

@@ -155,9 +155,7 @@ TEXTS = ["the cat sat", "a dog ran after the cat", "dogs run", "nothing here", "
 
 
 def test_bm25_is_the_formula():
-    index = BM25Index(
-        ["cat dog", "cat cat bird", "fish bird bird bird"], SETTINGS.model_copy(update={"stemmer": "none"})
-    )
+    index = BM25Index(["cat dog", "cat cat bird", "fish bird bird bird"], SETTINGS.model_copy(update={"stemmer": "none"}))
     ids, scores = index.search(["cat"], 3)
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
     expected = {d: idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * n / 3)) for d, tf, n in ((0, 1, 2), (1, 2, 3))}
@@ -369,7 +367,9 @@ def test_without_copies_the_sets_are_those_of_the_plain_rule():
     """The K best, or the drawn ones, as they come: the rule on copies changes nothing where there are none."""
     passages, instances = data("boolq")
     sets, (record,) = build(config(), passages, instances)
-    index = BM25Index([f"{t} {x}" for t, x in zip(passages["title"], passages["text"], strict=True)], SETTINGS, list(passages["passage_id"]))
+    index = BM25Index(
+        [f"{t} {x}" for t, x in zip(passages["title"], passages["text"], strict=True)], SETTINGS, list(passages["passage_id"])
+    )
     for query, ids in zip(instances["query"], index.search(list(instances["query"]), 4)[0], strict=True):
         row = sets[[list(instances["query"][instances["instance_id"] == i[0]]) == [query] for i in sets["instance_ids"]]].iloc[0]
         assert set(row["passage_ids"]) == set(ids)
@@ -437,10 +437,14 @@ def test_a_dense_model_is_read_as_its_record_says(encoders, tmp_path, monkeypatc
     np.testing.assert_allclose(queries, asked, atol=1e-6)
     short = library(folder)
     short.max_seq_length = 4
-    np.testing.assert_allclose(embedded(folder, document_prompt="", max_length=4)[0], short.encode(SAID, prompt="", normalize_embeddings=True), atol=1e-6)
+    np.testing.assert_allclose(
+        embedded(folder, document_prompt="", max_length=4)[0], short.encode(SAID, prompt="", normalize_embeddings=True), atol=1e-6
+    )
     for pooling, name in (("cls", "cls"), ("mean", "mean")):  # a transformers folder says nothing of pooling
         same = write_folder(tmp_path / name, encoders["bert"], pooling=name)
-        np.testing.assert_allclose(embedded(encoders["bert"], pooling=pooling)[0], library(same).encode(SAID, normalize_embeddings=True), atol=1e-6)
+        np.testing.assert_allclose(
+            embedded(encoders["bert"], pooling=pooling)[0], library(same).encode(SAID, normalize_embeddings=True), atol=1e-6
+        )
     half, whole = embedded(encoders["bert"], dtype="bfloat16")[0], embedded(encoders["bert"])[0]
     assert 0 < np.abs(half - whole).max() < 0.05 and half.dtype == np.float32
     cut = assets.model_path(str(encoders["llama"]), 1)
@@ -463,7 +467,9 @@ def test_a_dense_models_adapter_is_part_of_it(encoders, tmp_path):
     assert np.abs(with_adapter - embedded(encoders["llama"], pooling="mean")[0]).max() > 0.01
 
 
-@pytest.mark.parametrize(("record", "line"), [({"pooling": "cls"}, "the model's own pooling is mean, not cls"), ({"append_eos": True}, "append_eos")])
+@pytest.mark.parametrize(
+    ("record", "line"), [({"pooling": "cls"}, "the model's own pooling is mean, not cls"), ({"append_eos": True}, "append_eos")]
+)
 def test_what_a_dense_model_cannot_do_is_one_line(encoders, tmp_path, record, line):
     folder = write_folder(tmp_path / "mean", encoders["bert"])
     with pytest.raises(DreamError, match=rf"candidates.dense_model .*mean: .*{line}"):

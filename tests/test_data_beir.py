@@ -74,9 +74,7 @@ def test_same_content_as_the_beir_package(make):
     corpus, queries, qrels = GenericDataLoader(path).load("test")
     read = beir.read(path)
     assert set(corpus) == set(read.corpus["id"]) and set(queries) == set(read.queries["id"])
-    assert {(q, d, g) for q, docs in qrels.items() for d, g in docs.items()} == set(
-        map(tuple, read.qrels.values.tolist())
-    )
+    assert {(q, d, g) for q, docs in qrels.items() for d, g in docs.items()} == set(map(tuple, read.qrels.values.tolist()))
 
 
 @pytest.mark.parametrize(
@@ -100,14 +98,26 @@ def test_same_content_as_the_beir_package(make):
         ),
         ({"qrels__test_tsv": QRELS + "q2\td9\t1\n"}, r"mine/qrels/test\.tsv:5: id 'd9' is not in corpus\.jsonl"),
         ({"qrels__test_tsv": QRELS + "q9\td0\t1\n"}, r"mine/qrels/test\.tsv:5: id 'q9' is not in queries\.jsonl"),
-        ({"qrels__test_tsv": QRELS + "q2 \td0\t1\n"}, r"5: id 'q2 ' is not in queries\.jsonl\. Remove the space around it: 'q2' is there"),
-        ({"qrels__test_tsv": QRELS + "q2\td0 d1\t1\n"}, r"5: id 'd0 d1' is not in corpus\.jsonl\. It holds a space, and columns are separated by tabs"),
-        ({"qrels__test_tsv": QRELS + "q9\td0\t1\n"}, r"5: id 'q9' is not in queries\.jsonl\. Correct the id or remove this judgement"),
+        (
+            {"qrels__test_tsv": QRELS + "q2 \td0\t1\n"},
+            r"5: id 'q2 ' is not in queries\.jsonl\. Remove the space around it: 'q2' is there",
+        ),
+        (
+            {"qrels__test_tsv": QRELS + "q2\td0 d1\t1\n"},
+            r"5: id 'd0 d1' is not in corpus\.jsonl\. It holds a space, and columns are separated by tabs",
+        ),
+        (
+            {"qrels__test_tsv": QRELS + "q9\td0\t1\n"},
+            r"5: id 'q9' is not in queries\.jsonl\. Correct the id or remove this judgement",
+        ),
         (
             {"qrels__test_tsv": "corpus-id\tquery-id\tscore\nd0\tq0\t1\n"},
             r"test\.tsv:1: the header is 'corpus-id', 'query-id', 'score', expected query-id, corpus-id, score\. Name and order",
         ),
-        ({"qrels__test_tsv": "Anfrage\tText\tNote\nq0\td0\t1\n"}, r"1: the header is 'Anfrage', 'Text', 'Note', expected query-id"),
+        (
+            {"qrels__test_tsv": "Anfrage\tText\tNote\nq0\td0\t1\n"},
+            r"1: the header is 'Anfrage', 'Text', 'Note', expected query-id",
+        ),
         ({"qrels__test_tsv": "q0\td0\tyes\n"}, r"1: score 'yes' is not a number in plain digits"),
         ({"qrels__test_tsv": "q8\td8\t1e3\n"}, r"1: score '1e3' is not a number in plain digits"),
         ({"qrels__test_tsv": QRELS + "q2 d0 1\n"}, r"mine/qrels/test\.tsv:5: 1 columns, expected"),

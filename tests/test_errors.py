@@ -37,7 +37,9 @@ from dream.report.commands import compare
 from dream.report.commands import explain as explaining
 from dream.report.tables import render
 
-TEXTS = st.text(st.characters() | st.sampled_from("\x1b\x07\x9b\u202e\u2066\u200b\ufeff\x00\n\t\r|`*_\\[]()<>&~#+-=@!$%{}^\"'"), max_size=30)
+TEXTS = st.text(
+    st.characters() | st.sampled_from("\x1b\x07\x9b\u202e\u2066\u200b\ufeff\x00\n\t\r|`*_\\[]()<>&~#+-=@!$%{}^\"'"), max_size=30
+)
 
 # ---------------------------------------------------------------------------------------------- text that is only data
 
@@ -52,7 +54,14 @@ def test_visible_text_neither_acts_nor_hides(text):
 
 
 def table(text):
-    return render.Table("t", text, pd.DataFrame({"a": pd.Series([text], dtype=object), "b": [-0.5]}), ["a", text], [render.fields(text, "-.5")], [text])
+    return render.Table(
+        "t",
+        text,
+        pd.DataFrame({"a": pd.Series([text], dtype=object), "b": [-0.5]}),
+        ["a", text],
+        [render.fields(text, "-.5")],
+        [text],
+    )
 
 
 def content(tokens):
@@ -71,7 +80,9 @@ def test_markdown_shows_the_text_itself(text):
     assert kinds <= {"text", "text_special"}
 
 
-@pytest.mark.parametrize("text", ["# a", "- a", "+ a", "1. a", "1) a", "> a", "---", "a #", "~~~", "a ~~b~~ c", "```", "***", "&lt;", "<!--"])
+@pytest.mark.parametrize(
+    "text", ["# a", "- a", "+ a", "1. a", "1) a", "> a", "---", "a #", "~~~", "a ~~b~~ c", "```", "***", "&lt;", "<!--"]
+)
 def test_a_note_that_begins_like_a_block_stays_a_note(text):
     tokens = MarkdownIt("commonmark").enable("table").parse(render.markdown(table(text)))
     assert content(tokens)[0] == ("h1", text) and content(tokens)[-1] == ("p", text)
@@ -115,7 +126,15 @@ def test_json_reads_back_and_holds_no_control_character(text):
 def test_the_page_shows_text_as_text_and_keeps_the_lines_of_its_json(monkeypatch):
     hostile = "\x1b\u202e\x9b`<b>'\"&"
     lists = {name: [] for name in ("cards", "tables", "plots", "changed", "stages")}
-    more = {"task_count": 1, "confidence": "95%", "over": "queries", "ours": "", "theirs": "", "remark": "", "cells": {hostile: []}}
+    more = {
+        "task_count": 1,
+        "confidence": "95%",
+        "over": "queries",
+        "ours": "",
+        "theirs": "",
+        "remark": "",
+        "cells": {hostile: []},
+    }
     settings = [{"name": hostile, "json": f"{{\n {hostile}\n}}"}]
     monkeypatch.setattr(paging, "content", lambda *_: {"title": hostile, "lead": hostile, "settings": settings, **lists, **more})
     text, shown = paging.html(None), html.escape(visible(hostile)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
@@ -224,7 +243,9 @@ def test_any_text_is_printed_into_a_pipe_as_utf8(encoding):
     assert (code, out.decode(), err.decode()) == (1, f"{ARROWS}\n\\ud800\n", r"error: ↑ ↓ × − \x7f" + "\n")
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\u2191 \xd7 \u2212"), ("iso-8859-1", r"\u2191 × \u2212"), ("utf-8", "↑ × −")])
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"\u2191 \xd7 \u2212"), ("iso-8859-1", r"\u2191 × \u2212"), ("utf-8", "↑ × −")]
+)
 def test_a_terminal_shows_what_its_encoding_lacks_as_escapes(encoding, shown):
     ours, theirs = pty.openpty()
     code, *_ = ended(program(f"print({'↑ × −'!a})", env={**ASCII, "PYTHONIOENCODING": encoding}, stdout=theirs))
@@ -346,4 +367,9 @@ def test_explain_makes_every_tensor_on_the_models_device(model, tmp_path):
     wanted = explaining.explain("q0.0", config, work=folder / "work")
     with Elsewhere(explaining.__file__):
         assert explaining.explain("q0.0", config, work=folder / "work") == wanted
-    assert abs(sum(c["p"] for c in wanted.candidates) - 1) < 1e-5 and set(wanted.losses) == {"plain", "injected", "gold", "uniform"}
+    assert abs(sum(c["p"] for c in wanted.candidates) - 1) < 1e-5 and set(wanted.losses) == {
+        "plain",
+        "injected",
+        "gold",
+        "uniform",
+    }

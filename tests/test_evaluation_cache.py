@@ -196,9 +196,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(encoder, tmp_path, monkeypatc
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
         cache.embeddings(encoder, TEXTS, IDS, folder=tmp_path, **RULES)
-    assert explain(caught.value).startswith("no space left on the disk while writing") and ".f16" in explain(
-        caught.value
-    )
+    assert explain(caught.value).startswith("no space left on the disk while writing") and ".f16" in explain(caught.value)
     assert len(list(tmp_path.glob("*.parts/*.f16"))) == 2
     assert cache.embeddings(encoder, TEXTS, IDS, folder=tmp_path, **RULES).shape == (64, 32)
 

@@ -122,7 +122,9 @@ def test_a_cell_costs_the_same_whoever_encoded_its_documents(project, monkeypatc
     tokens = sum(map(len, system.encoder.tokenize(texts, 96)))
     weights = sum(p.numel() for n, p in system.encoder.backbone.named_parameters() if "embed_tokens" not in n)
     encode = Encoder.encode
-    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *a, **k: encoded.append(len(texts)) or encode(self, texts, *a, **k))
+    monkeypatch.setattr(
+        Encoder, "encode", lambda self, texts, *a, **k: encoded.append(len(texts)) or encode(self, texts, *a, **k)
+    )
     for wanted in ([30, 12], [12], [12]):
         encoded.clear()
         system = load_system("untrained")

@@ -67,7 +67,7 @@ def test_odd_judgements_follow_their_rules():
 
 
 def test_of_a_pair_judged_twice_the_last_grade_counts_also_if_it_is_zero():
-    rows = [(query, document, int(grade)) for query, document, grade in "qa1 qb2 qb0 rb0 rb3 qa1 sc1 sc0".split()]
+    rows = [(query, document, int(grade)) for query, document, grade in ["qa1", "qb2", "qb0", "rb0", "rb3", "qa1", "sc1", "sc0"]]
     assert metrics.judgements(frame(rows)) == {"q": {"a": 1}, "r": {"b": 3}}
 
 

@@ -185,7 +185,9 @@ def test_a_quantized_judge_without_its_library_is_one_line(model, tmp_path, monk
 def test_the_judge_is_loaded_once_frozen_and_in_its_own_dtype(model, tmp_path, monkeypatch):
     """The stage itself, in this process: a bfloat16 judge beside a float32 encoder, its weights before and after."""
     folder = toy.make(
-        tmp_path, model, **{"models.half": {"model": str(model), "dtype": "bfloat16"}, "sizes.toy.judge": "half", "training.steps": 2}
+        tmp_path,
+        model,
+        **{"models.half": {"model": str(model), "dtype": "bfloat16"}, "sizes.toy.judge": "half", "training.steps": 2},
     )
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DVC_ROOT", str(folder))

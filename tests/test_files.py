@@ -76,7 +76,11 @@ def test_a_member_that_cannot_be_a_file_of_the_folder_is_refused(tmp_path, name,
 
 def test_a_link_a_password_and_a_nul_in_a_name_are_refused(tmp_path):
     archive = tmp_path / "x.zip"
-    for name, fault in (("link", "points outside its folder"), ("secret", "is encrypted"), ("n?l", "has a name that no file can have")):
+    for name, fault in (
+        ("link", "points outside its folder"),
+        ("secret", "is encrypted"),
+        ("n?l", "has a name that no file can have"),
+    ):
         with zipfile.ZipFile(archive, "w") as opened:
             opened.writestr(member(name, link=name == "link"), "/etc/passwd")
         edited(archive, 8, b"\1\0" if name == "secret" else b"\0\0")
@@ -171,11 +175,11 @@ def test_errors_of_the_machine_are_one_line():
 
 def test_a_stage_ends_with_one_line_and_a_code(tmp_path):
     """The user's view: no traceback, exit code 1, the line names the thing and the remedy."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "stages.configure", "--size", "3b"], capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-m", "stages.configure", "--size", "3b"], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert ran.stderr.strip() == "error: --size 3b was asked for, but params.yaml says model.size: tiny. Run it through `dvc repro`"
+    assert (
+        ran.stderr.strip() == "error: --size 3b was asked for, but params.yaml says model.size: tiny. Run it through `dvc repro`"
+    )
 
 
 def test_an_artefact_of_other_settings_is_refused(tmp_path, monkeypatch):
@@ -183,7 +187,11 @@ def test_an_artefact_of_other_settings_is_refused(tmp_path, monkeypatch):
     asked = {"candidates": {"count": 8}, "code": {"a.py": "1"}}
     write_json(manifest.RUNS / "candidates.json", [{"settings": "candidates", "config": asked}])
     (tmp_path / "here").mkdir()
-    for now, line in ((asked, None), (asked | {"code": {"a.py": "2"}}, None), ({"candidates": {"count": 4}}, "count = 8, params says 4")):
+    for now, line in (
+        (asked, None),
+        (asked | {"code": {"a.py": "2"}}, None),
+        ({"candidates": {"count": 4}}, "count = 8, params says 4"),
+    ):
         write_json(manifest.CONFIG / "candidates.json", now)
         if line is None:
             manifest.check("candidates", "here")

@@ -519,7 +519,10 @@ def test_the_judges_attention_is_registered_with_a_mask_of_its_own(monkeypatch):
     fresh = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, fresh)  # dataclasses look their module up
     spec.loader.exec_module(fresh)
-    expected = [(attention.AttentionInterface, NAME, fresh.judge_attention), (attention.AttentionMaskInterface, NAME, fresh.sdpa_mask)]
+    expected = [
+        (attention.AttentionInterface, NAME, fresh.judge_attention),
+        (attention.AttentionMaskInterface, NAME, fresh.sdpa_mask),
+    ]
     assert registered == expected
 
 

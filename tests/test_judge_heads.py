@@ -322,7 +322,9 @@ def test_the_diagnosis_reads_documents_once_and_asks_the_first_question_only(mon
     read, asked, losses = [], [], judge.target_losses
     reading = judge.read
     monkeypatch.setattr(judge, "read", lambda s: read.append(s) or reading(s))
-    monkeypatch.setattr(judge, "target_losses", lambda s, *a, **k: asked.append([q.id for q in s.questions]) or losses(s, *a, **k))
+    monkeypatch.setattr(
+        judge, "target_losses", lambda s, *a, **k: asked.append([q.id for q in s.questions]) or losses(s, *a, **k)
+    )
     diagnostics.measure(judge, sets, Injection(((0, 1),)), 0.5, resamples=5)
     assert read == sets and asked == 3 * [["q0"], *3 * [3 * ["q0"]]]
 

@@ -140,8 +140,7 @@ def test_compare_shows_tests_and_changed_queries(run):
 
 
 def test_plots_are_written_where_asked(run, project):
-    assert run("plots", "--plot", "systems", "--out", "figures").split() == ["figures/systems.png",
-    "figures/systems.svg"]
+    assert run("plots", "--plot", "systems", "--out", "figures").split() == ["figures/systems.png", "figures/systems.svg"]
     assert (project / "figures" / "systems.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -205,8 +204,10 @@ ONE_LINE = [
     (["explain", "q", "--seed", "1.5"], "Invalid value for '--seed': "),
     (["tables", "--out", "file"], r"\S+/file is not a folder\. Name a folder"),
     (["tables", "--out", "folder"], "folder holds other files, which would be lost. Name a new folder"),
-    *(([*command.split(), ""], "the place to write to is empty. Name a folder or a file") for command in
-      ("tables --out", "plots --plot systems --out", "page --out", "export --out", "explain q --html")),
+    *(
+        ([*command.split(), ""], "the place to write to is empty. Name a folder or a file")
+        for command in ("tables --out", "plots --plot systems --out", "page --out", "export --out", "explain q --html")
+    ),
     (["page", "--out", "folder"], "'folder' is no name of an HTML file. Name one that ends in .html"),
     (["page", "--out", "params.yaml"], "'params.yaml' is no name of an HTML file"),
     (["explain", "q", "--html", "params.yaml"], "'params.yaml' is no name of an HTML file"),
@@ -224,7 +225,9 @@ ONE_LINE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "line"), ONE_LINE, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "line"), ONE_LINE, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else ""
+)
 def test_what_a_user_mistypes_is_one_line_and_writes_nothing(ended, monkeypatch, arguments, line):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", "/")
     found = ended(*arguments)

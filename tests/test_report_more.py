@@ -42,10 +42,8 @@ def work(tmp_path_factory, results):
         (place / "task.json").write_text("{}", encoding="utf-8")
         ids = [f"{task}-{i}" for i in range(count)]
         documents = [f"{task}-d{i}" for i in range(count)]
-        pd.DataFrame({"id": ids, "text": [f"{HOSTILE} question {i}" for i in range(count)]}).to_parquet(place /
-        "queries.parquet")
-        pd.DataFrame({"id": documents, "title": "T", "text": [f"{HOSTILE} passage {i}" for i in
-        range(count)]}).to_parquet(
+        pd.DataFrame({"id": ids, "text": [f"{HOSTILE} question {i}" for i in range(count)]}).to_parquet(place / "queries.parquet")
+        pd.DataFrame({"id": documents, "title": "T", "text": [f"{HOSTILE} passage {i}" for i in range(count)]}).to_parquet(
             place / "corpus.parquet"
         )
         pd.DataFrame({"query_id": ids, "doc_id": documents, "relevance": 1}).to_parquet(place / "qrels.parquet")
@@ -89,8 +87,7 @@ def test_parameters_equal_those_of_a_real_model():
 def test_lora_equals_peft():
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-        vocab_size=100
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=100
     )
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     wrapped = peft.get_peft_model(transformers.LlamaModel(config), peft.LoraConfig(r=4, target_modules=targets))
@@ -146,7 +143,7 @@ def test_a_configuration_that_is_not_at_hand_is_named():
 
 
 def test_reference_numbers_are_complete():
-    with open(ROOT / "dream" / "report" / "reference" / "paper_ndcg10.csv", encoding='utf-8') as stream:
+    with open(ROOT / "dream" / "report" / "reference" / "paper_ndcg10.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len({(r["task"], r["size"], r["method"]) for r in rows}) == len(rows) == 299
     assert all(0 < float(r["ndcg_at_10"]) < 1 for r in rows)
@@ -246,8 +243,7 @@ def test_changed_queries_come_with_their_texts_and_hits(results, work):
     found, remark = compare.changes(*sides, 6, work)
     assert 0 < len(found) <= 6
     gains = [c.ours - c.theirs for c in found]
-    assert max(gains) == max((results.scores("dream", t) - results.scores("untrained", t)).max() for _, t in
-    results.tasks)
+    assert max(gains) == max((results.scores("dream", t) - results.scores("untrained", t)).max() for _, t in results.tasks)
     shown = [c for c in found if c.hits]
     assert shown and any(hit["relevant"] for c in shown for hit in c.hits["dream"])
     assert "question" in shown[0].text and isinstance(remark, str)
@@ -336,8 +332,13 @@ def test_the_page_works_in_a_browser(text, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(text.replace("<head>", CATCH, 1).replace("</body>", PROBE))
     for width in (1280, 400):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}",
-        f"--window-size={width},900"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            f"--window-size={width},900",
+        ]
         done = subprocess.run(
             [BROWSER, *flags, "--virtual-time-budget=5000", "--dump-dom", path.as_uri()],
             capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)},

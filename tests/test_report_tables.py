@@ -56,8 +56,22 @@ def test_main_csv_has_the_columns_and_rows_that_other_tools_rely_on(results, con
     (table,) = registry.build(results, ["main"])
     rows = list(csv.DictReader(render.csv(table).splitlines()))
     assert list(rows[0]) == (
-        ["suite", "task", "system", "size", "recipe", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low",
-         "seed_high", "queries", "documents", "pairs_trained"]
+        [
+            "suite",
+            "task",
+            "system",
+            "size",
+            "recipe",
+            "ndcg_at_10",
+            "ci_low",
+            "ci_high",
+            "seeds",
+            "seed_low",
+            "seed_high",
+            "queries",
+            "documents",
+            "pairs_trained",
+        ]
     )
     systems = {*config.references, *config.objectives}
     assert {(r["task"], r["system"]) for r in rows if r["suite"] == "open"} == {
@@ -178,7 +192,9 @@ def test_references_are_tested_as_before_beside_systems_with_two_seeds(two_seeds
     """Between systems without seeds the test is over queries, whatever else the table holds."""
     rows = {r["system"]: r for r in measures.significance_rows(two_seeds.against("bm25")) if r["task"] == "boolq"}
     assert rows["dream"]["p"] is None and rows["untrained"]["p"] < 0.05
-    three = next(r for r in measures.significance_rows(results.against("bm25")) if (r["task"], r["system"]) == ("boolq", "untrained"))
+    three = next(
+        r for r in measures.significance_rows(results.against("bm25")) if (r["task"], r["system"]) == ("boolq", "untrained")
+    )
     assert three == rows["untrained"]
 
 
@@ -214,7 +230,11 @@ def test_a_difference_inside_the_seeds_spread_is_called_that(results):
     rows = measures.significance_rows(results)
     inside = [(r["system"], r["task"]) for r in rows if r["within"]]
     for row in rows:
-        ours = [row["seed_low"], row["seed_high"]] if row["seed_low"] else [measures.measured(results, row["system"], row["tasks"])[0]] * 2
+        ours = (
+            [row["seed_low"], row["seed_high"]]
+            if row["seed_low"]
+            else [measures.measured(results, row["system"], row["tasks"])[0]] * 2
+        )
         meet = ours[0] <= row["reference_seed_high"] and row["reference_seed_low"] <= ours[1]
         assert row["within"] == meet
     assert ("untrained", "boolq") not in inside and len(inside) > 0
@@ -248,7 +268,9 @@ def test_a_task_of_several_parts_is_the_mean_over_its_parts(config, tmp_path):
     for system, seed in (("bm25", None), ("dream", 0)):
         record = results.records[(results.records.system == system) & (results.records.task == "boolq")].iloc[0]
         ours = results.seed_means(system, ["boolq"])[0] if seed == 0 else measures.measured(results, system, ["boolq"]).value
-        assert ours == pytest.approx(record.ndcg_at_10, abs=2e-6) != pytest.approx(results.scores(system, "boolq").mean(), abs=1e-4)
+        assert (
+            ours == pytest.approx(record.ndcg_at_10, abs=2e-6) != pytest.approx(results.scores(system, "boolq").mean(), abs=1e-4)
+        )
     one, other, both = (measures.measured(results, "bm25", tasks).value for tasks in (["boolq"], ["drop"], ["boolq", "drop"]))
     assert both == pytest.approx((one + other) / 2)
 
@@ -259,7 +281,14 @@ def test_learned_scalars_say_how_much_of_their_reach_they_used(results, config, 
         "system": "dream", "scalar": "tau", "seeds": 3, "start": pytest.approx(np.exp(-3)), "end_low": pytest.approx(np.exp(-3.4)),
         "end_high": pytest.approx(np.exp(-3.2)), "used_low": 0.5, "used_high": 1.0,
     }  # fmt: skip
-    assert [cell.text for cell in registry.scalars(results).rows[0]] == ["dream", "tau", "3", ".0498", ".0334 to .0408", "50% to 100%"]
+    assert [cell.text for cell in registry.scalars(results).rows[0]] == [
+        "dream",
+        "tau",
+        "3",
+        ".0498",
+        ".0334 to .0408",
+        "50% to 100%",
+    ]
     old = make_cells(tmp_path, config)
     for path in (old / "runs").glob("train-*.json"):
         edit_json(path, lambda record: record[0]["notes"].pop("scalars", None))
@@ -338,7 +367,9 @@ def test_a_stage_that_read_other_settings_is_refused(config, tmp_path, name, kno
         place[key] = was
 
     edit_json(folder / "runs" / f"{name}.json", change)
-    with pytest.raises(DreamError, match=re.escape(f"{name}.json was made with {knob} = {was!r}, params says {now!r}. Run `dvc repro`")):
+    with pytest.raises(
+        DreamError, match=re.escape(f"{name}.json was made with {knob} = {was!r}, params says {now!r}. Run `dvc repro`")
+    ):
         cells.load(config, folder)
 
 
@@ -463,7 +494,13 @@ def _lines(change):
 
 
 def _field(number, value):
-    return _lines(lambda lines: [*lines[:5], b",".join([*(f := lines[5].strip().split(b","))[:number], value, *f[number + 1 :]]) + b"\n", *lines[6:]])
+    return _lines(
+        lambda lines: [
+            *lines[:5],
+            b",".join([*(f := lines[5].strip().split(b","))[:number], value, *f[number + 1 :]]) + b"\n",
+            *lines[6:],
+        ]
+    )
 
 
 BOTH = r"bm25-general\.csv and bm25-general\.json disagree: "
@@ -682,7 +719,11 @@ def test_a_published_system_is_said_to_follow_its_own_rules(results):
     [
         ({"general": ["boolq", "drop", "squad"], "domain": ["mbpp"]}, {}, "has no result on squad, which general holds now"),
         ({"general": ["boolq"], "domain": ["mbpp"]}, {}, "has results on drop, which general no longer holds"),
-        ({"general": ["boolq", "drop"], "domain": ["mbpp"]}, {"mine": "sets/mine"}, "has no result on mine, which general holds now"),
+        (
+            {"general": ["boolq", "drop"], "domain": ["mbpp"]},
+            {"mine": "sets/mine"},
+            "has no result on mine, which general holds now",
+        ),
     ],
 )
 def test_cells_of_other_tasks_than_params_lists_are_noticed(folder, lists, own, line):

@@ -22,7 +22,7 @@ from dream.config import stages as settings
 from dream.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STUB = '''
+STUB = """
 import hashlib, json, pathlib, sys, time
 name, deps, outs = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
 settings = json.loads(pathlib.Path(next(d for d in deps if d.startswith("reports/config/"))).read_text())
@@ -52,7 +52,7 @@ for out in map(pathlib.Path, outs):
         for role in files:
             shown = "encoder" if role == "untrained" else role
             (out / f"{role}.json").write_text(json.dumps(roles.get(shown, {})))
-'''
+"""
 
 
 def rows():

@@ -12,7 +12,9 @@ from dream.config import check
 from dream.report.commands import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
-SEARCHES = {name.removeprefix("search-"): sweep for name, sweep in sweeps.load(ROOT / "sweeps.yaml").items() if name.startswith("search-")}
+SEARCHES = {
+    name.removeprefix("search-"): sweep for name, sweep in sweeps.load(ROOT / "sweeps.yaml").items() if name.startswith("search-")
+}
 
 
 def found(objective):

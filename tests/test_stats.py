@@ -183,12 +183,12 @@ def test_a_difference_knows_no_order_and_moves_with_its_values(seeds, others, wo
     ours = runs(rng, seeds, (12, 7), 0.05, 0.1)
     theirs = runs(rng, others, (12, 7), 0.05, 0.1) if others else [task[0] for task in runs(rng, 1, (12, 7))]
     weights = [3.0, 1.0] if heavy else None
-    found, turned = stats.paired(ours, theirs, 200, weights=weights), stats.paired(theirs, ours, 200, weights=weights)
+    found, turned = (stats.paired(*pair, 2000, weights=weights) for pair in ((ours, theirs), (theirs, ours)))
     assert found.low <= found.value <= found.high
-    assert found.value == pytest.approx(-turned.value) and found.p == pytest.approx(turned.p, abs=0.1)
-    moved = stats.paired([task + 1 for task in ours], theirs, 200, weights=weights)
+    assert found.value == pytest.approx(-turned.value) and found.p == pytest.approx(turned.p, abs=0.1)  # 6 sd of 2,000 draws
+    moved = stats.paired([task + 1 for task in ours], theirs, 2000, weights=weights)
     assert moved[:3] == pytest.approx(tuple(end + 1 for end in found[:3]))
-    shuffled = stats.paired([task[::-1] for task in ours], theirs, 200, weights=weights)
+    shuffled = stats.paired([task[::-1] for task in ours], theirs, 2000, weights=weights)
     assert shuffled[:3] == pytest.approx(tuple(found[:3])) and shuffled.p == (found.p and pytest.approx(found.p))
     assert np.average(stats.seed_means(ours, weights)) == pytest.approx(stats.mean(ours, weights))
 
@@ -286,3 +286,23 @@ def test_a_block_holds_no_more_numbers_than_it_may(monkeypatch):
         return [(s.start, s.stop) for s in stats._blocks(resamples, width)]
 
     assert cut(5, 4) == [(0, 2), (2, 4), (4, 5)] and cut(3, 11) == [(0, 1), (1, 2), (2, 3)] and cut(9, 1) == [(0, 9)]
+
+
+def test_runs_that_are_equal_to_the_last_bit_add_nothing():
+    """No spread at all: Welch's degrees of freedom would be 0 / 0."""
+    ours, theirs = [np.array([[0.0, 1.0, 0.5, 0.5]] * 3)], [np.array([[0.25, 0.25, 0.25, 0.25]] * 4)]
+    one, other = [ours[0][0]], [theirs[0][0]]
+    assert stats._runs([ours, theirs], [ours[0][0] - theirs[0][0]], None).error == 0
+    assert stats.interval(ours, 200) == stats.interval(one, 200)
+    assert stats.paired(ours, theirs, 200) == stats.paired(one, other, 200)
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_task_of_one_query_has_no_spread_among_queries_and_one_of_two_has(queries):
+    rng = np.random.default_rng(1)
+    ours = [ndcg_like(rng, count) + rng.normal(0, 0.1, (3, count)) for count in (30, queries)]
+    gaps = [task.mean(axis=0) for task in ours]
+    among = sum(np.std(gap, ddof=1) ** 2 / len(gap) / 4 for gap in gaps if len(gap) > 1)
+    noise = sum(residual(task) / 4 for task in ours if task.shape[1] > 1)
+    found = stats._runs([ours], gaps, None).kept
+    assert found == pytest.approx(np.sqrt(1 - noise / among), rel=1e-9) and found < 0.999

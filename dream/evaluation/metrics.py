@@ -52,7 +52,7 @@ def per_query(run: Run, qrels: pd.DataFrame, drop_identical_ids: bool = False) -
     rows = [
         {
             "query_id": query,
-            **{ours: {**values[query], **first[query]}.get(theirs, 0.0) for ours, theirs in METRICS.items()},
+            **{ours: (values[query] | first[query])[theirs] for ours, theirs in METRICS.items()},
         }
         for query in sorted(relevant)
     ]
@@ -95,5 +95,4 @@ def explicit(ranked: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
 
 
 def _evaluate(relevant: dict[str, dict[str, int]], ranked: dict[str, list[str]], measures: set[str]):
-    scores = pytrec_eval.RelevanceEvaluator(relevant, measures).evaluate(explicit(ranked))
-    return {query: scores.get(query, {}) for query in relevant}
+    return pytrec_eval.RelevanceEvaluator(relevant, measures).evaluate(explicit(ranked))
