@@ -191,7 +191,7 @@ def test_the_judge_is_loaded_once_frozen_and_in_its_own_dtype(model, tmp_path, m
     )
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DVC_ROOT", str(folder))
-    monkeypatch.setattr("sys.argv", ["train", "--size", "toy", "--objective", "dream", "--seed", "0"])
+    monkeypatch.setattr("sys.argv", ["train", "--objective", "dream", "--seed", "0"])
     loaded, load, results, train = [], Judge.load, [], training.train
     before = {}
 

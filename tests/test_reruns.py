@@ -2,9 +2,11 @@
 
 The real dvc.yaml runs, with what the real ``configure`` writes; the work of every other stage is replaced by a script that
 writes, in place of each out, a hash of what the stage reads. So DVC decides, on the dependencies that the pipeline declares.
+A row starts where the row before it ended: what it takes back comes from the run-cache and is not run.
 """
 
 import contextlib
+import json
 import logging
 import pathlib
 import re
@@ -14,6 +16,7 @@ import sys
 
 import pytest
 import yaml
+from dvc import dvcfile
 from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 
@@ -21,6 +24,7 @@ from dream import config
 from dream.config import stages as settings
 from dream.files import write_json
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STUB = """
 import hashlib, json, pathlib, sys, time
@@ -73,14 +77,14 @@ def project(tmp_path_factory):
     for name, stage in pipeline["stages"].items():
         outs = [o if isinstance(o, str) else next(iter(o)) for kind in ("outs", "plots", "metrics") for o in stage.get(kind, [])]
         if name == "configure":
-            stage["cmd"] = "mkdir -p reports && cp -r configured reports/config"
+            stage["cmd"] = "mkdir -p reports && cp -r configured reports/config # ${model.size}"
         else:
             stage["cmd"] = f"{sys.executable} stub.py {name} {','.join(stage['deps'])} {','.join(outs)}"
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
     (folder / "stub.py").write_text(STUB, encoding="utf-8")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     Repo.init(str(folder)).close()
-    apply_overrides(folder / "params.yaml", ["objectives=[dream,infonce,replug]", "seeds=[0,1]", "rerankers=[qrhead]"])
+    apply_overrides(folder / "params.yaml", ["objectives=[dream,infonce,replug]", "seeds=[0]", "rerankers=[qrhead]"])
     repro(folder)
     return folder
 
@@ -96,11 +100,21 @@ class Ran(logging.Handler):
         self.names |= set(re.findall(r"Running stage '([^']+)'", record.getMessage()))
 
 
+@contextlib.contextmanager
+def modify_yaml(path, fs=None):
+    """DVC's, on libyaml: ruamel's round trip of dvc.lock takes a second a stage."""
+    path = pathlib.Path(path)
+    data = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) if path.exists() else {}
+    yield data
+    path.write_text(yaml.dump(json.loads(json.dumps(data)), Dumper=yaml.CSafeDumper), encoding="utf-8")
+
+
 def repro(folder):
     """Run the pipeline; the stages that DVC ran, by name."""
     shutil.rmtree(folder / "configured", ignore_errors=True)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patched:
         patched.setattr(settings, "ROOT", folder)
+        patched.setattr(dvcfile, "modify_yaml", modify_yaml)
         for name, values in settings.files(config.load()).items():
             write_json(f"configured/{name}.json", values)
         ran, log = Ran(), logging.getLogger("dvc.stage.run")
@@ -117,29 +131,28 @@ def repro(folder):
 
 @pytest.mark.parametrize(("change", "expected"), rows(), ids=lambda value: " ".join(value) if value else "nothing")
 def test_a_change_reruns_what_the_table_says(project, change, expected):
-    files = {path: path.read_bytes() for path in [project / "params.yaml", *map(project.joinpath, filter(is_file, change))]}
+    paths = [project / "params.yaml", *map(project.joinpath, filter(is_file, change))]
+    before = {path: path.read_bytes() if path.exists() else None for path in paths}
     try:
         for one in change:
-            path = project / one
             if is_file(one):
-                before = path.read_text(encoding="utf-8") if path.exists() else ""
-                path.write_text(before + "\n# a change\n", encoding="utf-8")
+                with (project / one).open("a", encoding="utf-8") as file:
+                    file.write("\n# a change\n")
             else:
                 apply_overrides(project / "params.yaml", [one])
-        ran = repro(project) - {"configure", "report"}
+        ran, everything = repro(project) - {"configure", "report"}, stages(project)
     finally:
-        for path, content in files.items():
-            path.write_bytes(content)
-    everything = stages(project)
+        for path, content in before.items():
+            path.unlink() if content is None else path.write_bytes(content)
     wanted = {name for name in everything for pattern in expected if pathlib.PurePath(name).match(pattern)}
     assert ran == wanted, f"ran {sorted(ran - wanted)} too, and not {sorted(wanted - ran)}"
-    repro(project)  # back: all from the run-cache
 
 
 def test_going_back_runs_nothing_but_restores(project):
-    apply_overrides(project / "params.yaml", ["training.learning_rate=0.001"])
+    before = (project / "params.yaml").read_bytes()
+    apply_overrides(project / "params.yaml", ["training.learning_rate=0.002"])
     assert any(name.startswith("train@") for name in repro(project))
-    apply_overrides(project / "params.yaml", ["training.learning_rate=0.0005"])
+    (project / "params.yaml").write_bytes(before)
     assert repro(project) <= {"report"}
 
 
