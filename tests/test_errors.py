@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from dream import config as configs
-from dream import errors
+from dream import errors, models
 from dream.encoder import Encoder
 from dream.errors import DreamError, explain, visible
 from dream.files import write_json
@@ -362,11 +362,12 @@ class Elsewhere(TorchFunctionMode):
 def test_explain_makes_every_tensor_on_the_models_device(model, tmp_path):
     folder = toy.make(tmp_path, model)
     config = configs.load(folder / "params.yaml")
-    Encoder.load(config, trainable=True).save_adapter(folder / "work" / "models" / "dream-0" / "adapter")
+    encoder = Encoder.load(models.rules(config.roles["encoder"], "encoder"), trainable=True, lora=config.training.lora)
+    encoder.save_adapter(folder / "work" / "models" / "dream-0" / "adapter")
     write_json(folder / "work" / "models" / "dream-0" / "state.json", {"tau": 0.1, "gate": 0.6})
-    wanted = explaining.explain("q0.0", config, work=folder / "work")
+    wanted = explaining.explain("q0.0", config, "dream", work=folder / "work")
     with Elsewhere(explaining.__file__):
-        assert explaining.explain("q0.0", config, work=folder / "work") == wanted
+        assert explaining.explain("q0.0", config, "dream", work=folder / "work") == wanted
     assert abs(sum(c["p"] for c in wanted.candidates) - 1) < 1e-5 and set(wanted.losses) == {
         "plain",
         "injected",
