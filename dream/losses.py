@@ -104,7 +104,8 @@ class ObjectiveLoss(nn.Module):
         seed: of the candidates' order.
 
     Attributes:
-        logs: numbers of the last batch, with DREAM tau, gate, gold_rank (1 = first), entropy (nats) and every few steps gap (nats).
+        logs: numbers of the last batch, with DREAM tau, gate, gold_rank (1 = first), entropy (nats) and, every few steps,
+            the loss gap (nats a token).
 
     Raises:
         DreamError: the objective embeds other texts too (Revela).
