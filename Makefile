@@ -24,7 +24,7 @@ slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
 bench: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.judge_step
 	$(BIN)/python -m benchmarks.pairs_per_second
 	$(BIN)/python -m benchmarks.dream_over_infonce

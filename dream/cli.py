@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from dream import errors
 from dream.errors import DreamError, exits_cleanly, visible
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {errors.explain(error)}")
 
 app = typer.Typer(
     name="dream-report",

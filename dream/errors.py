@@ -80,7 +80,7 @@ def explain(error: BaseException) -> str | None:
             f"({str(error).splitlines()[0] if str(error) else 'no details given'})"
         )
     if isinstance(error, ModuleNotFoundError) and error.name and error.name not in ("dream", "stages", "benchmarks"):
-        return f"the package {error.name} is missing. Run `pip install -c constraints.txt -e .` in this environment"
+        return f"the package {error.name} is missing. Run `pip install -c constraints.txt -e '.[bench]'` in this environment"
     if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
         letter = error.object[error.start]
         return f"the locale's encoding {error.encoding} has no {letter!r}. Set LC_ALL=C.UTF-8 or PYTHONUTF8=1"

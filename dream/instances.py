@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from dream.errors import DreamError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/can
     Raises:
         DreamError: a file is missing, an id appears twice, or a set names a passage or instance that the data does not hold.
     """
+    import pandas as pd
+
     tables = {}
     for name, path, key in (
         ("passages", Path(data) / "passages.parquet", "passage_id"),

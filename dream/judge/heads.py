@@ -94,6 +94,19 @@ def detect(judge: Judge, sets: Sequence[CandidateSet], drop_low_tokens: bool = F
     return HeadScores(np.stack(found).astype(np.float64))
 
 
+def ranked(scores: np.ndarray) -> list[tuple[int, int]]:
+    """All heads, best first, as ``(layer, head)``; ties go to the lower layer, then the lower head.
+
+    Args:
+        scores: ``[layers, heads]``, such as :attr:`HeadScores.mean`.
+
+    >>> ranked(np.array([[0.1, 0.5], [0.5, 0.9]]))
+    [(1, 1), (0, 1), (1, 0), (0, 0)]
+    """
+    layers, heads = scores.shape
+    return sorted(((layer, head) for layer in range(layers) for head in range(heads)), key=lambda h: (-scores[h], h))
+
+
 def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
     """The heads that carry the retriever's scores.
 
@@ -101,19 +114,17 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
     half of the layers, without the best ones [open]. ``all``. ``explicit``: ``heads.explicit``.
 
     Args:
-        scores: ``[layers, heads]``; ties go to the lower layer, then the lower head.
+        scores: ``[layers, heads]``.
         knobs: the section ``heads``.
     """
-    layers, heads = scores.shape
-    every = [(layer, head) for layer in range(layers) for head in range(heads)]
-    ranked = sorted(every, key=lambda h: (-scores[h], h))
-    best = ranked[: knobs.count]
+    order, layers = ranked(scores), len(scores)
+    every, best = sorted(order), order[: knobs.count]
     if knobs.strategy == "explicit":
         return [(layer, head) for layer, head in knobs.explicit]
     if knobs.strategy == "all":
-        return ranked
+        return order
     if knobs.strategy == "query_focused":
-        pool = ranked
+        pool = order
     elif knobs.strategy == "random":
         pool = every
     else:

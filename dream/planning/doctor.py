@@ -14,7 +14,7 @@ from typing import Any
 from dream.config import Config
 from dream.errors import DreamError, visible
 
-INSTALL = "Run `pip install -c constraints.txt -e .`"
+INSTALL = "Run `pip install -c constraints.txt -e '.[bench]'`"
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 COLOURS = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 NEEDED = (
