@@ -101,7 +101,7 @@ def mutants(path: Path) -> list[dict]:
         METADATA_DEPENDENCIES = (PositionProvider,)
 
         def __init__(self):
-            self.found, self.within = [], []
+            self.part, self.found, self.within = 0, [], []
 
         def on_visit(self, node):
             if isinstance(node, (cst.Annotation, cst.Decorator, cst.FormattedString, cst.Assert, cst.Import, cst.ImportFrom)):
@@ -124,7 +124,7 @@ def mutants(path: Path) -> list[dict]:
                 if isinstance(node, kind):
                     line = self.get_metadata(PositionProvider, node, None)
                     for mutated in operator(node):
-                        self.found.append((node, mutated, line.start.line if line else 0, tuple(self.within)))
+                        self.found.append((self.part, node, mutated, line.start.line if line else 0, tuple(self.within)))
             return True
 
         def on_leave(self, node):
@@ -133,10 +133,16 @@ def mutants(path: Path) -> list[dict]:
 
     tree = MetadataWrapper(cst.parse_module(before))
     visitor = Visitor()
-    tree.visit(visitor)
+    body = tree.module.body
+    with visitor.resolve(tree):
+        for visitor.part in range(len(body)):
+            body[visitor.part].visit(visitor)
+    written = [tree.module.code_for_node(part) for part in body]
+    header, footer = before.split("".join(written))
     found, seen = [], {before}
-    for node, mutated, line, within in visitor.found:
-        source = tree.module.deep_replace(node, mutated).code
+    for part, node, mutated, line, within in visitor.found:
+        changed = tree.module.code_for_node(body[part].deep_replace(node, mutated))
+        source = "".join([header, *written[:part], changed, *written[part + 1 :], footer])
         if source in seen:
             continue
         seen.add(source)
