@@ -114,8 +114,8 @@ def mutants(path: Path) -> list[dict]:
                 name(node.value) == "device" or (node.keyword and node.keyword.value in WITHOUT_EFFECT)
             ):
                 return False
-            if isinstance(node, cst.If) and isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING":
-                return False
+            if isinstance(node, cst.If) and name(getattr(node.test, "left", node.test)) in ("TYPE_CHECKING", "__name__"):
+                return False  # what a type checker reads, what a process of its own runs
             if isinstance(node, cst.Assign) and not self.within and names_a_type(node.value):
                 return False
             if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
