@@ -420,8 +420,9 @@ def test_stage_heads_stops_before_the_detection_where_the_judge_has_too_few_head
 
 
 @pytest.mark.parametrize("objective", ["dream", "infonce"])
-def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
-    results, given, real = [], [], training.train
+def test_stage_train_records_what_it_did(project, run, monkeypatch, capsys, objective):
+    results, given, ended, real = [], [], [], training.train
+    monkeypatch.setattr(training, "finish", lambda: ended.append(True))
     monkeypatch.setattr(training, "train", lambda *args: given.append(args) or results.append(real(*args)) or results[-1])
     folder = project()
     run(train_stage, folder, objective, seed=3)
@@ -441,7 +442,40 @@ def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
     assert read_json(model / "state.json") == {**state, "steps": 3, "pairs": 24}
     curve = pd.read_csv(folder / f"reports/results/train/{objective}-3.csv")
     assert curve["loss"].tolist() == pytest.approx([row["loss"] for row in result.history], abs=1e-6)
-    assert not (folder / ".dream/checkpoints" / key).exists()
+    assert not (folder / ".dream/checkpoints" / key).exists() and ended == [True]
+    out = capsys.readouterr().out
+    for name, moved in result.scalars.items():
+        line = f"[train-{objective}-3] {name} {moved['start']:+.3f} → {moved['end']:+.3f}: {moved['used']:.0%} of the "
+        assert f"{line}{moved['reach']:.3f}" in out
+
+
+def test_several_processes_are_started_once_with_the_arguments_of_the_stage(project, run, monkeypatch):
+    asked, folder = [], project(**{"training.accelerate": "two.yaml"})
+
+    class Replaced(Exception):
+        """The process is another program, or trains."""
+
+    def replaced(*given):
+        asked.append(given)
+        raise Replaced
+
+    monkeypatch.setattr(training, "launch", replaced)
+    with pytest.raises(Replaced):
+        run(train_stage, folder, seed=2)
+    monkeypatch.setattr(training, "train", replaced)
+    monkeypatch.setattr(training, "launched", lambda: True)
+    with pytest.raises(Replaced):
+        run(train_stage, folder)
+    first, second = asked
+    assert first == ("two.yaml", "stages.train", ["--objective", "dream", "--seed", "2"]) and second[1] == "dream"
+
+
+def test_of_several_processes_one_writes(project, run, monkeypatch, capsys):
+    folder = project(**{"training.steps": 1})
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(training, "is_main_process", lambda: False)
+    run(train_stage, folder)
+    assert before == {path for path in folder.rglob("*") if path.is_file()} and "train-dream-0" not in capsys.readouterr().out
 
 
 def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(project, run):
