@@ -40,6 +40,7 @@ SECONDS = 20  # of processor time that one mutant's tests may take, beyond three
 SILENT = {"print", "tqdm", "DreamError", "ValueError", "RuntimeError", "ArgumentParser", "add_argument"}  # calls with messages
 WITHOUT_EFFECT = {"device", "desc", "unit", "disable", "stacklevel", "encoding", "strict"}  # keywords; no accelerator is here
 STDERR = 93  # a file descriptor that pytest does not capture: why a mutant died
+BETWEEN = "`<br>`"  # what a line becomes in mutants that survive for one reason: one row
 MARKS = "| file | mutants | killed | timeout | explained | unexplained |"
 
 
@@ -404,7 +405,8 @@ def reasons() -> dict[tuple[str, str, str], str]:
         cells = [c.strip().strip("`").replace("\\|", "|") for c in line.replace("\\|", "\0").strip("|").split("|")]
         cells = [c.replace("\0", "|").strip("`") for c in cells]
         if len(cells) == 4 and ":" in cells[0] and not cells[0].startswith("-"):
-            found[cells[0].rsplit(":", 1)[0], cells[1], cells[2]] = cells[3]
+            for becomes in cells[2].split(BETWEEN):
+                found[cells[0].rsplit(":", 1)[0], cells[1], becomes] = cells[3]
     return found
 
 
@@ -414,7 +416,7 @@ def write(counts: dict[str, dict], survivors: list[dict], known: dict[tuple[str,
     head = text.split(MARKS)[0]
     old = [line for line in text.split(MARKS)[-1].splitlines() if line.startswith("| ")] if MARKS in text else []
     ran, missing = set(counts), 0
-    rows, explained = {}, []
+    rows, explained, folded = {}, [], {}
     for line in old:
         file = line.split("|")[1].strip().rsplit(":", 1)[0]
         if file in ran or file in ("file", "place", "all"):
@@ -427,7 +429,8 @@ def write(counts: dict[str, dict], survivors: list[dict], known: dict[tuple[str,
         why = known.get((survivor["file"], survivor["was"], survivor["becomes"]), "?")
         survivor["why"], missing = why, missing + (why == "?")
         was, becomes = (survivor[k].replace("|", "\\|") for k in ("was", "becomes"))
-        explained.append(f"| {survivor['file']}:{survivor['line']} | `{was}` | `{becomes}` | {why} |")
+        folded.setdefault((f"{survivor['file']}:{survivor['line']}", was, why), []).append(becomes)
+    explained += [f"| {place} | `{was}` | `{BETWEEN.join(several)}` | {why} |" for (place, was, why), several in folded.items()]
     for file, c in counts.items():
         unexplained = sum(s["file"] == file and s["why"] == "?" for s in survivors)
         rows[file] = [c["mutants"], c["killed"], c["timeout"], c["survived"] - unexplained, unexplained]
