@@ -7,7 +7,7 @@ The operators are mutmut's, less what no test should pin down (messages, types, 
 that is a call, a raise or a return is left out, a condition is turned round. mutmut's own runner passes over decorated functions
 (every stage, everything under ``no_grad``) and restarts pytest for each mutant. Here pytest collects once, the tests run once
 to see which lines each executes, and every mutant is a fork in which the function's code is exchanged and these tests run,
-the fastest first. Constants and class attributes change by a new import instead.
+first those that are fast and have killed others. Constants and class attributes change by a new import instead.
 
 Outcomes lie in ``.dream/mutants``, one file a module: a killed mutant is not run again as long as the mutated source is the
 same, a survivor as long as the tests are too. docs/mutants.md is written anew: counts, and the survivors with the reasons that
@@ -27,8 +27,10 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
@@ -190,13 +192,13 @@ class Runner:
 
     def __init__(self, modules: dict[str, list[str]], fresh: bool, jobs: int) -> None:
         self.modules, self.fresh, self.jobs, self.parent = modules, fresh, jobs, os.getpid()
-        self.counts, self.survivors = {}, []
+        self.counts, self.survivors, self.kills = {}, [], Counter()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item, call) -> None:
         """The first failure ends a mutant's process: no report, no teardown."""
         if os.getpid() != self.parent and call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
-            os.write(STDERR, f"{item.nodeid} ({call.when}): {call.excinfo.exconly()}\n{call.excinfo.traceback[-1]}\n".encode())
+            os.write(STDERR, f"{item.nodeid}\n{call.when}: {call.excinfo.exconly()}\n{call.excinfo.traceback[-1]}\n".encode())
             os._exit(1)
 
     @pytest.hookimpl(tryfirst=True)
@@ -247,6 +249,7 @@ class Runner:
         helpers = {*files, "tests/reference.py", "tests/toy_project.py"}
         tests_now = _hash(*((ROOT / f).read_text(encoding="utf-8") for f in sorted(helpers)))
         known = json.loads(store.read_text(encoding="utf-8")) if store.exists() and not self.fresh else {}
+        self.kills.clear()
         statements, everything = _statements(path), set().union(*lines.values())
         if not everything:
             raise pytest.UsageError(f"{module}: no test executes a line of it")
@@ -259,9 +262,7 @@ class Runner:
             path, {"code": (unchanged, everything), "import": (unchanged | {"function": None}, everything)}
         ):
             if outcome != "survived":
-                raise pytest.UsageError(
-                    f"{module}: without a change the tests give {outcome} ({key}): {(STORE / 'log').read_text()}"
-                )
+                raise pytest.UsageError(f"{module}: without a change the tests give {outcome} ({key}): {self.died}")
         work = {}
         for key, mutant in every.items():
             stored = known.get(key, {})
@@ -290,15 +291,21 @@ class Runner:
             if waiting and len(running) < self.jobs:
                 key, (mutant, tests) = waiting.pop()
                 if tests:
-                    running[self._fork(path, mutant, sorted(tests, key=self.seconds.get))] = key
+                    log = tempfile.TemporaryFile()  # noqa: SIM115
+                    order = sorted(tests, key=lambda nodeid: self.seconds[nodeid] / (1 + self.kills[nodeid]))
+                    running[self._fork(path, mutant, order, log)] = key, log
                 else:
                     yield key, "survived"
             else:
                 child, status = os.wait()
                 if child in running:
-                    yield running.pop(child), _outcome(status)
+                    key, log = running.pop(child)
+                    log.seek(0)
+                    self.died = log.read().decode()
+                    self.kills[self.died.partition("\n")[0]] += 1
+                    yield key, _outcome(status)
 
-    def _fork(self, path: Path, mutant: dict, tests: list[str]) -> int:
+    def _fork(self, path: Path, mutant: dict, tests: list[str], log) -> int:
         """Run tests on a mutant in a process of its own, with a limit of processor time; returns its number."""
         sys.stdout.flush()
         if child := os.fork():
@@ -308,7 +315,7 @@ class Runner:
             limit = int(SECONDS + 3 * sum(self.seconds[n] for n in tests))
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
             signal.alarm(10 * limit)
-            os.dup2(os.open(STORE / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), STDERR)
+            os.dup2(log.fileno(), STDERR)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             code = self._child(path, mutant, tests)
