@@ -7,7 +7,7 @@ The operators are mutmut's, less what no test should pin down (messages, types, 
 that is a call, a raise or a return is left out, a condition is turned round. mutmut's own runner passes over decorated functions
 (every stage, everything under ``no_grad``) and restarts pytest for each mutant. Here pytest collects once, the tests run once
 to see which lines each executes, and every mutant is a fork in which the function's code is exchanged and these tests run,
-the fastest first. Constants and class attributes change by a new import instead.
+first those that are fast and have killed others. Constants and class attributes change by a new import instead.
 
 Outcomes lie in ``.dream/mutants``, one file a module: a killed mutant is not run again as long as the mutated source is the
 same, a survivor as long as the tests are too. docs/mutants.md is written anew: counts, and the survivors with the reasons that
@@ -27,8 +27,10 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
@@ -40,6 +42,7 @@ SECONDS = 20  # of processor time that one mutant's tests may take, beyond three
 SILENT = {"print", "tqdm", "DreamError", "ValueError", "RuntimeError", "ArgumentParser", "add_argument"}  # calls with messages
 WITHOUT_EFFECT = {"device", "desc", "unit", "disable", "stacklevel", "encoding", "strict"}  # keywords; no accelerator is here
 STDERR = 93  # a file descriptor that pytest does not capture: why a mutant died
+BETWEEN = "`<br>`"  # what a line becomes in mutants that survive for one reason: one row
 MARKS = "| file | mutants | killed | timeout | explained | unexplained |"
 
 
@@ -101,7 +104,7 @@ def mutants(path: Path) -> list[dict]:
         METADATA_DEPENDENCIES = (PositionProvider,)
 
         def __init__(self):
-            self.found, self.within = [], []
+            self.part, self.found, self.within = 0, [], []
 
         def on_visit(self, node):
             if isinstance(node, (cst.Annotation, cst.Decorator, cst.FormattedString, cst.Assert, cst.Import, cst.ImportFrom)):
@@ -114,8 +117,8 @@ def mutants(path: Path) -> list[dict]:
                 name(node.value) == "device" or (node.keyword and node.keyword.value in WITHOUT_EFFECT)
             ):
                 return False
-            if isinstance(node, cst.If) and isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING":
-                return False
+            if isinstance(node, cst.If) and name(getattr(node.test, "left", node.test)) in ("TYPE_CHECKING", "__name__"):
+                return False  # what a type checker reads, what a process of its own runs
             if isinstance(node, cst.Assign) and not self.within and names_a_type(node.value):
                 return False
             if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
@@ -124,7 +127,7 @@ def mutants(path: Path) -> list[dict]:
                 if isinstance(node, kind):
                     line = self.get_metadata(PositionProvider, node, None)
                     for mutated in operator(node):
-                        self.found.append((node, mutated, line.start.line if line else 0, tuple(self.within)))
+                        self.found.append((self.part, node, mutated, line.start.line if line else 0, tuple(self.within)))
             return True
 
         def on_leave(self, node):
@@ -133,10 +136,16 @@ def mutants(path: Path) -> list[dict]:
 
     tree = MetadataWrapper(cst.parse_module(before))
     visitor = Visitor()
-    tree.visit(visitor)
+    body = tree.module.body
+    with visitor.resolve(tree):
+        for visitor.part in range(len(body)):
+            body[visitor.part].visit(visitor)
+    written = [tree.module.code_for_node(part) for part in body]
+    header, footer = before.split("".join(written))
     found, seen = [], {before}
-    for node, mutated, line, within in visitor.found:
-        source = tree.module.deep_replace(node, mutated).code
+    for part, node, mutated, line, within in visitor.found:
+        changed = tree.module.code_for_node(body[part].deep_replace(node, mutated))
+        source = "".join([header, *written[:part], changed, *written[part + 1 :], footer])
         if source in seen:
             continue
         seen.add(source)
@@ -183,13 +192,13 @@ class Runner:
 
     def __init__(self, modules: dict[str, list[str]], fresh: bool, jobs: int) -> None:
         self.modules, self.fresh, self.jobs, self.parent = modules, fresh, jobs, os.getpid()
-        self.counts, self.survivors = {}, []
+        self.counts, self.survivors, self.kills = {}, [], Counter()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item, call) -> None:
         """The first failure ends a mutant's process: no report, no teardown."""
         if os.getpid() != self.parent and call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
-            os.write(STDERR, f"{item.nodeid} ({call.when}): {call.excinfo.exconly()}\n{call.excinfo.traceback[-1]}\n".encode())
+            os.write(STDERR, f"{item.nodeid}\n{call.when}: {call.excinfo.exconly()}\n{call.excinfo.traceback[-1]}\n".encode())
             os._exit(1)
 
     @pytest.hookimpl(tryfirst=True)
@@ -240,6 +249,7 @@ class Runner:
         helpers = {*files, "tests/reference.py", "tests/toy_project.py"}
         tests_now = _hash(*((ROOT / f).read_text(encoding="utf-8") for f in sorted(helpers)))
         known = json.loads(store.read_text(encoding="utf-8")) if store.exists() and not self.fresh else {}
+        self.kills.clear()
         statements, everything = _statements(path), set().union(*lines.values())
         if not everything:
             raise pytest.UsageError(f"{module}: no test executes a line of it")
@@ -252,9 +262,7 @@ class Runner:
             path, {"code": (unchanged, everything), "import": (unchanged | {"function": None}, everything)}
         ):
             if outcome != "survived":
-                raise pytest.UsageError(
-                    f"{module}: without a change the tests give {outcome} ({key}): {(STORE / 'log').read_text()}"
-                )
+                raise pytest.UsageError(f"{module}: without a change the tests give {outcome} ({key}): {self.died}")
         work = {}
         for key, mutant in every.items():
             stored = known.get(key, {})
@@ -283,15 +291,21 @@ class Runner:
             if waiting and len(running) < self.jobs:
                 key, (mutant, tests) = waiting.pop()
                 if tests:
-                    running[self._fork(path, mutant, sorted(tests, key=self.seconds.get))] = key
+                    log = tempfile.TemporaryFile()  # noqa: SIM115
+                    order = sorted(tests, key=lambda nodeid: self.seconds[nodeid] / (1 + self.kills[nodeid]))
+                    running[self._fork(path, mutant, order, log)] = key, log
                 else:
                     yield key, "survived"
             else:
                 child, status = os.wait()
                 if child in running:
-                    yield running.pop(child), _outcome(status)
+                    key, log = running.pop(child)
+                    log.seek(0)
+                    self.died = log.read().decode()
+                    self.kills[self.died.partition("\n")[0]] += 1
+                    yield key, _outcome(status)
 
-    def _fork(self, path: Path, mutant: dict, tests: list[str]) -> int:
+    def _fork(self, path: Path, mutant: dict, tests: list[str], log) -> int:
         """Run tests on a mutant in a process of its own, with a limit of processor time; returns its number."""
         sys.stdout.flush()
         if child := os.fork():
@@ -301,7 +315,7 @@ class Runner:
             limit = int(SECONDS + 3 * sum(self.seconds[n] for n in tests))
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
             signal.alarm(10 * limit)
-            os.dup2(os.open(STORE / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), STDERR)
+            os.dup2(log.fileno(), STDERR)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             code = self._child(path, mutant, tests)
@@ -398,7 +412,8 @@ def reasons() -> dict[tuple[str, str, str], str]:
         cells = [c.strip().strip("`").replace("\\|", "|") for c in line.replace("\\|", "\0").strip("|").split("|")]
         cells = [c.replace("\0", "|").strip("`") for c in cells]
         if len(cells) == 4 and ":" in cells[0] and not cells[0].startswith("-"):
-            found[cells[0].rsplit(":", 1)[0], cells[1], cells[2]] = cells[3]
+            for becomes in cells[2].split(BETWEEN):
+                found[cells[0].rsplit(":", 1)[0], cells[1], becomes] = cells[3]
     return found
 
 
@@ -408,7 +423,7 @@ def write(counts: dict[str, dict], survivors: list[dict], known: dict[tuple[str,
     head = text.split(MARKS)[0]
     old = [line for line in text.split(MARKS)[-1].splitlines() if line.startswith("| ")] if MARKS in text else []
     ran, missing = set(counts), 0
-    rows, explained = {}, []
+    rows, explained, folded = {}, [], {}
     for line in old:
         file = line.split("|")[1].strip().rsplit(":", 1)[0]
         if file in ran or file in ("file", "place", "all"):
@@ -421,7 +436,8 @@ def write(counts: dict[str, dict], survivors: list[dict], known: dict[tuple[str,
         why = known.get((survivor["file"], survivor["was"], survivor["becomes"]), "?")
         survivor["why"], missing = why, missing + (why == "?")
         was, becomes = (survivor[k].replace("|", "\\|") for k in ("was", "becomes"))
-        explained.append(f"| {survivor['file']}:{survivor['line']} | `{was}` | `{becomes}` | {why} |")
+        folded.setdefault((f"{survivor['file']}:{survivor['line']}", was, why), []).append(becomes)
+    explained += [f"| {place} | `{was}` | `{BETWEEN.join(several)}` | {why} |" for (place, was, why), several in folded.items()]
     for file, c in counts.items():
         unexplained = sum(s["file"] == file and s["why"] == "?" for s in survivors)
         rows[file] = [c["mutants"], c["killed"], c["timeout"], c["survived"] - unexplained, unexplained]

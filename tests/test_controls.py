@@ -170,12 +170,12 @@ def project(model, tmp_path):
 def run(monkeypatch):
     """``run(stage, folder)`` runs a stage in this process as a user would."""
 
-    def run(stage, folder, objective="dream", seed=0):
+    def run(stage, folder, objective="dream", seed=0, more=()):
         monkeypatch.chdir(folder)
         monkeypatch.setenv("DVC_ROOT", str(folder))
         asked = ["--objective", objective] if stage in (given_stage, teacher_stage, train_stage) else []
         asked += ["--seed", str(seed)] if stage is train_stage else []
-        monkeypatch.setattr("sys.argv", ["stage", *asked])
+        monkeypatch.setattr("sys.argv", ["stage", *asked, *more])
         stage.main()
 
     return run
@@ -342,13 +342,14 @@ def test_a_run_goes_on_only_where_everything_that_can_change_it_is_the_same(proj
     assert len({first, *others}) == 1 + len(others)
 
 
+STAGES = (heads_stage, signal_stage, teacher_stage, train_stage)
 MADE = {
     "data": ("prepare", "data"),
     "candidates": ("candidates", "candidates"),
     "heads": ("heads", "heads"),
     "signal": ("signal", "heads"),
 }
-INPUTS = [(stage, part) for stage in (heads_stage, signal_stage, teacher_stage, train_stage) for part in ("data", "candidates")]
+INPUTS = [(stage, part) for stage in STAGES for part in ("data", "candidates")]
 INPUTS += [(signal_stage, "heads"), (given_stage, "heads"), (given_stage, "signal")]
 
 
@@ -361,6 +362,21 @@ def test_a_stage_refuses_what_was_made_with_other_settings(project, run, stage, 
     with pytest.raises(SystemExit, match=rf"work/{part} was made with {section}.seed = 1, params says 0"):
         run(stage, folder, "replug" if stage is teacher_stage else "dream")
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_takes_no_argument_that_it_does_not_know(project, run, capsys, stage):
+    with pytest.raises(SystemExit, match="2"):
+        run(stage, project(), more=["--dream", "1"])
+    assert "unrecognized arguments: --dream 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_computes_with_the_threads_of_its_recipe(project, run, monkeypatch, stage):
+    asked, folder = [], project(**{"objectives": ["replug", "dream"], "training.threads": 2, "training.steps": 1})
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    run(stage, folder, "replug" if stage is teacher_stage else "dream")
+    assert asked == [2]
 
 
 def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
@@ -404,8 +420,9 @@ def test_stage_heads_stops_before_the_detection_where_the_judge_has_too_few_head
 
 
 @pytest.mark.parametrize("objective", ["dream", "infonce"])
-def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
-    results, given, real = [], [], training.train
+def test_stage_train_records_what_it_did(project, run, monkeypatch, capsys, objective):
+    results, given, ended, real = [], [], [], training.train
+    monkeypatch.setattr(training, "finish", lambda: ended.append(True))
     monkeypatch.setattr(training, "train", lambda *args: given.append(args) or results.append(real(*args)) or results[-1])
     folder = project()
     run(train_stage, folder, objective, seed=3)
@@ -425,7 +442,40 @@ def test_stage_train_records_what_it_did(project, run, monkeypatch, objective):
     assert read_json(model / "state.json") == {**state, "steps": 3, "pairs": 24}
     curve = pd.read_csv(folder / f"reports/results/train/{objective}-3.csv")
     assert curve["loss"].tolist() == pytest.approx([row["loss"] for row in result.history], abs=1e-6)
-    assert not (folder / ".dream/checkpoints" / key).exists()
+    assert not (folder / ".dream/checkpoints" / key).exists() and ended == [True]
+    out = capsys.readouterr().out
+    for name, moved in result.scalars.items():
+        line = f"[train-{objective}-3] {name} {moved['start']:+.3f} → {moved['end']:+.3f}: {moved['used']:.0%} of the "
+        assert f"{line}{moved['reach']:.3f}" in out
+
+
+def test_several_processes_are_started_once_with_the_arguments_of_the_stage(project, run, monkeypatch):
+    asked, folder = [], project(**{"training.accelerate": "two.yaml"})
+
+    class Replaced(Exception):
+        """The process is another program, or trains."""
+
+    def replaced(*given):
+        asked.append(given)
+        raise Replaced
+
+    monkeypatch.setattr(training, "launch", replaced)
+    with pytest.raises(Replaced):
+        run(train_stage, folder, seed=2)
+    monkeypatch.setattr(training, "train", replaced)
+    monkeypatch.setattr(training, "launched", lambda: True)
+    with pytest.raises(Replaced):
+        run(train_stage, folder)
+    first, second = asked
+    assert first == ("two.yaml", "stages.train", ["--objective", "dream", "--seed", "2"]) and second[1] == "dream"
+
+
+def test_of_several_processes_one_writes(project, run, monkeypatch, capsys):
+    folder = project(**{"training.steps": 1})
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(training, "is_main_process", lambda: False)
+    run(train_stage, folder)
+    assert before == {path for path in folder.rglob("*") if path.is_file()} and "train-dream-0" not in capsys.readouterr().out
 
 
 def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(project, run):
@@ -454,4 +504,5 @@ def test_stage_teacher_has_nothing_to_do_for_an_objective_that_has_none(project,
     run(teacher_stage, folder, "infonce")
     assert "nothing to compute" in capsys.readouterr().out
     assert [p.name for p in (folder / "work/teacher").rglob("*")] == ["infonce", "none.txt"]
+    assert (folder / "work/teacher/infonce/none.txt").read_text(encoding="utf-8") == "This objective has no teacher.\n"
     assert not (folder / "reports/results/runs/teacher-infonce.json").exists()

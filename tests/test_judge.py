@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -14,6 +15,7 @@ from reference import CONFIGS, HEADS, Letters, both, candidate_set, random_model
 from test_encoder import make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
+from dream import assets
 from dream import config as configs
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
@@ -488,6 +490,45 @@ def test_auto_dtype_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
     assert pick_dtype("auto") == torch.bfloat16
     assert pick_dtype("auto", "cuda") == torch.bfloat16
     assert pick_dtype("float32", "cuda") == torch.float32
+
+
+def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
+    asked, load = [], AutoModelForCausalLM.from_pretrained
+    random_model(dtype=torch.float32).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *given, **how: asked.append(how) or load(*given, **how))
+    record = SimpleNamespace(model=str(tmp_path), dtype="float32", quantization="none")
+    lengths = SimpleNamespace(passage_tokens=5, query_tokens=3, target_tokens=4)
+    judge = Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths), "cpu")
+    assert asked == [{"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}]
+    assert (judge.reference, judge.weights) == (str(tmp_path), assets.content_hash(str(tmp_path)))
+    assert (judge.dtype, judge.device.type, judge.layers, judge.heads) == (torch.float32, "cpu", 4, 4)
+    assert (judge.prompt.limits, len(judge.prompt.tokens("the cat"))) == (Limits(5, 3, 4), 2)
+    assert judge.chunk == 512 and Judge.load(str(tmp_path), "bfloat16").chunk is None, "pieces pay in float32"
+    assert not judge.model.training and not any(p.requires_grad for p in judge.model.parameters())
+    with pytest.raises(DreamError, match=r"Load the judge anew") as caught:
+        [judge.add_lora(2, 4) for _ in range(2)]
+    assert str(caught.value).startswith(f"judge {tmp_path} already has a LoRA")
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_a_quantized_judge_is_made_by_bitsandbytes_on_its_device(tmp_path, monkeypatch, kind):
+    """The library is not here: what transformers would be given, and that nothing is moved afterwards."""
+    asked, model = [], random_model(dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: name == "bitsandbytes" or None)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **how: asked.append(how) or model)
+    monkeypatch.setattr(model, "to", None)
+    Judge.load(str(tmp_path), "bfloat16", "cpu", quantization=kind)
+    (how,) = asked
+    settings = how.pop("quantization_config").to_dict()
+    assert how == {
+        "dtype": torch.bfloat16, "use_safetensors": True, "attn_implementation": "sdpa", "device_map": {"": torch.device("cpu")}
+    }  # fmt: skip
+    assert (settings["load_in_8bit"], settings["load_in_4bit"]) == (kind == "8bit", kind == "4bit")
+    if kind == "4bit":
+        assert (settings["bnb_4bit_quant_type"], settings["bnb_4bit_compute_dtype"]) == ("nf4", "bfloat16")
 
 
 # --------------------------------------------------------------------------------------------------------- pieces

@@ -348,6 +348,8 @@ def test_a_heads_width_is_the_configs_or_its_share_of_the_hidden_size():
         assert flops.head_width(SimpleNamespace(**shapes, **width)) == 8
     assert flops.head_width(SimpleNamespace(**shapes, head_dim=16)) == 16
     assert flops.attention_flops(SimpleNamespace(**shapes, head_dim=16), 7) == 2 * 2 * 8 * 16 * 7
+    wide = SimpleNamespace(**shapes, head_dim=16, num_key_value_heads=2, intermediate_size=5)
+    assert flops.weights_per_layer(wide) == 65 * 16 * (8 + 2 + 2 + 8) + 3 * 65 * 5
 
 
 @pytest.mark.parametrize("lowest", [None, 0, 1, 2])
@@ -380,13 +382,6 @@ def test_flops_equal_what_the_counter_of_torch_counts_in_products_with_weights(l
     assert counted.suffixes == 2 * weights * rows + 3 * flops.attention_flops(shapes, seen)
     assert counted.documents == 2 * weights * reading.length + 3 * flops.attention_flops(shapes, flops.pairs(reading.length))
     assert (counted.backward == 0) == (lowest is None)
-
-
-def test_a_heads_width_is_what_the_config_says_or_its_share_of_the_hidden_size():
-    shapes = {"hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 5}
-    shares, wide = SimpleNamespace(**shapes), SimpleNamespace(**shapes, head_dim=7)
-    assert flops.attention_flops(shares, 10) == 4 * 4 * 3 * 10 and flops.attention_flops(wide, 10) == 4 * 4 * 7 * 10
-    assert flops.weights_per_layer(wide) == 12 * 7 * (4 + 2 + 2 + 4) + 3 * 12 * 5
 
 
 def test_a_plain_step_reads_one_sequence_and_computes_all_logits():

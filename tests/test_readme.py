@@ -1,4 +1,4 @@
-"""What README shows is what the committed reports hold."""
+"""What README shows is what the committed reports hold; the tests that documents name exist."""
 
 import pathlib
 import re
@@ -18,3 +18,16 @@ def test_every_file_that_readme_names_exists():
     names = set(re.findall(r"(?:docs|reports|stages|dream|tests)/[\w./-]+\.\w+", README))
     assert names
     assert not [n for n in names if not pathlib.Path(n).exists()]
+
+
+def test_every_test_that_the_fault_report_names_exists():
+    """``…`` at the beginning is the file or test named last, at the end of a name any ending."""
+    report, file, named = pathlib.Path("docs/faults.md").read_text(encoding="utf-8"), "", 0
+    cells = [line.rstrip(" |").rpartition(" | ")[2] for line in report.splitlines() if line.startswith("| ")]
+    for place in (place for cell in cells for place in re.findall(r"`(.+?)`", cell)):
+        its_file, name, open_end = re.match(r"(test_\w+\.py)?(?:…?::)?(test_\w+)?(…)?", place).groups()
+        file = its_file or file
+        tests = pathlib.Path("tests", file).read_text(encoding="utf-8")
+        assert not name or re.search(rf"^def {name}{'' if open_end else '[(]'}", tests, re.M), place
+        named += bool(name)
+    assert named > 50

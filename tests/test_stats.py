@@ -306,3 +306,9 @@ def test_a_task_of_one_query_has_no_spread_among_queries_and_one_of_two_has(quer
     noise = sum(residual(task) / 4 for task in ours if task.shape[1] > 1)
     found = stats._runs([ours], gaps, None).kept
     assert found == pytest.approx(np.sqrt(1 - noise / among), rel=1e-9) and found < 0.999
+
+
+def test_where_queries_do_not_differ_the_test_keeps_their_signs():
+    """No variance to take the noise of: 0 / 0."""
+    ours = [np.repeat([[0.4], [0.5], [0.75]], 4, axis=1)]
+    assert stats._runs([ours], [ours[0].mean(axis=0)], None).kept == 1

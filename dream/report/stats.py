@@ -149,7 +149,7 @@ def holm(p: Sequence[float]) -> list[float]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    return [float(value) for value in multipletests(p, method="holm")[1]] if len(p) else []
+    return [float(value) for value in multipletests(p, method="holm")[1]]
 
 
 def _interval(values: Tasks, runs: Runs | None, resamples: int, confidence: float, seed: int, weights: Weights) -> Interval:
@@ -168,7 +168,7 @@ def _interval(values: Tasks, runs: Runs | None, resamples: int, confidence: floa
 
 def _over_runs(tasks: Tasks) -> list[np.ndarray]:
     """Per task the values of its queries, averaged over seeds."""
-    return [np.asarray(values, np.float64).reshape(-1, values.shape[-1]).mean(axis=0) for values in tasks]
+    return [np.atleast_2d(values).mean(axis=0) for values in tasks]
 
 
 def _runs(systems: Sequence[Tasks], gaps: Tasks, weights: Weights) -> Runs | None:
@@ -203,7 +203,7 @@ def _of_runs(runs: Runs, resamples: int, seed: int) -> np.ndarray:
 
 def _shares(tasks: Tasks, weights: Weights) -> np.ndarray:
     """Weights that sum to 1."""
-    found = np.ones(len(tasks)) if weights is None else np.asarray(weights, np.float64)
+    found = np.ones(len(tasks)) if weights is None else np.asarray(weights)
     return found / found.sum()
 
 
