@@ -31,16 +31,32 @@ step dream-report tables
 step dream-report plots
 step dvc dag
 
-made_with() { python -c "import json; print(json.load(open('work/models/dream-0/made_with.json'))['settings']['roles']['encoder']['layers'])"; }
+layers() { python -c "import json; print(json.load(open('work/models/dream-0/made_with.json'))['settings']['roles']['encoder']['layers'])"; }
+shares_the_judge() {  # a size with the same judge runs nothing that the encoder does not decide
+  if grep -E "Running stage '(questions|tasks|prepare|candidates|heads|signal|teacher|given)" "$clone/log"; then
+    echo "another encoder ran a stage that it shares"; exit 1
+  fi
+  grep -q "Running stage 'train@dream-0'" "$clone/log" || { echo "another encoder was not trained"; exit 1; }
+}
 numbers() { sha256sum reports/tables/main.csv reports/metrics.json work/models/dream-0/adapter/adapter_model.safetensors; }
 before=$(numbers)
 step dvc exp run -S model.size=tiny-4l
-[ "$(made_with)" = 4 ] || { echo "the switch of model.size left $(made_with)"; exit 1; }
+shares_the_judge
+[ "$(layers)" = 4 ] || { echo "the switch of model.size left $(layers)"; exit 1; }
 [ "$(numbers)" != "$before" ] || { echo "the switch of model.size changed nothing"; exit 1; }
 step dvc exp show --only-changed --no-pager
 git checkout -q -- .
+step dvc exp run -S model.size=minilm
+shares_the_judge
+python - << 'END'  # a model before its training, and the same model as a reference: one number
+import pandas as pd
+main = pd.read_csv("reports/tables/main.csv").pivot(index="task", columns="system", values="ndcg_at_10")
+print(main.to_string())
+assert (main.untrained == main.minilm).all() and (main.dream != main.untrained).any()
+END
+git checkout -q -- .
 step dvc repro
-[ "$(made_with)" = 6 ] && [ "$(numbers)" = "$before" ] || { echo "going back did not restore the first run"; exit 1; }
+[ "$(layers)" = 6 ] && [ "$(numbers)" = "$before" ] || { echo "going back did not restore the first run"; exit 1; }
 
 rm -rf work .dream .dvc/cache reports "${DREAM_CACHE:-$HOME/.cache/dream}/embeddings"
 step dvc repro
