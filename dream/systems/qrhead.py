@@ -137,7 +137,7 @@ class QRHead(System):
         if not all(map(math.isfinite, scores)):
             raise DreamError(
                 f"the judge's attention on the documents of query {query[:60]!r} is not finite",
-                "Set judge.dtype to float32",
+                "Set the judge's dtype to float32 (models in params.yaml)",
             )
         return scores
 
