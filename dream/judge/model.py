@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 
 from dream.errors import DreamError
 from dream.instances import CandidateSet
+from dream.judge import definition
 from dream.judge.attention import NAME, Injection, Masses, Scores, Spans
 from dream.judge.loss import target_losses
 from dream.judge.prompt import DEFAULT_LIMITS, EMPTY_QUERY, Documents, Limits, Prompt, Suffix
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from dream.config import Config
 
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")  # proved equal to the slow reference by the tests
 CHUNK = 512  # document tokens read at a time on a CPU in float32; in bfloat16 one piece is a third faster (AMX)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -133,11 +133,12 @@ class Judge:
     def __init__(
         self, model: Any, tokenizer: Any, limits: Limits = DEFAULT_LIMITS, reference: str = "", weights: str = ""
     ) -> None:
-        refuse_unsupported(model.config)
+        definition.refuse(model.config)
         self.model = own_attention(model)
         self.prompt, self.reference, self.weights = Prompt(tokenizer, limits), reference, weights
         self.chunk = CHUNK if model.device.type == "cpu" and model.dtype == torch.float32 else None
         self.layers, self.heads = model.config.num_hidden_layers, model.config.num_attention_heads
+        self.logit_scale = definition.logit_scale(model.config)
 
     @classmethod
     def load(
@@ -158,13 +159,14 @@ class Judge:
             quantization: none, or 8bit or 4bit weights (bitsandbytes) that compute in ``dtype``.
 
         Raises:
-            DreamError: the architecture is not supported, or quantization is asked for without bitsandbytes.
+            DreamError: its attention is not the method's (see :mod:`dream.judge.definition`), or quantization is asked for
+                without bitsandbytes.
         """
         from dream import assets
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = assets.model_path(reference)
-        refuse_unsupported(AutoConfig.from_pretrained(folder))
+        definition.refuse(AutoConfig.from_pretrained(folder))
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=pick_dtype(dtype, device),
@@ -175,7 +177,9 @@ class Judge:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if quantization == "none":
             model = model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
-        return cls(model, tokenizer, limits, reference, assets.content_hash(reference))
+        judge = cls(model, tokenizer, limits, reference, assets.content_hash(reference))
+        definition.check(judge)
+        return judge
 
     @classmethod
     def build(cls, config: Config, device: torch.device | str | None = None) -> Judge:
@@ -261,11 +265,15 @@ class Judge:
         rows = [t - 1 for span in spans for t in range(*span)]  # the row before a token predicts it
         labels = [token for s in suffixes for token in s.ids[slice(*s.target)]]
         losses = target_losses(
-            hidden[0].index_select(0, torch.tensor(rows, device=self.device)),
+            self._scaled(hidden[0].index_select(0, torch.tensor(rows, device=self.device))),
             self.model.get_output_embeddings().weight,
             torch.tensor(labels, device=self.device),
         ).split([end - first for first, end in spans])
         return list(losses) if per_token else torch.stack([tokens.mean() for tokens in losses])
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        """Hidden states whose product with the output matrix are the model's logits."""
+        return hidden if self.logit_scale == 1 else hidden * self.logit_scale
 
     @torch.no_grad()
     def passage_log_likelihood(self, candidates: CandidateSet) -> Tensor:
@@ -374,31 +382,14 @@ def own_attention(model: Any) -> Any:
         if getattr(module, "config", None) is not None:
             module.config = private
     model.set_attn_implementation(NAME)
-    assert all(m.config is private and m.config._attn_implementation == NAME for m in attention_layers(model))
-    assert len(attention_layers(model)) == private.num_hidden_layers
+    layers = attention_layers(model)
+    if len(layers) != private.num_hidden_layers or any(m.config._attn_implementation != NAME for m in layers):
+        raise DreamError(
+            f"the attention of {private.model_type} cannot be exchanged: {len(layers)} of its {private.num_hidden_layers} layers "
+            "are of transformers' kind",
+            definition.REMEDY,
+        )
     return model.eval().requires_grad_(False)
-
-
-def refuse_unsupported(config: Any) -> None:
-    """Stop for a judge whose attention is not the one that the method describes.
-
-    Raises:
-        DreamError: local (sliding-window or chunked) attention, which cannot see all candidates, or an architecture
-            that has not been proved equal to the reference.
-    """
-    name = getattr(config, "_name_or_path", "") or config.model_type
-    local = {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}
-    if local or getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
-        what = ", ".join(sorted(local)) or "a sliding window"
-        raise DreamError(
-            f"judge {name} uses local attention ({what}): its heads cannot see all candidates",
-            "Choose a judge with full attention in every layer (Llama, Qwen2, Qwen3, SmolLM2)",
-        )
-    if config.model_type not in ARCHITECTURES:
-        raise DreamError(
-            f"judge {name} has the architecture {config.model_type!r}, which is not supported",
-            f"Choose one of {', '.join(ARCHITECTURES)}",
-        )
 
 
 def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -407,7 +398,8 @@ def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> d
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise DreamError(
-            f"judge.quantization is {quantization}, which needs bitsandbytes", "Run `pip install bitsandbytes`, or set it to none"
+            f"the judge's quantization is {quantization}, which needs bitsandbytes",
+            "Run `pip install bitsandbytes`, or set it to none (models in params.yaml)",
         )
     from transformers import BitsAndBytesConfig
 
