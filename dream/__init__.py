@@ -9,6 +9,7 @@ The rooms, in the order in which data flows:
 ``judge``       the frozen LLM: prompt, head detection, injection, diagnostics
 ``encoder``     the trained dense encoder
 ``objectives``  one file per training objective
+``losses``      the objectives as losses of sentence-transformers, for other people's scripts
 ``training``    the loop: steps, checkpoints, guards
 ``evaluation``  systems × tasks → scores per query
 ``report``      tables, plots and the ``dream-report`` command
