@@ -249,18 +249,20 @@ def test_the_diagnosis_is_made_of_the_losses_it_names():
     used = next(r for r in found["rows"] if r["used"])
     assert used["rows"] == "query+label" and used["instances"] == 3
     gate = torch.tensor(0.5, dtype=torch.float64)
-    for name, p in {"uniform": (0.5, 0.5), "gold": (0.0, 1.0), "wrong": (1.0, 0.0)}.items():
-        slow = [
-            reference.target_loss(model, judge.prompt.layout(s), torch.tensor(p).double(), gate, HEADS, "query+label")
-            for s in sets
-        ]
-        assert used[name] == pytest.approx(torch.stack(slow).mean().item(), abs=1e-5)
+    for row in found["rows"]:
+        for name, p in {"uniform": (0.5, 0.5), "gold": (0.0, 1.0), "wrong": (1.0, 0.0)}.items():
+            slow = [
+                reference.target_loss(model, judge.prompt.layout(s), torch.tensor(p).double(), gate, HEADS, row["rows"])
+                for s in sets
+            ]
+            assert row[name] == pytest.approx(torch.stack(slow).mean().item(), abs=1e-5)
     assert used["none"] == pytest.approx(torch.stack([judge.target_losses(s)[0] for s in sets]).mean().item(), abs=1e-5)
     assert used["gap"] == pytest.approx(used["wrong"] - used["gold"], abs=1e-5)
     assert used["gap_low"] <= used["gap"] <= used["gap_high"]
     assert len(found["positions"]) == 3
     assert np.mean([p["gold"] for p in found["positions"]]) == pytest.approx(used["gold"], abs=1e-5)
     assert "query+label *" in diagnostics.table(found)
+    assert found == diagnostics.measure(judge, sets, Injection(HEADS, "query+label"), 0.5, seed=0, resamples=2000)
 
 
 def test_the_diagnosis_draws_one_wrong_candidate_a_set_and_resamples_the_gaps_with_its_seed():
