@@ -187,27 +187,36 @@ def _change(before: str, after: str, line: int) -> dict:
 # ------------------------------------------------------------------------------------------------------------- running
 
 
-class Runner:
-    """A pytest plugin: in place of the test loop, the mutants of some modules."""
+class Witness:
+    """A pytest plugin: the first failure ends a mutant's process: no report, no teardown."""
 
-    def __init__(self, modules: dict[str, list[str]], fresh: bool, jobs: int) -> None:
-        self.modules, self.fresh, self.jobs, self.parent = modules, fresh, jobs, os.getpid()
-        self.counts, self.survivors, self.kills = {}, [], Counter()
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item, call) -> None:
-        """The first failure ends a mutant's process: no report, no teardown."""
         if os.getpid() != self.parent and call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
             os.write(STDERR, f"{item.nodeid}\n{call.when}: {call.excinfo.exconly()}\n{call.excinfo.traceback[-1]}\n".encode())
             os._exit(1)
+
+
+class Runner(Witness):
+    """A pytest plugin: in place of the test loop, the mutants of some modules."""
+
+    def __init__(self, modules: dict[str, list[str]], fresh: bool, jobs: int) -> None:
+        super().__init__(os.getpid())
+        self.modules, self.fresh, self.jobs = modules, fresh, jobs
+        self.counts, self.survivors, self.kills, self.hashes = {}, [], Counter(), {}
+        for module, files in modules.items():  # before anybody can edit them
+            tests = sorted({*files, "tests/reference.py", "tests/toy_project.py"})
+            self.hashes[module] = _hash(*((ROOT / f).read_text(encoding="utf-8") for f in tests))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session) -> bool:
         self.session, self.items = session, {item.nodeid: item for item in session.items}
         lines = self._baseline()
         for module, files in self.modules.items():
-            of_module = {n for n in self.items if any(n.startswith(f) for f in files)}
-            self._module(module, {line: tests & of_module for line, tests in lines[module].items()}, files)
+            self._module(module, lines[module], {n for n in self.items if any(n.startswith(f) for f in files)})
             self.missing = write(self.counts, self.survivors, reasons())
         return True
 
@@ -244,34 +253,28 @@ class Runner:
         if doctest:
             doctest.globs.update(names)  # a doctest is made to run once
 
-    def _module(self, module: str, lines: dict[int, set[str]], files: list[str]) -> None:
-        path, store, found = ROOT / module, STORE / f"{module.replace('/', '-')}.json", {}
-        helpers = {*files, "tests/reference.py", "tests/toy_project.py"}
-        tests_now = _hash(*((ROOT / f).read_text(encoding="utf-8") for f in sorted(helpers)))
+    def _module(self, module: str, lines: dict[int, set[str]], tests: set[str]) -> None:
+        path, store, found, tests_now = ROOT / module, STORE / f"{module.replace('/', '-')}.json", {}, self.hashes[module]
         known = json.loads(store.read_text(encoding="utf-8")) if store.exists() and not self.fresh else {}
         self.kills.clear()
-        statements, everything = _statements(path), set().union(*lines.values())
-        if not everything:
-            raise pytest.UsageError(f"{module}: no test executes a line of it")
-        every = {_hash(m["source"]): m for m in mutants(path)}
-        unchanged = {
-            "source": path.read_text(encoding="utf-8"),
-            "function": next((m["function"] for m in every.values() if m["function"]), None),
-        }
-        for key, outcome in self._outcomes(
-            path, {"code": (unchanged, everything), "import": (unchanged | {"function": None}, everything)}
-        ):
-            if outcome != "survived":
-                raise pytest.UsageError(f"{module}: without a change the tests give {outcome} ({key}): {self.died}")
-        work = {}
+        statements, every, work = _statements(path), {_hash(m["source"]): m for m in mutants(path)}, {}
         for key, mutant in every.items():
             stored = known.get(key, {})
             if stored.get("outcome") in ("killed", "timeout") or stored.get("tests") == tests_now:
                 found[key] = stored
             else:
                 first, last = statements.get(mutant["line"], (mutant["line"],) * 2)
-                on_line = set().union(*(lines.get(line, set()) for line in range(first, last + 1)))
-                work[key] = mutant, on_line if mutant["function"] else everything
+                on_line = set().union(*(lines.get(line, set()) for line in range(first, last + 1))) & tests
+                if mutant["function"] and on_line:
+                    work[key] = mutant, on_line
+                else:  # what runs at import
+                    work[key] = mutant | {"function": None}, tests
+        same = {"source": path.read_text(encoding="utf-8")}
+        control = {bool(mutant["function"]): (mutant | same, several) for mutant, several in reversed(work.values())}
+        for in_function, outcome in self._outcomes(path, control):
+            if outcome != "survived":
+                kind = "function" if in_function else "import"
+                raise pytest.UsageError(f"{module}: without a change the tests give {outcome} ({kind}): {self.died}")
         started = time.perf_counter()
         for number, (key, outcome) in enumerate(self._outcomes(path, work), 1):
             found[key] = {"outcome": outcome, "tests": tests_now}
@@ -326,7 +329,7 @@ class Runner:
         gc.disable()
         self.session.config.pluginmanager.unregister(name="terminalreporter")
         if not (mutant["function"] and self._exchange(path, mutant["source"], mutant["function"])):
-            return _anew(path, mutant["source"], tests)
+            return _anew(path, mutant["source"], tests, Witness(self.parent))
         for nodeid in tests:
             self._run(self.items[nodeid])
         return 0
@@ -369,7 +372,7 @@ def _functions(paths: set[str]) -> dict[tuple[str, str], list[FunctionType]]:
     return found
 
 
-def _anew(path: Path, source: str, tests: list[str]) -> int:
+def _anew(path: Path, source: str, tests: list[str], witness: Witness) -> int:
     """Import everything of ours again, the module in its mutated form, and run the tests."""
     import importlib.machinery
 
@@ -395,7 +398,7 @@ def _anew(path: Path, source: str, tests: list[str]) -> int:
         "--doctest-modules",
     ]
     os.chdir(ROOT)
-    return int(pytest.main([*options, *tests]))
+    return int(pytest.main([*options, *tests], plugins=[witness]))
 
 
 def _hash(*texts: str) -> str:

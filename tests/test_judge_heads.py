@@ -150,6 +150,15 @@ def test_detection_and_reranking_use_the_filter_where_they_are_told():
     assert not torch.equal(plain, scores), "the filter drops something here"
 
 
+def test_every_question_of_every_set_is_a_probe():
+    judge, _ = both(layers=2)
+    sets = [candidate_set((4, 2, 6), questions=n, seed=n) for n in (1, 2, 3)]
+    alone = [heads.detect(judge, [s]).per_probe for s in sets]
+    together = heads.detect(judge, sets).per_probe
+    assert together.shape == (6, 2, 4) and together.dtype == np.float64
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
 def test_without_a_probe_there_is_no_detection():
     with pytest.raises(DreamError, match="no probe to score heads on"):
         heads.detect(both()[0], [])
@@ -171,10 +180,26 @@ def test_strategies():
     best_outside = np.zeros((8, 5))
     best_outside[[0, 1, 6, 7]] = 1
     assert heads.select(best_outside, knobs(strategy="random_middle", count=20)) == [h for h in every if 2 <= h[0] < 6]
+    middle = heads.select(best_in_the_middle, knobs(strategy="random_middle", count=15))
+    assert middle == [h for h in every if h[0] in (2, 4, 5)]
     assert len(heads.select(scores, knobs(strategy="all"))) == 40
+    assert sorted(heads.select(scores, knobs(count=40))) == every
+    with pytest.raises(DreamError, match="heads.count is 41, but query_focused can choose from 40 heads"):
+        heads.select(scores, knobs(count=41))
     assert heads.select(scores, knobs(strategy="explicit", explicit=[[1, 2]])) == [(1, 2)]
     with pytest.raises(DreamError, match="can choose from 9"):
         heads.select(scores, knobs(strategy="random_middle", count=21))
+
+
+def test_a_judge_with_too_few_heads_is_refused():
+    judge = SimpleNamespace(layers=2, heads=3)
+    heads.require_possible(knobs(count=6), judge)
+    heads.require_possible(knobs(strategy="explicit", explicit=[[1, 2]]), judge)
+    with pytest.raises(DreamError, match=r"heads.count is 7, but query_focused can choose from 6 heads"):
+        heads.require_possible(knobs(count=7), judge)
+    for missing in ([2, 0], [0, 3]):
+        with pytest.raises(DreamError, match=r"does not exist: the judge has layers 0 to 1 with heads 0 to 2"):
+            heads.require_possible(knobs(strategy="explicit", explicit=[missing]), judge)
 
 
 def test_stability_is_one_for_sure_heads_and_low_for_noise():
@@ -186,14 +211,18 @@ def test_stability_is_one_for_sure_heads_and_low_for_noise():
 
 
 def test_stability_is_the_mean_overlap_over_seeded_resamples():
-    scores = np.random.default_rng(1).random((5, 2, 4))
-    flat, generator = scores.reshape(5, 8), np.random.default_rng(3)
-    top, overlaps = set(np.argsort(-flat.mean(0))[:3]), []
+    """Ties go to the lower layer, then the lower head, as in the selection."""
+    scores = np.random.default_rng(5).integers(0, 2, (5, 10, 10)).astype(float)
+
+    def best(probes):
+        sums = [sum(probe[place] for probe in probes) for place in range(100)]
+        return set(sorted(range(100), key=lambda place: -sums[place])[:7])
+
+    flat, generator, overlaps = scores.reshape(5, 100), np.random.default_rng(3), []
     for _ in range(7):
-        drawn = [flat[i] for i in generator.integers(0, 5, 5)]
-        overlaps.append(len(top & set(np.argsort(-np.mean(drawn, axis=0))[:3])) / 3)
+        overlaps.append(len(best(flat) & best([flat[i] for i in generator.integers(0, 5, 5)])) / 7)
     assert 0 < np.mean(overlaps) < 1
-    assert heads.stability(heads.HeadScores(scores), 3, 7, 3) == pytest.approx(np.mean(overlaps), abs=1e-12)
+    assert heads.stability(heads.HeadScores(scores), 7, 7, 3) == pytest.approx(np.mean(overlaps), abs=1e-12)
 
 
 def test_heads_json_holds_what_identifies_a_selection():
@@ -202,7 +231,7 @@ def test_heads_json_holds_what_identifies_a_selection():
     content = heads.describe(scores, heads.select(scores.mean, knobs()), knobs(), judge)
     assert np.array(content["scores"]).shape == (4, 4)
     assert content["probes"] == 2 and len(content["selected"]) == 3 and 0 <= content["stability"] <= 1
-    assert content["dtype"] == "float64" and content["weights"] == judge.weights
+    assert content["dtype"] == "float64" and (content["judge"], content["weights"]) == (judge.reference, judge.weights)
     noise = heads.HeadScores(np.random.default_rng(0).random((6, 4, 4)))
     content = heads.describe(noise, [(1, 2)], knobs(seed=3, bootstrap=7, strategy="random"), judge)
     assert content["stability"] == round(heads.stability(noise, 3, 7, 3), 4) and content["strategy"] == "random"
@@ -249,18 +278,20 @@ def test_the_diagnosis_is_made_of_the_losses_it_names():
     used = next(r for r in found["rows"] if r["used"])
     assert used["rows"] == "query+label" and used["instances"] == 3
     gate = torch.tensor(0.5, dtype=torch.float64)
-    for name, p in {"uniform": (0.5, 0.5), "gold": (0.0, 1.0), "wrong": (1.0, 0.0)}.items():
-        slow = [
-            reference.target_loss(model, judge.prompt.layout(s), torch.tensor(p).double(), gate, HEADS, "query+label")
-            for s in sets
-        ]
-        assert used[name] == pytest.approx(torch.stack(slow).mean().item(), abs=1e-5)
+    for row in found["rows"]:
+        for name, p in {"uniform": (0.5, 0.5), "gold": (0.0, 1.0), "wrong": (1.0, 0.0)}.items():
+            slow = [
+                reference.target_loss(model, judge.prompt.layout(s), torch.tensor(p).double(), gate, HEADS, row["rows"])
+                for s in sets
+            ]
+            assert row[name] == pytest.approx(torch.stack(slow).mean().item(), abs=1e-5)
     assert used["none"] == pytest.approx(torch.stack([judge.target_losses(s)[0] for s in sets]).mean().item(), abs=1e-5)
     assert used["gap"] == pytest.approx(used["wrong"] - used["gold"], abs=1e-5)
     assert used["gap_low"] <= used["gap"] <= used["gap_high"]
     assert len(found["positions"]) == 3
     assert np.mean([p["gold"] for p in found["positions"]]) == pytest.approx(used["gold"], abs=1e-5)
     assert "query+label *" in diagnostics.table(found)
+    assert found == diagnostics.measure(judge, sets, Injection(HEADS, "query+label"), 0.5, seed=0, resamples=2000)
 
 
 def test_the_diagnosis_draws_one_wrong_candidate_a_set_and_resamples_the_gaps_with_its_seed():
