@@ -249,6 +249,29 @@ def paper(
         typer.echo(visible(remark), err=True)
 
 
+@app.command(
+    epilog=examples("dream-report verify", "dream-report verify --against v1.0 --tolerance 0.001", "dream-report verify --json")
+)
+def verify(
+    against: Annotated[str, typer.Option("--against", help="A commit, branch, tag or experiment.")] = "HEAD",
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0, max=1, help="How far apart two nDCG@10 may lie.")] = 0.003,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Compare this machine's scores with the committed ones.
+
+    Exit code 1 if one is missing, is more, was made with other settings, or lies farther apart than the tolerance.
+    """
+    from dream import config
+    from dream.report.commands import verify as verifying
+
+    found = verifying.verify(config.load(params), against, tolerance, cells)
+    show(found.as_json, json, lambda: "\n".join(map(visible, found.lines())))
+    if found.odd:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=examples("dream-report runs", "dream-report runs --commits 5 --format csv > runs.csv"))
 def runs(
     commits: Annotated[int, typer.Option("--commits", min=0, max=10_000, help="Commits that changed results, newest first.")] = 1,

@@ -46,7 +46,7 @@ def run(project, monkeypatch):
 
 
 def test_the_subcommands_are_those_of_the_readme():
-    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "sweep", "tables"]
+    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "sweep", "tables", "verify"]
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -219,6 +219,7 @@ ONE_LINE = [
     (["tables", "--params", "bytes"], "bytes "),
     (["tables", "--cells", "file"], "file holds no results"),
     (["runs"], "git log: fatal: not a git repository"),
+    (["verify"], "git log: fatal: not a git repository"),
     (["sweep"], "git log: fatal: not a git repository"),
     (["compare", "HEAD:dream", "bm25"], "git log: fatal: not a git repository"),
     (["tables", "--experiment", "mine"], "git log: fatal: not a git repository"),
