@@ -315,6 +315,23 @@ def sweep(
         show(lines, json, lambda: "\n".join(lines))
 
 
+@app.command(epilog=examples("dream-report knobs", "dream-report knobs injection", "dream-report knobs learning_rate --json"))
+def knobs(
+    name: Annotated[str | None, typer.Argument(help="A section, an objective, or one setting; without it all are shown.")] = None,
+    json: Json = False,
+    params: Params = PARAMS,
+) -> None:
+    """Say what every setting is for, its value in every recipe, and what it may be."""
+    from dataclasses import asdict
+
+    from dream.report.commands import knobs as describing
+    from dream.report.tables import render
+
+    found = describing.named(describing.settings(params), name)
+    lines = lambda _=0: describing.lines(found)  # noqa: E731
+    show(lambda: [asdict(setting) for setting in found], json, lambda: render.joined(lines()), lambda: render.Coloured(lines))
+
+
 @app.command(epilog=examples("dream-report plan --size 3b", "dream-report plan --size 8b --tflops 400 --device-gib 80"))
 def plan(
     size: Annotated[str | None, typer.Option("--size", help="An entry of `sizes`; by default that of params.")] = None,
