@@ -444,6 +444,29 @@ def export(
     show(found, json, lambda: "\n".join(found.values()))
 
 
+@app.command(
+    epilog=examples("dream-report export-runs --out exports/runs", "dream-report export-runs --format mteb --out exports/runs")
+)
+def export_runs(
+    out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="Folder; each format is a folder in it.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="both, trec or mteb.")] = "both",
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Write every system's hits as TREC run files with their qrels, and its scores as result files of mteb.
+
+    The run files need the folder work/, mteb's do not.
+    """
+    from dream.report.commands import exports
+
+    formats = exports.FORMATS if format == "both" else (format,)
+    if format not in ("both", *exports.FORMATS):
+        raise DreamError(f"format {format!r} is unknown", f"Choose both or one of {', '.join(exports.FORMATS)}")
+    names = list(map(str, exports.export(load(params, cells), out, formats)))
+    show(names, json, lambda: "\n".join(names))
+
+
 @app.command(epilog=examples("dream-report page", "dream-report page --out results.html"))
 def page(
     out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="The HTML file to write.")] = Path(

@@ -29,7 +29,7 @@ from dream.knobs import RECIPES, Section
 from dream.names import hint
 from dream.report.tables.render import Line
 
-ENTRIES = {"sizes": Size, "models": Model}  # sections of params.yaml that hold named entries of settings
+ENTRIES: dict[str, type[Section]] = {"sizes": Size, "models": Model}  # sections that hold named entries
 NAMED = ("task_lists", "own")  # and those that hold one value under each name
 COMPUTED = ("roles", "knobs", "probes")
 WIDE = 2**31  # an upper limit from here on is the machine's, not the setting's
