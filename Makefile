@@ -2,6 +2,7 @@
 # make test    environment if needed, then the fast tests
 # make slow    the tests that need the packaged models
 # make bench   the benchmarks, results under reports/bench/
+# make lint    style, format and types
 # make mutants what the tests of judge, objectives, statistics and stages do not notice; FILE=dream/judge/heads.py: one module
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +40,8 @@ mutants: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf work .dream dvc_plots

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 WORK, CELLS = Path("work/evaluate"), Path("reports/results/evaluate")
 SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
 ROWS = ["suite", "task", "system", "seed", "query_id", *SCORES]
-SHOWN = 10  # hits kept per query
 RULES = "ties: −score, then id; grades of 0 and below are not relevant; unjudged hits are not relevant"
 
 
@@ -59,7 +58,7 @@ def run(system: systems.System, seed: int | None, names: list[str], config: Conf
     """Evaluate a system on tasks.
 
     Returns:
-        Per query: suite, task, system, seed, query_id, the metrics, the best hits and their scores. Per task: a record
+        Per query: suite, task, system, seed, query_id, the metrics, the hits and their scores. Per task: a record
         with the means, counts, the task's revision and everything that the numbers depend on. A task of several parts
         (mteb's CQADupstackRetrieval) has the mean over its parts; its query ids are ``part:id``.
     """
@@ -82,8 +81,8 @@ def score(system: systems.System, task: Task, config: Config) -> tuple[pd.DataFr
     ranked = {q: metrics.rank(hits, without=q if drop else None)[:depth] for q, hits in found.items()}
     table = metrics.per_query(metrics.explicit(ranked), task.qrels)
     left_out = table.attrs["left_out"]
-    table["hits"] = [ranked.get(q, [])[:SHOWN] for q in table["query_id"]]
-    table["scores"] = [[round(found[q][d], 6) for d in ranked.get(q, [])[:SHOWN]] for q in table["query_id"]]
+    table["hits"] = [ranked.get(q, []) for q in table["query_id"]]
+    table["scores"] = [[round(found[q][d], 6) for d in ranked.get(q, [])] for q in table["query_id"]]
     record = {
         "suite": task.suite,
         "task": task.name,

@@ -253,6 +253,29 @@ def paper(
         typer.echo(visible(remark), err=True)
 
 
+@app.command(
+    epilog=examples("dream-report verify", "dream-report verify --against v1.0 --tolerance 0.001", "dream-report verify --json")
+)
+def verify(
+    against: Annotated[str, typer.Option("--against", help="A commit, branch, tag or experiment.")] = "HEAD",
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0, max=1, help="How far apart two nDCG@10 may lie.")] = 0.003,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Compare this machine's scores with the committed ones.
+
+    Exit code 1 if one is missing, is more, was made with other settings, or lies farther apart than the tolerance.
+    """
+    from dream import config
+    from dream.report.commands import verify as verifying
+
+    found = verifying.verify(config.load(params), against, tolerance, cells)
+    show(found.as_json, json, lambda: "\n".join(map(visible, found.lines())))
+    if found.odd:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=examples("dream-report runs", "dream-report runs --commits 5 --format csv > runs.csv"))
 def runs(
     commits: Annotated[int, typer.Option("--commits", min=0, max=10_000, help="Commits that changed results, newest first.")] = 1,
@@ -294,6 +317,23 @@ def sweep(
     if not (run or queue):
         lines = sweeps.commands(found)
         show(lines, json, lambda: "\n".join(lines))
+
+
+@app.command(epilog=examples("dream-report knobs", "dream-report knobs injection", "dream-report knobs learning_rate --json"))
+def knobs(
+    name: Annotated[str | None, typer.Argument(help="A section, an objective, or one setting; without it all are shown.")] = None,
+    json: Json = False,
+    params: Params = PARAMS,
+) -> None:
+    """Say what every setting is for, its value in every recipe, and what it may be."""
+    from dataclasses import asdict
+
+    from dream.report.commands import knobs as describing
+    from dream.report.tables import render
+
+    found = describing.named(describing.settings(params), name)
+    lines = lambda _=0: describing.lines(found)  # noqa: E731
+    show(lambda: [asdict(setting) for setting in found], json, lambda: render.joined(lines()), lambda: render.Coloured(lines))
 
 
 @app.command(epilog=examples("dream-report plan --size 3b", "dream-report plan --size 8b --tflops 400 --device-gib 80"))
@@ -406,6 +446,29 @@ def export(
     if push is not None:
         found["pushed"] = exporting.push(next(iter(folders.values())), push)
     show(found, json, lambda: "\n".join(found.values()))
+
+
+@app.command(
+    epilog=examples("dream-report export-runs --out exports/runs", "dream-report export-runs --format mteb --out exports/runs")
+)
+def export_runs(
+    out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="Folder; each format is a folder in it.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="both, trec or mteb.")] = "both",
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Write every system's hits as TREC run files with their qrels, and its scores as result files of mteb.
+
+    The run files need the folder work/, mteb's do not.
+    """
+    from dream.report.commands import exports
+
+    formats = exports.FORMATS if format == "both" else (format,)
+    if format not in ("both", *exports.FORMATS):
+        raise DreamError(f"format {format!r} is unknown", f"Choose both or one of {', '.join(exports.FORMATS)}")
+    names = list(map(str, exports.export(load(params, cells), out, formats)))
+    show(names, json, lambda: "\n".join(names))
 
 
 @app.command(epilog=examples("dream-report page", "dream-report page --out results.html"))

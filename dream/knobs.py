@@ -55,6 +55,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def described(cls) -> Iterator[tuple[str, str]]:
+        """Every setting with the sentence that stands below it in the source."""
+        for owner in reversed([c for c in cls.__mro__ if issubclass(c, Section) and c.model_fields]):
+            (parsed,) = ast.parse(inspect.getsource(owner)).body
+            body = getattr(parsed, "body", [])
+            for line, below in zip(body, [*body[1:], None], strict=True):
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id in cls.model_fields:
+                    text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+                    yield line.target.id, " ".join(str(text).split())
+
 
 class Knobs(Section):
     """Settings of one objective or evaluated system; ``recipes`` holds what each recipe sets in the defaults' place."""
@@ -70,17 +81,6 @@ class Knobs(Section):
         """
         base = cls.recipes.get(FALLBACK.get(recipe, ""), {})
         return cls.model_validate({**base, **cls.recipes.get(recipe, {}), **(overrides or {})})
-
-    @classmethod
-    def described(cls) -> Iterator[tuple[str, str]]:
-        """Every knob with the sentence that stands below it in the source."""
-        for owner in reversed([c for c in cls.__mro__ if issubclass(c, Knobs) and c is not Knobs]):
-            (parsed,) = ast.parse(inspect.getsource(owner)).body
-            body = getattr(parsed, "body", [])
-            for line, below in zip(body, [*body[1:], None], strict=True):
-                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id in cls.model_fields:
-                    text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
-                    yield line.target.id, " ".join(str(text).split())
 
 
 class Tuned(Knobs):

@@ -99,7 +99,7 @@ def test_a_cell_is_small_complete_and_the_same_twice(project):
     assert csv.read_text().splitlines()[0] == "suite,task,system,seed,query_id,ndcg_at_10,recall_at_100,mrr_at_10"
     assert csv.read_text().splitlines()[1].startswith("own,tiny,untrained,,q0,")
     assert len(table) == 12 and list(table["query_id"]) == sorted(table["query_id"])
-    assert all(len(hits) == 10 == len(scores) for hits, scores in zip(table["hits"], table["scores"], strict=True))
+    assert all(len(hits) == 30 == len(scores) for hits, scores in zip(table["hits"], table["scores"], strict=True))
     assert record["queries"] == 12 and record["documents"] == 30 and record["seed"] is None
     assert record["ndcg_at_10"] == pytest.approx(table["ndcg_at_10"].mean(), abs=1e-6)
     assert record["settings"]["pooling"] == "last" and record["settings"]["max_length"] == 96

@@ -46,7 +46,8 @@ def run(project, monkeypatch):
 
 
 def test_the_subcommands_are_those_of_the_readme():
-    assert SUBCOMMANDS == ["compare", "doctor", "explain", "export", "page", "paper", "plan", "plots", "runs", "sweep", "tables"]
+    expected = "compare doctor explain export export-runs knobs page paper plan plots runs sweep tables verify"
+    assert " ".join(SUBCOMMANDS) == expected
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -206,7 +207,14 @@ ONE_LINE = [
     (["tables", "--out", "folder"], "folder holds other files, which would be lost. Name a new folder"),
     *(
         ([*command.split(), ""], "the place to write to is empty. Name a folder or a file")
-        for command in ("tables --out", "plots --plot systems --out", "page --out", "export --out", "explain q --html")
+        for command in (
+            "tables --out",
+            "plots --plot systems --out",
+            "page --out",
+            "export --out",
+            "export-runs --out",
+            "explain q --html",
+        )
     ),
     (["page", "--out", "folder"], "'folder' is no name of an HTML file. Name one that ends in .html"),
     (["page", "--out", "params.yaml"], "'params.yaml' is no name of an HTML file"),
@@ -219,6 +227,7 @@ ONE_LINE = [
     (["tables", "--params", "bytes"], "bytes "),
     (["tables", "--cells", "file"], "file holds no results"),
     (["runs"], "git log: fatal: not a git repository"),
+    (["verify"], "git log: fatal: not a git repository"),
     (["sweep"], "git log: fatal: not a git repository"),
     (["compare", "HEAD:dream", "bm25"], "git log: fatal: not a git repository"),
     (["tables", "--experiment", "mine"], "git log: fatal: not a git repository"),

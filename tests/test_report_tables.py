@@ -6,6 +6,7 @@ import filecmp
 import json
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_fixture import edit_cell, edit_json, make_cells, make_config
 
+from dream import config as configs
 from dream.errors import DreamError
 from dream.report import build, plots
 from dream.report.commands import compare
@@ -701,6 +703,36 @@ def test_manifest_holds_what_is_needed_to_repeat_a_run(results):
     assert set(made["models"]) == {"untrained", *(f"{name}-{seed}" for name in ("dream", "infonce") for seed in (0, 1, 2))}
     assert made["models"]["dream-1"] == {"model": "packaged/smollm2-135m", "checkpoint": "dream-1"}
     assert made["tasks"] == {task: f"{task}-revision" for task in ("boolq", "drop", "mbpp")}
+    assert made["assets"] == {}
+
+
+def test_the_manifest_names_every_loaded_model_and_data_set_once_with_its_content(results):
+    loaded = [
+        {"name": "packaged/smollm2-135m", "content_sha256": "e" * 64, "layers": 6, "licence": "Apache-2.0"},  # the encoder
+        {"name": "packaged/smollm2-135m", "content_sha256": "e" * 64, "licence": "Apache-2.0"},  # the judge
+        {"name": "mbpp", "content_sha256": "f" * 64, "used_for": "task mbpp", "licence": "CC BY 4.0"},
+    ]
+    runs = results.runs | {"assets": results.runs["assets"] | {"notes": {"assets": loaded}}}
+    assert build.manifest(replace(results, runs=runs))["assets"] == {
+        "packaged/smollm2-135m": {"content_sha256": "e" * 64, "licence": "Apache-2.0"},
+        "mbpp": {"content_sha256": "f" * 64, "licence": "CC BY 4.0"},
+    }
+
+
+def test_the_committed_manifest_has_the_content_of_every_model_that_was_evaluated():
+    root = Path(__file__).parent.parent
+    committed = cells.load(configs.load(root / "params.yaml"), root / "reports" / "results")
+    made = build.manifest(committed)
+    assert all(len(model["checkpoint"]) == 64 for model in made["models"].values())
+    assert {model["model"] for model in made["models"].values()} <= set(made["assets"])
+    assert all(len(one["content_sha256"]) == 64 for one in made["assets"].values())
+
+
+def test_two_cells_of_one_system_made_by_different_models_are_refused(config, tmp_path):
+    folder = make_cells(tmp_path, config)
+    edit_json(folder / "evaluate/untrained-domain.json", lambda rows: rows[0]["settings"].update(checkpoint="another"))
+    with pytest.raises(DreamError, match="cells untrained-general and untrained-domain were made by different models"):
+        cells.load(config, folder)
 
 
 def test_a_published_system_is_said_to_follow_its_own_rules(results):

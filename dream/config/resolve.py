@@ -65,7 +65,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         recipe = sizes[size].get("recipe")
     if recipe not in RECIPES:
         raise DreamError(f"recipe {recipe!r} is not defined", f"Choose auto, {', '.join(RECIPES)}")
-    values = {key: _pick(value, recipe, str(key)) for key, value in raw.items()} | {"recipe": recipe}
+    values = {key: pick(value, recipe, str(key)) for key, value in raw.items()} | {"recipe": recipe}
     carried = {key: values.pop(key) for key in check.carriers() & set(values) - set(Config.model_fields)}
     if odd := {"roles", "knobs", "probes"} & set(values):
         raise DreamError(f"{min(odd)} is not a known setting", "Remove it")
@@ -117,8 +117,12 @@ def _knobs(config: Config, carried: dict[str, Any]) -> dict[str, knobs.Knobs]:
     return found
 
 
-def _pick(value: Any, recipe: str, key: str) -> Any:
-    """Replace every ``{recipe: value}`` mapping by the value of ``recipe`` (or of the recipe it builds on)."""
+def pick(value: Any, recipe: str, key: str) -> Any:
+    """Replace every ``{recipe: value}`` mapping in a value of params.yaml by ``recipe``'s, or that of the recipe it builds on.
+
+    Raises:
+        DreamError: a mapping has no value for the recipe, or a key that is nearly a recipe's name.
+    """
     if not isinstance(value, dict):
         return value
     if set(value) & set(RECIPES) and (odd := [n for n in value if n not in RECIPES and names.near(str(n), RECIPES)]):
@@ -130,4 +134,4 @@ def _pick(value: Any, recipe: str, key: str) -> Any:
                 raise DreamError(f"{key} has no value for recipe {recipe!r}", f"Add `{recipe}: …` to it")
             name = FALLBACK[name]
         return value[name]
-    return {k: _pick(v, recipe, f"{key}.{k}") for k, v in value.items()}
+    return {k: pick(v, recipe, f"{key}.{k}") for k, v in value.items()}

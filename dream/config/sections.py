@@ -27,26 +27,42 @@ class Size(Section):
     """One entry of ``sizes``: the records of ``models`` that a size stands for, and its recipe."""
 
     encoder: Name
+    """The model that is trained, an entry of `models`."""
     judge: Name
+    """The frozen language model, an entry of `models`."""
     recipe: Literal["packaged", "smoke", "paper"]
+    """The recipe that `recipe: auto` stands for."""
 
 
 class Model(Section):
     """A model that is loaded, and all the rules that its numbers depend on. None: as the model's own folder says."""
 
-    model: ModelReference  # packaged/…, a hub id (owner/name or owner/name@revision) or a folder
-    adapter: ModelReference | None = None  # a PEFT adapter on top of it
-    layers: Positive | None = None  # the first so many layers are kept; None: all
+    model: ModelReference
+    """packaged/<name>, a hub id (owner/name or owner/name@revision) or a folder."""
+    adapter: ModelReference | None = None
+    """A PEFT adapter on top of it."""
+    layers: Positive | None = None
+    """The first so many layers are kept; null: all."""
     pooling: Pooling | None = None
-    query_prompt: str | None = None  # put before every query, in training and evaluation
+    """How the vectors of a text's tokens become one; null: as the model's folder says."""
+    query_prompt: str | None = None
+    """Put before every query, in training and evaluation."""
     document_prompt: str | None = None
-    append_eos: bool = False  # end-of-text token behind every text
-    max_length: Positive | None = None  # longest input in evaluation, in tokens; None: what the folder says, at most 512
-    dtype: DType = "float32"  # of the weights as they are loaded; a LoRA's are float32
-    quantization: Literal["none", "8bit", "4bit"] = "none"  # of a judge: bitsandbytes weights that compute in ``dtype``
-    lora_targets: SomeNames | None = None  # None: the attention projections of its architecture
-    trust_remote_code: bool = False  # run code from the model's repository
+    """Put before every document, in training and evaluation."""
+    append_eos: bool = False
+    """An end-of-text token behind every text."""
+    max_length: Positive | None = None
+    """Longest input in evaluation, in tokens; null: what the folder says, at most 512."""
+    dtype: DType = "float32"
+    """Of the weights as they are loaded; a LoRA's are float32."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Of a judge: bitsandbytes weights that compute in dtype."""
+    lora_targets: SomeNames | None = None
+    """Modules that a LoRA is put on; null: the attention projections of its architecture."""
+    trust_remote_code: bool = False
+    """Run code from the model's repository."""
     licence: str = ""
+    """Of the weights, as its publisher names it."""
 
 
 class Choice(Section):

@@ -55,6 +55,7 @@ def manifest(results: Results) -> dict[str, Any]:
         "hardware": one[1],
         "inputs": inputs,
         "models": _models(results),
+        "assets": _assets(results),
         "tasks": _tasks(results),
         "runs": runs,
     }
@@ -80,6 +81,12 @@ def _models(results: Results) -> dict[str, Any]:
             name = row.system if pd.isna(row.seed) else f"{row.system}-{row.seed}"
             found[name] = {key: settings[key] for key in kept if settings.get(key) is not None}
     return found
+
+
+def _assets(results: Results) -> dict[str, Any]:
+    """Every model and data set that was loaded, once, with its content hash, version and licence; roles share a model's files."""
+    entries = results.runs.get("assets", {}).get("notes", {}).get("assets", [])
+    return {one["name"]: {key: one[key] for key in one if key not in ("name", "layers", "used_for")} for one in entries}
 
 
 def _tasks(results: Results) -> dict[str, str]:

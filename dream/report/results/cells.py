@@ -233,6 +233,7 @@ def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str,
     curves = {run: _read_curve(run, folder, runs) for run in trained if (folder / "train" / f"{run}.csv").exists()}
     results = Results(config, queries, records, runs, wanted, curves, _read_extras(folder))
     _check_queries(results)
+    _check_models(records)
     return results
 
 
@@ -413,6 +414,17 @@ def _check_tasks(config: Config, records: dict[Cell, pd.DataFrame], folder: Path
             raise DreamError(f"{path} has no result on {min(missing)}, which {cell.tasks} holds now", "Run `dvc repro`")
         if extra := held - asked:
             raise DreamError(f"{path} has results on {min(extra)}, which {cell.tasks} no longer holds", "Run `dvc repro`")
+
+
+def _check_models(records: pd.DataFrame) -> None:
+    """All cells of a system and seed were made by one model (settings ``checkpoint``, a judge's ``weights``)."""
+    seen: dict[tuple[str, str], tuple[str, Any]] = {}
+    for row in records.itertuples():
+        settings = row.settings if isinstance(row.settings, dict) else {}
+        made = settings.get("checkpoint"), settings.get("weights")
+        other, theirs = seen.setdefault((row.system, str(row.seed)), (row.cell, made))
+        if theirs != made:
+            raise DreamError(f"cells {other} and {row.cell} were made by different models", "Run `dvc repro` so that both agree")
 
 
 def _check_queries(results: Results) -> None:
