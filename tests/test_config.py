@@ -127,7 +127,7 @@ def test_an_override_replaces_the_values_of_all_recipes():
         ("rerankers", ["qrhaed"], "rerankers: 'qrhaed' is unknown. Did you mean 'qrhead'?"),
         ("data.sources", ["bolq"], "data.sources: 'bolq' is unknown. Did you mean 'boolq'?"),
         ("report.reference_system", "draem", "report.reference_system: 'draem' is unknown. Did you mean 'dream'?"),
-        ("task_lists.loop", ["boolq", "loop"], "task_lists: loop → loop never ends"),
+        ("task_lists.ring", ["boolq", "ring"], "task_lists: ring → ring never ends"),
         ("task_lists", {"a": ["b"], "b": ["c"], "c": ["boolq", "a"]}, "task_lists: a → b → c → a never ends"),
         ("evaluate.depth", {"smoke": 100, "paper": 100}, "evaluate.depth has no value for recipe 'packaged'"),
         ("evaluate.depth", {"packaged": 100, "smok": 100}, "evaluate.depth: 'smok' is no recipe. Did you mean 'smoke'?"),

@@ -49,6 +49,11 @@ def carrier(name: str) -> Any:
     return None
 
 
+def teacher(name: str) -> Any:
+    """The class of a teacher that an objective names."""
+    return importlib.import_module("dream.teachers").find(name)
+
+
 def objectives(config: Config) -> None:
     """Let every objective that runs look at the settings that it would be trained with."""
     for name in config.objectives:

@@ -36,11 +36,15 @@ REGISTRY: dict[str, type[Objective]] = {}
 
 @dataclass(frozen=True)
 class Given:
-    """What the judge gives an objective, as far as it needs it: itself, its retrieval heads, its log-likelihoods by question."""
+    """What an objective is given, as far as it needs it: the judge, its retrieval heads, a teacher's table by question.
+
+    ``tokens`` counts the target tokens of every question, where the teacher reads a target.
+    """
 
     judge: Judge | None = None
     heads: Sequence[tuple[int, int]] = ()
     teacher: dict[str, Sequence[float]] | None = None
+    tokens: dict[str, int] | None = None
 
 
 class Objective(nn.Module):
@@ -49,7 +53,8 @@ class Objective(nn.Module):
     Attributes:
         Knobs: its own settings, with the values of every recipe.
         needs: of ``judge`` (:meth:`loss` asks the frozen LLM), ``lm`` (it trains the judge's model as its own), ``heads``
-            (the judge's retrieval heads, where there is a signal), ``teacher`` (log-likelihoods of stage ``teacher``).
+            (the judge's retrieval heads, where there is a signal), ``teacher`` (the table of stage ``teacher``).
+        teacher_name: the teacher in ``dream/teachers.py`` that it learns from; see :meth:`taught_by`.
         uses: code that it depends on beside its own file and what all objectives share.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
             then accepts a gradient of zero.
@@ -58,6 +63,7 @@ class Objective(nn.Module):
 
     Knobs: ClassVar[type[Knobs]] = Knobs
     needs: ClassVar[frozenset[str]] = frozenset()
+    teacher_name: ClassVar[str | None] = None
     uses: ClassVar[tuple[str, ...]] = ()
     expects_gradient = True
     no_gradient = "Its loss does not depend on the scores: check the objective and its settings"
@@ -77,6 +83,11 @@ class Objective(nn.Module):
             given: what it needs.
         """
         raise NotImplementedError
+
+    @classmethod
+    def taught_by(cls, knobs: Any) -> str | None:
+        """The teacher that it needs with these knobs: a name in ``dream/teachers.py``, ``models.<name>``, or None."""
+        return cls.teacher_name
 
     @classmethod
     def check(cls, knobs: Any, config: Config) -> None:
@@ -171,14 +182,16 @@ def similarities(queries: Sequence[Tensor], passages: Sequence[Tensor]) -> list[
     return [check_finite(q @ p.T) for q, p in zip(queries, passages, strict=True)]
 
 
-def load_teacher(path: Path) -> dict[str, Sequence[float]]:
-    """Mean log-likelihoods per question id, each a list over the K candidates in the order of the set."""
+def load_teacher(path: Path) -> tuple[dict[str, Sequence[float]], dict[str, int]]:
+    """A teacher's numbers per question id, each a list over the K candidates in the order of the set, and its target's tokens."""
     import pandas as pd
 
     if not path.exists():
         raise DreamError(f"{path} is missing", "Run `dvc repro teacher`")
     table = pd.read_parquet(path)
-    return dict(zip(table.instance_id, table.log_likelihoods, strict=True))
+    if missing := {"instance_id", "scores", "tokens"} - set(table.columns):
+        raise DreamError(f"{path} has no column {min(missing)}", "Run `dvc repro -f teacher`")
+    return dict(zip(table.instance_id, table.scores, strict=True)), dict(zip(table.instance_id, table.tokens, strict=True))
 
 
 def check_sets(sets: Sequence[CandidateSet]) -> None:
