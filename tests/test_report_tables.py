@@ -365,7 +365,7 @@ def test_a_missing_cell_is_named_with_its_command(config, tmp_path):
         ("train-infonce-0", "roles.encoder.layers", 4, 6),
         ("evaluate-dream-1-domain", "roles.encoder.pooling", "mean", "last"),
         ("heads", "roles.judge.dtype", "float32", "bfloat16"),
-        ("train-infonce-1", "knobs.infonce.in_batch_negatives", True, False),
+        ("train-infonce-1", "knobs.infonce.negatives", "batch", False),
     ],
 )
 def test_a_stage_that_read_other_settings_is_refused(config, tmp_path, name, knob, was, now):

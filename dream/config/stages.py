@@ -107,10 +107,13 @@ def _of_objective(config: Config, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _tuned(config: Config, name: str) -> dict[str, Any]:
-    """An objective's own learning rate and initial tau, which stand in the place of the common ones."""
+    """An objective's own learning rate, LoRA dropout and initial tau, which stand in the place of the common ones."""
     own = config.knobs[name]
-    rate, start = getattr(own, "learning_rate", None), getattr(own, "temperature", None)
-    return {**({"training": {"learning_rate": rate}} if rate else {}), **({"temperature": {"init": start}} if start else {})}
+    rate, dropout, start = (getattr(own, knob, None) for knob in ("learning_rate", "dropout", "temperature"))
+    training: dict[str, Any] = {"learning_rate": rate} if rate else {}
+    if dropout is not None:
+        training["lora"] = config.training.lora.model_dump() | {"dropout": dropout}
+    return {**({"training": training} if training else {}), **({"temperature": {"init": start}} if start else {})}
 
 
 def _reads(config: Config, name: str) -> tuple[str, ...]:

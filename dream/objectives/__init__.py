@@ -56,6 +56,7 @@ class Objective(nn.Module):
             (the judge's retrieval heads, where there is a signal), ``teacher`` (the table of stage ``teacher``).
         teacher_name: the teacher in ``dream/teachers.py`` that it learns from; see :meth:`taught_by`.
         uses: code that it depends on beside its own file and what all objectives share.
+        whole_batch: its loss is one of the whole global batch, not a mean over sets; the loop then caches gradients.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
             then accepts a gradient of zero.
         no_gradient: what to do when the encoder gets no gradient in step 1, for the loop's error.
@@ -65,6 +66,7 @@ class Objective(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     teacher_name: ClassVar[str | None] = None
     uses: ClassVar[tuple[str, ...]] = ()
+    whole_batch = False
     expects_gradient = True
     no_gradient = "Its loss does not depend on the scores: check the objective and its settings"
 
@@ -95,7 +97,11 @@ class Objective(nn.Module):
 
     def loss(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[Tensor, dict[str, float]]:
         """Mean loss over the sets (a scalar with a graph) and numbers for the training curves."""
-        return self.from_vectors(*vectors(sets, encoder), sets)
+        return self.from_vectors(*self.embed(sets, encoder), sets)
+
+    def embed(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[list[Tensor], list[Tensor]]:
+        """What :meth:`from_vectors` reads, from the encoder. See :func:`vectors`."""
+        return vectors(sets, encoder)
 
     def from_vectors(
         self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
