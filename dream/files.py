@@ -112,6 +112,37 @@ def read_yaml(path: Path | str) -> Any:
         raise DreamError(f"{path}{place} is not valid YAML ({problem})", "Correct it, or take it from git again") from None
 
 
+class Journal:
+    """Answers by key, a JSON line each, kept as they come: an interrupted run goes on where it stopped.
+
+    Attributes:
+        done: the answers so far; a line that was cut by an interruption is dropped from the file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path, self.done = Path(path), dict[str, Any]()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        with open(self.path, "a+b") as stream:
+            stream.seek(0)
+            for line in stream:
+                try:
+                    key, answer = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                self.done[key] = answer
+                whole += len(line)
+            stream.truncate(whole)
+
+    def add(self, key: str, answer: Any) -> None:
+        """Keep an answer that can be written as JSON."""
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps([key, answer], ensure_ascii=False) + "\n")
+        self.done[key] = answer
+
+
 def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as stream:

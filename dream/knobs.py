@@ -2,7 +2,7 @@
 
 An objective (``dream/objectives``) or an evaluated system (``dream/systems``) states its own settings as a subclass of
 :class:`Knobs` in its own file, with the values of every recipe. The configuration (``dream/config``) collects them; params.yaml
-may override each (``infonce: {in_batch_negatives: true}``) and needs none.
+may override each (``infonce: {negatives: batch}``) and needs none.
 """
 
 from __future__ import annotations

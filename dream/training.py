@@ -6,7 +6,8 @@ killed goes on exactly where it stopped. Checkpoints lie in ``$DVC_ROOT/.dream/c
 objective, seed.
 
 The global batch of ``training.batch`` sets is cut into micro-batches, which are dealt to the processes; losses are
-weighted so that the gradient is that of the mean over the global batch, whatever the split. What is trained is small
+weighted so that the gradient is that of the mean over the global batch, whatever the split (of an objective of the whole
+batch, too: see :func:`_cached_backward`). What is trained is small
 (LoRA, tau, gate): every process holds all of it, and the gradients are summed over the processes once a step. So a batch
 need not be divisible by the processes, and a process that runs out of memory or is told to stop can say so before the
 others wait for it. Under an FSDP configuration the encoder's frozen weights are spread over the processes.
@@ -146,6 +147,10 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], gi
     )
     objective = objectives.find(name)
     step = Step(encoder, objective.build(config.knobs[name], config, given)).to(accelerator.device)
+    if step.objective.whole_batch and accelerator.num_processes > 1:
+        raise DreamError(
+            f"{name} takes its negatives from the whole batch, which only one process holds", "Leave training.accelerate out"
+        )
     _shard(accelerator, encoder, knobs)
     parameters = step.trained()
     optimizer = torch.optim.AdamW(groups(parameters, knobs), weight_decay=knobs.weight_decay)
@@ -240,7 +245,10 @@ def _gradient(step: Step, batch, result: Result, accelerator, moment: tuple[int,
         step.zero_grad(set_to_none=True)
         report, before = Report(), operations(step.objective, step.encoder)
         try:
-            report.logs = _backward(step, batch, result.micro, accelerator)
+            if step.objective.whole_batch and result.micro < len(batch):
+                report.logs = _cached_backward(step, batch, result.micro)
+            else:
+                report.logs = _backward(step, batch, result.micro, accelerator)
         except (RuntimeError, MemoryError) as error:
             # Under FSDP the others wait inside a joint pass: this process cannot try again alone.
             if not _is_out_of_memory(error) or accelerator.distributed_type == "FSDP":
@@ -276,6 +284,40 @@ def _backward(step: Step, batch: Sequence[CandidateSet], micro: int, accelerator
         for key, value in {"loss": float(loss.detach()), **logs}.items():
             totals[key] = totals.get(key, 0.0) + value * share
     return totals
+
+
+def _cached_backward(step: Step, batch: Sequence[CandidateSet], micro: int) -> dict[str, float]:
+    """The gradient of one loss of the whole batch, in the memory of a micro-batch; return the batch's logs.
+
+    GradCache (Gao et al. 2021, arXiv 2101.06983): the vectors of all micro-batches without a graph, the loss on them and its
+    gradient at each, then every micro-batch again, with the random numbers that it had, from there to the weights.
+    """
+    encoder, objective, tokens = step.encoder, step.objective, step.encoder.trained_tokens
+    pieces = dealt(batch, micro, 1, 0)
+    states, kept = [], []
+    with torch.no_grad():
+        for piece in pieces:
+            states.append(_random_state())
+            kept.append(objective.embed(piece, encoder))
+    objective.flops += encoder.flops_per_token * (encoder.trained_tokens - tokens)  # forward only
+    encoder.trained_tokens = tokens
+    kept = [[[v.detach().requires_grad_() for v in side] for side in pair] for pair in kept]
+    queries, passages = ([v for side in sides for v in side] for sides in zip(*kept, strict=True))
+    loss, logs = objective.from_vectors(queries, passages, batch)
+    loss.backward()
+    for piece, state, pair in zip(pieces, states, kept, strict=True):
+        _random_state(state)
+        again = objective.embed(piece, encoder)
+        torch.autograd.backward([v for side in again for v in side], [v.grad for side in pair for v in side])
+    return {"loss": float(loss.detach()), **logs}
+
+
+def _random_state(restore: list[Tensor] | None = None) -> list[Tensor]:
+    """The state of torch's generators, the processor's and every GPU's; ``restore`` is put in its place first."""
+    if restore is not None:
+        torch.set_rng_state(restore[0])
+        torch.cuda.set_rng_state_all(restore[1:])
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
 
 
 def dealt(batch: Sequence, micro: int, processes: int, process: int) -> list[Sequence]:

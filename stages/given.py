@@ -28,7 +28,8 @@ def main() -> None:
         diagnostics.require_signal(read_json("work/signal/diagnostic.json"), config.injection.force)
         files.append("work/heads/heads.json")
     if "teacher" in needs:
-        files.append(f"work/teacher/{name}/teacher.parquet")
+        manifest.check(f"teacher-{name}", table := f"work/teacher/{name}/teacher.parquet")
+        files.append(table)
     with replacing_folder(Path("work/given") / name) as folder:
         write_json(folder / "needs.json", needs)
         for file in files:

@@ -1,4 +1,4 @@
-"""Stage teacher: the frozen judge's log-likelihood of the target given each candidate, for the objectives that learn from it."""
+"""Stage teacher: what a frozen model makes of each candidate, for an objective that learns from such a table."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,8 @@ def main() -> None:
 
     config, inputs = stages.load(name), ["work/data", "work/candidates"]
     folder = Path("work/teacher") / name.removeprefix("teacher-")
-    if not read_json(stages.FOLDER / f"{name}.json")["needs"]:
+    asked = read_json(stages.FOLDER / f"{name}.json")["teacher"]
+    if not asked:
         with replacing_folder(folder) as temporary:
             (temporary / "none.txt").write_text("This objective has no teacher.\n", encoding="utf-8")
         print(f"[{name}] this objective has no teacher: nothing to compute")
@@ -25,25 +26,25 @@ def main() -> None:
     with manifest.recording(name, inputs=inputs) as record:
         import pandas as pd
         import torch
-        from tqdm import tqdm
 
+        from dream import teachers
         from dream.instances import load_sets, split, used
-        from dream.judge import Judge, flops
 
         manifest.check("prepare", "work/data")
         manifest.check("candidates", "work/candidates")
+        kind, heads = teachers.find(asked), []
+        if kind.needs_heads:
+            manifest.check("heads", "work/heads")
+            heads = read_json("work/heads/heads.json")["selected"]
+            inputs.append("work/heads")
         torch.set_num_threads(config.training.threads)
-        judge, (sets, _) = Judge.build(config), split(load_sets(), config.probes)
-        rows = []
-        for candidates in tqdm(used(sets, config.training.steps, config.training.batch), desc="teacher", unit="set"):
-            scores = judge.passage_log_likelihood(candidates).float().tolist()
-            record.flops += flops.likelihoods(
-                judge.model.config, judge.prompt.documents(candidates), judge.prompt.suffixes(candidates)
-            )
-            rows += [{"instance_id": q.id, "log_likelihoods": s} for q, s in zip(candidates.questions, scores, strict=True)]
+        sets, _ = split(load_sets(), config.probes)
+        sets = used(sets, config.training.steps, config.training.batch)
+        rows, record.flops, new = teachers.table(kind(config, heads), sets)
         with replacing_folder(folder) as temporary:
-            pd.DataFrame(rows, columns=["instance_id", "log_likelihoods"]).to_parquet(temporary / "teacher.parquet")
-        record.notes["questions"] = len(rows)
+            pd.DataFrame(rows, columns=["instance_id", "scores", "tokens"]).to_parquet(temporary / "teacher.parquet")
+        record.notes |= {"teacher": asked, "questions": len(rows), "sets": len(sets), "asked_now": new}
+    print(f"[{name}] {asked}: {len(sets)} sets, {len(sets) - new} of them from the journal")
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ def main() -> None:
 
         manifest.check("prepare", "work/data")
         manifest.check("candidates", "work/candidates")
-        needs = objectives.find(args.objective).needs
+        needs = read_json(given / "needs.json")
         judge = Judge.build(config, training.device()) if "judge" in needs else None
         heads = read_json(given / "heads.json")["selected"] if "heads" in needs else []
-        teacher = objectives.load_teacher(given / "teacher.parquet") if "teacher" in needs else None
+        table = objectives.load_teacher(given / "teacher.parquet") if "teacher" in needs else (None, None)
         made_with = {"settings": read_json(stages.FOLDER / f"{settings}.json"), "objective": args.objective, "seed": args.seed}
         key = value_hash([made_with, manifest.code_hash(), *map(manifest.content_hash, inputs)])[:24]
         sets, _ = split(load_sets(), config.probes)
-        result = training.train(config, args.objective, args.seed, sets, objectives.Given(judge, heads, teacher), key)
+        result = training.train(config, args.objective, args.seed, sets, objectives.Given(judge, heads, *table), key)
         if main_process:
             training.save(result, Path("work/models") / name, made_with)
             training.save_curves(result, curves := Path("reports/results/train") / f"{name}.csv")

@@ -176,6 +176,32 @@ def target_loss(model, layout, p=None, gate=None, heads=(), rows="query", budget
     return -sum(log_p[t - 1, ids[0, t]] for t in range(*layout.target)) / (layout.target[1] - layout.target[0])
 
 
+def _hiding(module, query, key, value, attention_mask, scaling=None, first=None, hidden=None, **kwargs):
+    """Attention in which rows from ``first`` on cannot see the keys in ``hidden``, matrix by matrix."""
+    key, value = (x[0].repeat_interleave(module.num_key_value_groups, dim=0) for x in (key, value))
+    matrices = []
+    for q, k in zip(query[0], key, strict=True):
+        logits = q @ k.T * scaling
+        for a in range(len(logits)):
+            for b in range(len(logits)):
+                if b > a or (a >= first and b in hidden):
+                    logits[a, b] = float("-inf")
+        matrices.append(logits.softmax(-1))
+    return (torch.stack(matrices) @ value).transpose(0, 1)[None], None
+
+
+AttentionInterface.register("slow_hiding", _hiding)
+
+
+@torch.no_grad()
+def loss_without(model, layout, document):
+    """Mean cross-entropy of the target where the suffix sees every document but one: one sequence, every logit computed."""
+    model.set_attn_implementation("slow_hiding")
+    ids, hidden = torch.tensor([layout.ids]), range(*layout.documents.spans[document])
+    log_p = model(input_ids=ids, use_cache=False, first=len(layout.documents.ids), hidden=hidden).logits[0].log_softmax(-1)
+    return -sum(log_p[t - 1, ids[0, t]] for t in range(*layout.target)) / (layout.target[1] - layout.target[0])
+
+
 def head_masses(model, ids, query, documents):
     """Definition of r_h before calibration, from full attention matrices: ``[layers, H, K]``."""
     model.set_attn_implementation("slow_reference")

@@ -40,7 +40,8 @@ OVERRIDES = {
     "training.lora.r": 32, "training.lora.alpha": 64,
     "evaluate.depth": 100, "evaluate.drop_identical_ids": False,
     "dream.learning_rate": None, "dream.temperature": None, "dream.judge": "frozen", "dream.r": 32, "dream.alpha": 64,
-    "infonce.learning_rate": None, "infonce.temperature": None, "infonce.in_batch_negatives": False,
+    "infonce.learning_rate": None, "infonce.temperature": None, "infonce.negatives": "candidates", "infonce.margin": None,
+    "infonce.teacher": "minilm", "infonce.confidence": 0.0,
     "report": {"reference_system": "dream", "resamples": 500, "confidence": 0.95, "seed": 0},
 }  # fmt: skip
 

@@ -127,12 +127,12 @@ def test_an_override_replaces_the_values_of_all_recipes():
         ("rerankers", ["qrhaed"], "rerankers: 'qrhaed' is unknown. Did you mean 'qrhead'?"),
         ("data.sources", ["bolq"], "data.sources: 'bolq' is unknown. Did you mean 'boolq'?"),
         ("report.reference_system", "draem", "report.reference_system: 'draem' is unknown. Did you mean 'dream'?"),
-        ("task_lists.loop", ["boolq", "loop"], "task_lists: loop → loop never ends"),
+        ("task_lists.ring", ["boolq", "ring"], "task_lists: ring → ring never ends"),
         ("task_lists", {"a": ["b"], "b": ["c"], "c": ["boolq", "a"]}, "task_lists: a → b → c → a never ends"),
         ("evaluate.depth", {"smoke": 100, "paper": 100}, "evaluate.depth has no value for recipe 'packaged'"),
         ("evaluate.depth", {"packaged": 100, "smok": 100}, "evaluate.depth: 'smok' is no recipe. Did you mean 'smoke'?"),
         ("training.bach", 4, "training.bach is not a known setting. Did you mean 'batch'?"),
-        ("infonce.in_batch", True, "infonce.in_batch is not a known setting. Did you mean 'in_batch_negatives'?"),
+        ("infonce.negative", "batch", "infonce.negative is not a known setting. Did you mean 'negatives'?"),
         ("replug.tau_lm", 0.0, "replug.tau_lm: Input should be greater than 0"),
         ("replug", 3, "replug: settings are needed here"),
         ("roles", {}, "roles is not a known setting"),
@@ -150,11 +150,10 @@ def test_a_missing_key_is_named():
 
 
 def test_in_batch_negatives_of_a_batch_of_one_are_refused():
-    """The paper's micro-batch is 1: the knob alone did nothing there, in silence."""
-    own = {"infonce.in_batch_negatives": True}
-    assert config.load(overrides=own).knobs["infonce"].in_batch_negatives
-    assert "training.micro_batch is 1, so no other set is at hand" in refused(own | {"training.micro_batch": 1})
-    assert "Raise training.micro_batch" in refused(own | {"recipe": "paper"})
+    own = {"infonce.negatives": "batch", "training.micro_batch": 1}
+    assert config.load(overrides=own).knobs["infonce"].negatives == "batch"
+    line = "infonce.negatives is batch, but training.batch is 1: no other set is at hand to take negatives from. Raise"
+    assert line in refused(own | {"training.batch": 1})
 
 
 @pytest.mark.parametrize("key", [key for key, kind in LEAVES.items() if holds(float, kind)])
@@ -553,7 +552,7 @@ def test_a_stage_cannot_read_a_knob_that_is_not_in_its_file():
             {"model.size": "tiny-4l"},
             {"assets", "report", "train-*", "evaluate-dream-*", "evaluate-infonce-*", "evaluate-untrained-*"},
         ),
-        ({"infonce.in_batch_negatives": True}, {"train-infonce", "report"}),
+        ({"infonce.negatives": "batch"}, {"train-infonce", "report"}),
         ({"injection.gap_every": 2}, {"train-dream", "report"}),
         ({"injection.diagnostic": 20}, {"signal", "report"}),
         ({"heads.count": 8}, {"assets", "heads", "report"}),

@@ -487,12 +487,18 @@ def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(projec
     expected = {
         q.id: scores for s in sets for q, scores in zip(s.questions, judge.passage_log_likelihood(s).tolist(), strict=True)
     }
-    assert dict(zip(table.instance_id, map(list, table.log_likelihoods), strict=True)) == expected and len(expected) == 8
+    assert dict(zip(table.instance_id, map(list, table.scores), strict=True)) == expected and len(expected) == 8
+    assert table.tokens.tolist() == [
+        len(judge.prompt.suffixes(s)[i].ids[slice(*judge.prompt.suffixes(s)[i].target)]) for s in sets for i in (0, 1)
+    ]
     (record,) = read_json(folder / "reports/results/runs/teacher-replug.json")
     assert record["config"] == read_json(folder / "reports/config/teacher-replug.json")
     prompts = [(judge.prompt.documents(s), judge.prompt.suffixes(s)) for s in sets]
     assert record["flops"] == sum(flops.likelihoods(judge.model.config, *prompt) for prompt in prompts)
-    assert record["notes"] == {"questions": 8} and set(record["inputs"]) == {"work/data", "work/candidates"}
+    assert record["notes"] == {"teacher": "likelihood", "questions": 8, "sets": 4, "asked_now": 4} and set(record["inputs"]) == {
+        "work/data",
+        "work/candidates",
+    }
     run(given_stage, folder, "replug")
     assert {p.name for p in (folder / "work/given/replug").iterdir()} == {"needs.json", "teacher.parquet"}
     run(train_stage, folder, "replug")

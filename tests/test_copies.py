@@ -38,7 +38,7 @@ def test_negatives_may_be_equal_to_each_other_and_to_targets_of_other_sets():
 @pytest.mark.parametrize("copy", ["{}", "  {} \n"])
 def test_in_batch_infonce_is_the_same_with_and_without_a_copy_in_another_set(copy):
     """The copy replaces a negative of another set: as if that negative were not there for this question."""
-    objective, encoder = make("infonce", in_batch_negatives=True), Table()
+    objective, encoder = make("infonce", negatives="batch"), Table()
     first, second = make_sets(2)
     place = next(i for i in range(len(second.passages)) if i != second.questions[0].gold)
     copied = with_passage(second, place, copy.format(first.target))

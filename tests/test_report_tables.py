@@ -2,6 +2,7 @@
 input."""
 
 import csv
+import dataclasses
 import filecmp
 import json
 import os
@@ -126,6 +127,18 @@ def test_the_gain_per_hour_counts_training_time(results):
     row = next(r for r in table.rows if (r[0].text, r[1].text) == ("dream", "train"))
     scores = registry.summary(results)["ndcg_at_10"]
     assert float(row[-1].text) == pytest.approx((scores["dream"] - scores["untrained"]) / (260 / 3600), abs=0.006)
+
+
+def test_a_system_pays_for_its_teacher(results):
+    asked = results.runs["train-infonce-0"] | {"wall_s": 70.0, "flops": 3e12}
+    paying = dataclasses.replace(results, runs=results.runs | {"teacher-infonce": asked})
+    rows = {(r["system"], r["stage"]): r["flops"] for r in registry.cost_rows(paying)}
+    assert rows["infonce", "teacher"] == 3e12 and ("dream", "teacher") not in rows
+    table = registry.cost(paying)
+    (row,) = [row for row in table.rows if row[1].text == "teacher"]
+    assert (row[0].text, row[2].text, row[2].source) == ("infonce", "1 min 10 s", "run-teacher-infonce")
+    assert [n.startswith("Teacher: ") for n in table.notes].count(True) == 1
+    assert not [n for n in registry.cost(results).notes if n.startswith("Teacher: ")]
 
 
 def test_two_builds_of_the_tables_are_the_same_bytes(config, folder):
@@ -354,7 +367,7 @@ def test_a_missing_cell_is_named_with_its_command(config, tmp_path):
         ("train-infonce-0", "roles.encoder.layers", 4, 6),
         ("evaluate-dream-1-domain", "roles.encoder.pooling", "mean", "last"),
         ("heads", "roles.judge.dtype", "float32", "bfloat16"),
-        ("train-infonce-1", "knobs.infonce.in_batch_negatives", True, False),
+        ("train-infonce-1", "knobs.infonce.negatives", "batch", False),
     ],
 )
 def test_a_stage_that_read_other_settings_is_refused(config, tmp_path, name, knob, was, now):

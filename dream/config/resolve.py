@@ -75,7 +75,8 @@ def _resolve(raw: dict[str, Any]) -> Config:
         raise knobs.problem(error, Config) from None
     check.names(config)
     probes = max(config.heads.probes, config.injection.diagnostic)
-    config = config.model_copy(update={"probes": probes, "roles": _roles(config), "knobs": _knobs(config, carried)})
+    config = config.model_copy(update={"probes": probes, "knobs": _knobs(config, carried)})
+    config = config.model_copy(update={"roles": _roles(config)})
     check.objectives(config)
     return config
 
@@ -93,6 +94,7 @@ def _roles(config: Config) -> dict[str, Model]:
         "generator": ("questions.generator", config.questions.generator),
         "dense": ("candidates.dense_model", config.candidates.dense_model),
         **{name: ("references", name) for name in config.references if name in config.models},
+        **{model: (f"{name}.teacher", model) for name, model in check.taught_by_models(config)},
     }
     for key, name in named.values():
         if name not in config.models:

@@ -26,6 +26,7 @@ from dream.names import cell
 FOLDER = Path("reports/config")
 ROOT = Path(__file__).resolve().parent.parent.parent
 JUDGE = ("roles.judge", "judge", "training.threads")
+TEACHER = ("training.threads", "training.steps", "training.batch", "probes")
 ASSETS = ("references", "candidates.source", "candidates.count", "judge", "heads", "encoder")
 QUESTIONS = ("roles.generator", "questions", "data.seed")
 
@@ -79,7 +80,7 @@ def cut(config: Config, name: str) -> Config:
 
 def read(settings: dict[str, Any]) -> Config:
     """The same of a file's content."""
-    values = {key: value for key, value in settings.items() if key not in ("code", "needs")}
+    values = {key: value for key, value in settings.items() if key not in ("code", "needs", "teacher")}
     carried = values.pop("knobs", {})
     built: Config = _build(Config, values)
     built.knobs.update({name: check.carrier(name).Knobs.model_validate(own) for name, own in carried.items()})
@@ -88,8 +89,10 @@ def read(settings: dict[str, Any]) -> Config:
 
 def _of_objective(config: Config, name: str) -> dict[str, dict[str, Any]]:
     """The files of one objective: its teacher's, what it is given, its training."""
-    needs = check.carrier(name).needs
-    teacher = (*JUDGE, "training.steps", "training.batch", "probes") if "teacher" in needs else ()
+    carrier = check.carrier(name)
+    teacher = carrier.taught_by(config.knobs[name])
+    needs = carrier.needs | ({"teacher"} if teacher else set())
+    asked = (*check.teacher(teacher).reads(teacher), *TEACHER) if teacher else ()
     train = ["roles.encoder", "encoder", "training", "temperature", "probes", f"knobs.{name}"]
     if {"judge", "lm"} & needs:
         train += ["roles.judge", "judge"]
@@ -97,17 +100,20 @@ def _of_objective(config: Config, name: str) -> dict[str, dict[str, Any]]:
         train += _named("injection", "rows", "budget", "gate", "gate_init", "scores", "gap_every")
     given = ("injection.force",) if "heads" in needs else ()
     return {
-        f"teacher-{name}": {"needs": sorted(needs & {"teacher"}), **_part(config, *teacher)},
+        f"teacher-{name}": {"teacher": teacher, **_part(config, *asked)},
         f"given-{name}": {"needs": sorted(needs), **_part(config, *given)},
         f"train-{name}": _join(_part(config, *train), _tuned(config, name), _code(config, name)),
     }
 
 
 def _tuned(config: Config, name: str) -> dict[str, Any]:
-    """An objective's own learning rate and initial tau, which stand in the place of the common ones."""
+    """An objective's own learning rate, LoRA dropout and initial tau, which stand in the place of the common ones."""
     own = config.knobs[name]
-    rate, start = getattr(own, "learning_rate", None), getattr(own, "temperature", None)
-    return {**({"training": {"learning_rate": rate}} if rate else {}), **({"temperature": {"init": start}} if start else {})}
+    rate, dropout, start = (getattr(own, knob, None) for knob in ("learning_rate", "dropout", "temperature"))
+    training: dict[str, Any] = {"learning_rate": rate} if rate else {}
+    if dropout is not None:
+        training["lora"] = config.training.lora.model_dump() | {"dropout": dropout}
+    return {**({"training": training} if training else {}), **({"temperature": {"init": start}} if start else {})}
 
 
 def _reads(config: Config, name: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ the pipeline's outputs, so that an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from dream import assets
 from dream.data import sources
 from dream.data.tables import rng
-from dream.files import value_hash
+from dream.files import Journal, value_hash
 
 if TYPE_CHECKING:
     from dream.config import Config, Model
@@ -60,29 +59,22 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
     Returns:
         source, target_id, query: in the order of ``passages``; answers without a word are left out.
     """
-    journal = journal or _journal(config)
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    done = _read(journal)
+    kept = Journal(journal or _journal(config))
     # sorted by length: a batch is padded to its longest prompt
-    todo = passages[~passages["passage_id"].isin(list(done))]
+    todo = passages[~passages["passage_id"].isin(list(kept.done))]
     todo = todo.iloc[todo["text"].str.len().argsort(kind="stable")]
     if len(todo):
         write = Writer(config.roles["generator"], config.questions)
-        with (
-            open(journal, "a", encoding="utf-8") as stream,
-            tqdm(total=len(todo), desc="questions", unit="question") as bar,
-        ):
+        with tqdm(total=len(todo), desc="questions", unit="question") as bar:
             for start in range(0, len(todo), config.questions.batch):
                 batch = todo.iloc[start : start + config.questions.batch]
                 for name, question in zip(batch["passage_id"], write(list(batch["text"])), strict=True):
-                    done[name] = question
-                    stream.write(json.dumps([name, question], ensure_ascii=False) + "\n")
-                stream.flush()
+                    kept.add(name, question)
                 bar.update(len(batch))
     rows = [
-        (source, name, done[name])
+        (source, name, kept.done[name])
         for source, name in zip(passages["source"], passages["passage_id"], strict=True)
-        if re.search(r"\w", done[name])
+        if re.search(r"\w", kept.done[name])
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -152,23 +144,3 @@ def _journal(config: Config) -> Path:
     model = [writer.model, writer.adapter, writer.layers, writer.dtype]
     key = value_hash([*model, asked.prompt, asked.max_new_tokens, asked.batch])[:16]
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
-
-
-def _read(journal: Path) -> dict[str, str]:
-    """Answers written so far; a line that was cut by an interruption is dropped from the file."""
-    if not journal.exists():
-        return {}
-    whole = 0
-    done: dict[str, str] = {}
-    with open(journal, "rb") as stream:
-        for line in stream:
-            try:
-                name, question = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            done[name] = question
-            whole += len(line)
-    os.truncate(journal, whole)
-    return done

@@ -168,21 +168,21 @@ def judge_attention(module, query, key, value, attention_mask, scaling=None, dre
 def _stock(module, query, key, value, attention_mask, scaling, **kwargs) -> Tensor:
     """Scaled dot-product attention, ``[B, S, H, d]``.
 
-    With a mask of one sequence, the G query heads that share a key/value head are folded into the rows
-    (``[1, H_kv, G·S, d]``): keys and values are then read where they lie instead of being repeated G times.
+    With a mask, the G query heads that share a key/value head are folded into the rows (``[B, H_kv, G·S, d]``): keys and
+    values are then read where they lie instead of being repeated G times.
     """
-    _, heads, length, width = query.shape
+    batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
     folded = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(1, heads // groups, groups * length, width),
+        query.reshape(batch, heads // groups, groups * length, width),
         key,
         value,
-        attn_mask=attention_mask.expand(1, groups, length, -1).reshape(1, 1, groups * length, -1),
+        attn_mask=attention_mask.expand(-1, groups, length, -1).reshape(len(attention_mask), 1, groups * length, -1),
         scale=scaling,
     )
-    return folded.view(1, heads, length, value.shape[-1]).transpose(1, 2)
+    return folded.view(batch, heads, length, value.shape[-1]).transpose(1, 2)
 
 
 def _inject(scores: Scores, selected: list[int], output, query, key, value, attention_mask, scaling) -> Tensor:

@@ -95,9 +95,24 @@ def fast_step(config: Any, documents: int, suffixes: list[int], targets: int, lo
 
 
 def likelihoods(config: Any, documents: Documents, suffixes: Sequence[Suffix]) -> float:
-    """Operations of :meth:`dream.judge.Judge.passage_log_likelihood`: every passage is read alone, forward only."""
+    """Operations of :meth:`dream.judge.Judge.passage_log_likelihood`: every passage is read alone, forward only.
+
+    What pads the shorter ones is not counted.
+    """
     rows, targets = asked(suffixes)
     return sum(fast_step(config, len(one.ids), rows, targets, None).total for one in documents.alone())
+
+
+def leave_one_out(config: Any, documents: Documents, suffixes: Sequence[Suffix]) -> float:
+    """Operations of :meth:`dream.judge.Judge.leave_one_out`: the documents once, every suffix once a document, forward only."""
+    (rows, targets), times = asked(suffixes), len(documents.spans)
+    return fast_step(config, len(documents.ids), rows * times, targets * times, None).total
+
+
+def masses(config: Any, documents: Documents, suffixes: Sequence[Suffix], layers: int) -> float:
+    """Operations of :meth:`dream.judge.Judge.document_masses` in the lowest ``layers``, forward only."""
+    whole = fast_step(config, len(documents.ids), [len(s.ids) for s in suffixes], 0, None).total
+    return whole * layers / config.num_hidden_layers
 
 
 def plain_step(config: Any, tokens: int, lowest: int) -> Flops:

@@ -60,7 +60,8 @@ class Reading:
     """What the judge keeps of a set's documents: per layer keys and values ``[1, H_kv, P, d]``.
 
     They have no graph, except to the weights of a judge's LoRA. A reading may end below the judge's last layer: enough
-    for the attention of the layers that it has, not for a loss.
+    for the attention of the layers that it has, not for a loss. Of K passages read side by side there are K rows,
+    ``[K, H_kv, P, d]``, and ``documents`` is the longest; what lies behind a shorter one is for the mask to hide.
     """
 
     documents: Documents
@@ -101,7 +102,7 @@ class _Shared:
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if layer_idx == len(self.reading.layers):
             raise _Stop
-        before_k, before_v = self.reading.layers[layer_idx]
+        before_k, before_v = (x.expand(len(key), -1, -1, -1) for x in self.reading.layers[layer_idx])
         return torch.cat([before_k, key], dim=2), torch.cat([before_v, value], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -110,11 +111,11 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Suffixes packed into one sequence of S tokens behind P document tokens."""
+    """Suffixes packed into one sequence of S tokens behind P document tokens, B times with different documents in sight."""
 
-    ids: Tensor  # [1, S]
-    positions: Tensor  # [1, S]
-    mask: Tensor  # additive [1, 1, S, P + S]
+    ids: Tensor  # [B, S]
+    positions: Tensor  # [B, S]
+    mask: Tensor  # additive [B, 1, S, P + S]
     starts: tuple[int, ...]  # first row of every suffix
     question: Tensor  # [S] which question a row belongs to
 
@@ -224,13 +225,17 @@ class Judge:
     def read(self, candidates: CandidateSet | Documents, depth: int | None = None) -> Reading:
         """Keys and values of a set's documents in every layer, or in the lowest ``depth``, once. See :class:`Reading`."""
         documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
+        return Reading(documents, self._read(torch.tensor([documents.ids]), depth or self.layers))
+
+    def _read(self, ids: Tensor, depth: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of token ids ``[B, P]`` in the lowest ``depth`` layers."""
         self._assert_ours()
-        recorder = _Recorder(depth or self.layers)
-        for ids in torch.tensor([documents.ids], device=self.device).split(self.chunk or len(documents.ids), dim=1):
+        recorder = _Recorder(depth)
+        for piece in ids.to(self.device).split(self.chunk or ids.shape[1], dim=1):
             with contextlib.suppress(_Stop):
-                self.model.base_model(input_ids=ids, past_key_values=recorder, use_cache=True)
+                self.model.base_model(input_ids=piece, past_key_values=recorder, use_cache=True)
         layers: list[Any] = list(recorder.layers)
-        return Reading(documents, tuple((layer.keys, layer.values) for layer in layers))
+        return tuple((layer.keys, layer.values) for layer in layers)
 
     def target_losses(
         self,
@@ -261,15 +266,20 @@ class Judge:
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes])
         hidden = self._forward(reading, packed, self._scores(reading, packed, suffixes, p, gate, injection))
+        losses = [tokens[0] for tokens in self._token_losses(hidden, packed, suffixes)]
+        return losses if per_token else torch.stack([tokens.mean() for tokens in losses])
+
+    def _token_losses(self, hidden: Tensor, packed: _Packed, suffixes: Sequence[Suffix]) -> list[Tensor]:
+        """Cross-entropy of every question's target tokens, ``[B, tokens]`` each, from hidden states ``[B, S, hidden]``."""
         spans = [(start + s.target[0], start + s.target[1]) for start, s in zip(packed.starts, suffixes, strict=True)]
         rows = [t - 1 for span in spans for t in range(*span)]  # the row before a token predicts it
         labels = [token for s in suffixes for token in s.ids[slice(*s.target)]]
         losses = target_losses(
-            self._scaled(hidden[0].index_select(0, torch.tensor(rows, device=self.device))),
+            self._scaled(hidden.index_select(1, torch.tensor(rows, device=self.device)).flatten(0, 1)),
             self.model.get_output_embeddings().weight,
-            torch.tensor(labels, device=self.device),
-        ).split([end - first for first, end in spans])
-        return list(losses) if per_token else torch.stack([tokens.mean() for tokens in losses])
+            torch.tensor(labels, device=self.device).repeat(len(hidden)),
+        )
+        return list(losses.view(len(hidden), -1).split([end - first for first, end in spans], dim=1))
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         """Hidden states whose product with the output matrix are the model's logits."""
@@ -277,9 +287,43 @@ class Judge:
 
     @torch.no_grad()
     def passage_log_likelihood(self, candidates: CandidateSet) -> Tensor:
-        """REPLUG's teacher: mean log-likelihood of y given q and one passage at a time, ``[Q, K]``."""
+        """REPLUG's teacher: mean log-likelihood of y given q and one passage at a time, ``[Q, K]``.
+
+        The passages are read side by side, the shorter ones padded behind; a suffix follows each where it ends.
+        """
         alone = self.prompt.documents(candidates).alone()
-        return torch.stack([-self.target_losses(candidates, reading=self.read(one)) for one in alone], dim=1)
+        lengths = torch.tensor([len(one.ids) for one in alone])
+        longest = max(alone, key=lambda one: len(one.ids))
+        ids = torch.tensor([[*one.ids, *longest.ids[len(one.ids) :]] for one in alone])
+        seen = torch.arange(len(longest.ids)) < lengths[:, None]
+        return -self._in_sight(candidates, Reading(longest, self._read(ids, self.layers)), seen, lengths)
+
+    @torch.no_grad()
+    def leave_one_out(self, candidates: CandidateSet, reading: Reading | None = None) -> Tensor:
+        """Mean cross-entropy of y given q with one document hidden from them and all others in sight, ``[Q, K]``.
+
+        The documents are read once, with one another in sight; places stay as they are. Atlas' LOOP (Izacard et al. 2022)
+        reads the others anew without the hidden one.
+        """
+        reading = reading or self.read(candidates)
+        seen = torch.ones(len(reading.documents.spans), reading.length, dtype=torch.bool)
+        for row, span in zip(seen, reading.documents.spans, strict=True):
+            row[slice(*span)] = False
+        return self._in_sight(candidates, reading, seen, torch.full((len(seen),), reading.length))
+
+    def _in_sight(self, candidates: CandidateSet, reading: Reading, seen: Tensor, ends: Tensor) -> Tensor:
+        """Mean cross-entropy of every question's target with some of the document tokens in sight, ``[Q, B]``.
+
+        Args:
+            candidates: whose questions are asked.
+            reading: of all documents, or B rows of them.
+            seen: ``[B, P]`` the document tokens that a suffix sees.
+            ends: ``[B]`` the position of a suffix's first token.
+        """
+        suffixes = self.prompt.suffixes(candidates)
+        packed = self._pack(reading, [s.ids[:-1] for s in suffixes], seen, ends)
+        hidden = self._forward(reading, packed, None)
+        return torch.stack([tokens.mean(1) for tokens in self._token_losses(hidden, packed, suffixes)])
 
     @torch.no_grad()
     def document_masses(self, candidates: CandidateSet, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
@@ -332,22 +376,25 @@ class Judge:
             budget=injection.budget,
         )
 
-    def _pack(self, reading: Reading, suffixes: Sequence[tuple[int, ...]]) -> _Packed:
-        """Pack suffixes behind the documents. See :class:`_Packed`."""
+    def _pack(
+        self, reading: Reading, suffixes: Sequence[tuple[int, ...]], seen: Tensor | None = None, ends: Tensor | None = None
+    ) -> _Packed:
+        """Pack suffixes behind the documents; without ``seen`` and ``ends``, behind all of them. See :meth:`_in_sight`."""
         lengths = [len(ids) for ids in suffixes]
         starts = tuple(accumulate(lengths[:-1], initial=0))
         question = torch.repeat_interleave(torch.tensor(lengths))
         offset = torch.arange(sum(lengths)) - torch.tensor(starts)[question]
         own = (question[:, None] == question) & (offset[:, None] >= offset)
-        seen = torch.cat([torch.ones(len(own), reading.length, dtype=torch.bool), own], dim=1)
-        mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill(~seen, float("-inf"))
-        ids = torch.tensor([[token for ids in suffixes for token in ids]])
-        positions = (reading.length + offset)[None]
-        device = self.device
-        return _Packed(ids.to(device), positions.to(device), mask[None, None].to(device), starts, question.to(device))
+        seen = torch.ones(1, reading.length, dtype=torch.bool) if seen is None else seen
+        ends = torch.tensor([reading.length]) if ends is None else ends
+        sight = torch.cat([seen[:, None].expand(-1, len(own), -1), own.expand(len(seen), -1, -1)], dim=2)
+        mask = torch.zeros(sight.shape, dtype=self.dtype).masked_fill(~sight, float("-inf"))
+        ids = torch.tensor([token for ids in suffixes for token in ids]).expand(len(seen), -1)
+        device, positions = self.device, ends[:, None] + offset
+        return _Packed(ids.to(device), positions.to(device), mask[:, None].to(device), starts, question.to(device))
 
     def _forward(self, reading: Reading, packed: _Packed, dream: Scores | Masses | None) -> Tensor:
-        """Final hidden states ``[1, S, hidden]`` of packed suffixes."""
+        """Final hidden states ``[B, S, hidden]`` of packed suffixes."""
         self._assert_ours()
         return self.model.base_model(
             input_ids=packed.ids,

@@ -36,11 +36,15 @@ REGISTRY: dict[str, type[Objective]] = {}
 
 @dataclass(frozen=True)
 class Given:
-    """What the judge gives an objective, as far as it needs it: itself, its retrieval heads, its log-likelihoods by question."""
+    """What an objective is given, as far as it needs it: the judge, its retrieval heads, a teacher's table by question.
+
+    ``tokens`` counts the target tokens of every question, where the teacher reads a target.
+    """
 
     judge: Judge | None = None
     heads: Sequence[tuple[int, int]] = ()
     teacher: dict[str, Sequence[float]] | None = None
+    tokens: dict[str, int] | None = None
 
 
 class Objective(nn.Module):
@@ -49,8 +53,10 @@ class Objective(nn.Module):
     Attributes:
         Knobs: its own settings, with the values of every recipe.
         needs: of ``judge`` (:meth:`loss` asks the frozen LLM), ``lm`` (it trains the judge's model as its own), ``heads``
-            (the judge's retrieval heads, where there is a signal), ``teacher`` (log-likelihoods of stage ``teacher``).
+            (the judge's retrieval heads, where there is a signal), ``teacher`` (the table of stage ``teacher``).
+        teacher_name: the teacher in ``dream/teachers.py`` that it learns from; see :meth:`taught_by`.
         uses: code that it depends on beside its own file and what all objectives share.
+        whole_batch: its loss is one of the whole global batch, not a mean over sets; the loop then caches gradients.
         expects_gradient: False for a control whose encoder cannot learn by design (no scores are injected); the loop
             then accepts a gradient of zero.
         no_gradient: what to do when the encoder gets no gradient in step 1, for the loop's error.
@@ -58,7 +64,9 @@ class Objective(nn.Module):
 
     Knobs: ClassVar[type[Knobs]] = Knobs
     needs: ClassVar[frozenset[str]] = frozenset()
+    teacher_name: ClassVar[str | None] = None
     uses: ClassVar[tuple[str, ...]] = ()
+    whole_batch = False
     expects_gradient = True
     no_gradient = "Its loss does not depend on the scores: check the objective and its settings"
 
@@ -79,12 +87,21 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def taught_by(cls, knobs: Any) -> str | None:
+        """The teacher that it needs with these knobs: a name in ``dream/teachers.py``, ``models.<name>``, or None."""
+        return cls.teacher_name
+
+    @classmethod
     def check(cls, knobs: Any, config: Config) -> None:
         """Stop, before anything runs, at knobs that do not go with the rest of the configuration."""
 
     def loss(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[Tensor, dict[str, float]]:
         """Mean loss over the sets (a scalar with a graph) and numbers for the training curves."""
-        return self.from_vectors(*vectors(sets, encoder), sets)
+        return self.from_vectors(*self.embed(sets, encoder), sets)
+
+    def embed(self, sets: Sequence[CandidateSet], encoder: Encoder) -> tuple[list[Tensor], list[Tensor]]:
+        """What :meth:`from_vectors` reads, from the encoder. See :func:`vectors`."""
+        return vectors(sets, encoder)
 
     def from_vectors(
         self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
@@ -171,14 +188,16 @@ def similarities(queries: Sequence[Tensor], passages: Sequence[Tensor]) -> list[
     return [check_finite(q @ p.T) for q, p in zip(queries, passages, strict=True)]
 
 
-def load_teacher(path: Path) -> dict[str, Sequence[float]]:
-    """Mean log-likelihoods per question id, each a list over the K candidates in the order of the set."""
+def load_teacher(path: Path) -> tuple[dict[str, Sequence[float]], dict[str, int]]:
+    """A teacher's numbers per question id, each a list over the K candidates in the order of the set, and its target's tokens."""
     import pandas as pd
 
     if not path.exists():
         raise DreamError(f"{path} is missing", "Run `dvc repro teacher`")
     table = pd.read_parquet(path)
-    return dict(zip(table.instance_id, table.log_likelihoods, strict=True))
+    if missing := {"instance_id", "scores", "tokens"} - set(table.columns):
+        raise DreamError(f"{path} has no column {min(missing)}", "Run `dvc repro -f teacher`")
+    return dict(zip(table.instance_id, table.scores, strict=True)), dict(zip(table.instance_id, table.tokens, strict=True))
 
 
 def check_sets(sets: Sequence[CandidateSet]) -> None:

@@ -10,18 +10,16 @@ it); ``true`` takes it out of both distributions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from dream.errors import DreamError
 from dream.instances import CandidateSet
 from dream.knobs import Recipes, Tuned
-from dream.objectives import Given, Objective, Temperature, gold, ranking_logs, register, similarities
+from dream.objectives import Given, register
+from dream.objectives.taught import Taught, divergence, without_target
 
 if TYPE_CHECKING:
     from dream.config import Config
@@ -41,7 +39,7 @@ class RePlugKnobs(Tuned):
 
 
 @register("replug")
-class RePlug(Objective):
+class RePlug(Taught):
     """Distillation of the frozen LM's preferences.
 
     Args:
@@ -52,11 +50,11 @@ class RePlug(Objective):
     """
 
     Knobs = RePlugKnobs
-    needs = frozenset({"teacher"})
+    teacher_name = "likelihood"
 
     def __init__(
         self,
-        teacher: dict[str, Sequence[float]],
+        teacher: Mapping[str, Sequence[float]],
         temperature: float = 0.05,
         learn_temperature: bool = True,
         *,
@@ -64,8 +62,7 @@ class RePlug(Objective):
         tau_lm: float = 0.1,
         mask_target: bool = False,
     ) -> None:
-        super().__init__()
-        self.tau, self.teacher = Temperature(temperature, learn_temperature), teacher
+        super().__init__(teacher, temperature, learn_temperature)
         self.direction, self.tau_lm, self.mask_target = direction, tau_lm, mask_target
 
     @classmethod
@@ -73,37 +70,10 @@ class RePlug(Objective):
         own = knobs.model_dump(include={"direction", "tau_lm", "mask_target"})
         return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own)
 
-    def from_vectors(
-        self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
-    ) -> tuple[Tensor, dict[str, float]]:
-        scores, tau = similarities(queries, passages), self.tau()
-        losses = torch.cat([self._divergence(s, c, tau) for s, c in zip(scores, sets, strict=True)])
-        return losses.mean(), {"tau": tau.item(), **ranking_logs(scores, sets, tau)}
-
-    def _divergence(self, scores: Tensor, candidates: CandidateSet, tau: Tensor) -> Tensor:
-        """KL of every question of a set, ``[questions]``."""
-        likelihoods = [self._likelihoods(q.id, candidates) for q in candidates.questions]
-        teacher = torch.tensor(likelihoods, dtype=scores.dtype, device=scores.device)
-        student, teacher = scores / tau, teacher / self.tau_lm
+    def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
+        teacher = teacher / self.tau_lm
         if self.mask_target:
-            keep = torch.ones_like(scores, dtype=torch.bool)
-            keep[torch.arange(len(scores)), gold(candidates, scores.device)] = False
-            student, teacher = (x[keep].view(len(scores), -1) for x in (student, teacher))
-        log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
+            student, teacher = without_target(student, candidates), without_target(teacher, candidates)
         if self.direction == "teacher_student":
-            return (log_q.exp() * (log_q - log_p)).sum(-1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-    def _likelihoods(self, question: str, candidates: CandidateSet) -> list[float]:
-        values = self.teacher.get(question)
-        if values is None or len(values) != len(candidates.passages):
-            raise DreamError(f"the teacher has no scores for question {question}", "Run `dvc repro teacher`")
-        if not all(map(math.isfinite, values)):
-            raise DreamError(
-                f"the teacher's score of question {question} is not finite",
-                "Set the judge's dtype to float32 and run `dvc repro teacher`",
-            )
-        return list(values)
-
-    def state(self) -> dict[str, float]:
-        return {"tau": self.tau().item()}
+            return divergence(student, teacher)
+        return divergence(teacher, student)

@@ -26,8 +26,7 @@ from dream.errors import DreamError
 from dream.evaluation import metrics
 from dream.files import read_json
 from dream.instances import CandidateSet, Question
-from dream.judge import Judge, heads
-from dream.judge.flops import fast_step
+from dream.judge import Judge, flops, heads
 from dream.judge.prompt import HEADER, QUESTION, SEPARATOR
 from dream.knobs import Positive, Recipes
 from dream.systems import Run, System, documents, find, reranker
@@ -143,11 +142,10 @@ class QRHead(System):
 
     def _count(self, candidates: CandidateSet) -> None:
         """Add the operations of one prompt: the documents, the question and the empty question in the layers that are read."""
-        prompt, config = self.judge.prompt, self.judge.model.config
-        suffixes = [len(prompt.suffix(text).ids) for text in (candidates.questions[0].text, "")]
-        documents = len(prompt.documents(candidates).ids)
-        whole = fast_step(config, documents, suffixes, targets=0, lowest=config.num_hidden_layers).total
-        self.flops += whole * heads.layers_needed(self.selected) / config.num_hidden_layers
+        prompt = self.judge.prompt
+        suffixes = [prompt.suffix(text) for text in (candidates.questions[0].text, "")]
+        layers = heads.layers_needed(self.selected)
+        self.flops += flops.masses(self.judge.model.config, prompt.documents(candidates), suffixes, layers)
 
 
 def _require_room(judge: Judge, passages: int) -> None:

@@ -37,7 +37,7 @@ TABLES: dict[str, Callable[[Results], Table | None]] = {}
 COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
 DIAGNOSTIC_ORDER = "rows used gate none uniform gold wrong gap gap_low gap_high instances".split()  # noqa: SIM905
-SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "teacher")
+SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
 SCALARS = {"log_tau": ("tau", math.exp), "gamma": ("gate", lambda gamma: 1 / (1 + math.exp(-gamma)))}  # in their natural unit
 SCALAR_COLUMNS = ["system", "scalar", "seeds", "start", "end_low", "end_high", "used_low", "used_high"]
 
@@ -242,8 +242,10 @@ def cost(results: Results) -> Table:
         f"{hardware.get('memory_gib', '?')} GiB, {devices}.",
         "FLOPs are counted from shapes; – where a stage counts none. Evaluation: 2 × weights outside the token embeddings × "
         "tokens of queries and documents (equal texts within a chunk of 1,024 once), whoever made the vectors.",
+        *(["Teacher: its operations are counted in full, its time is that of the answers that were not at hand."]
+          if any(r["stage"] == "teacher" for r in found) else []),
         "Times vary between runs; every other table does not.",
-    ]
+    ]  # fmt: skip
     head = ["System", "Stage", "Wall time", "Peak GiB", "FLOPs", "Pairs", "Gain per hour"]
     title = f"Cost, size {results.config.model.size}, recipe {results.config.recipe}"
     return Table("cost", title, pd.DataFrame(found, columns=COST_COLUMNS), head, rows, notes, varies=True)
@@ -252,16 +254,19 @@ def cost(results: Results) -> Table:
 def _wall_time(results: Results, row: dict[str, Any]) -> Field:
     """A row's time with the anchor on the page of the run record (the first seed's) that it came from."""
     system, stage = row["system"], row["stage"]
-    made = f"run-{stage}" if system == "shared" else f"run-{stage}-{system}-{[*results.seeds(system), ''][0]}"
+    seed = [] if stage == "teacher" else [str(seed) for seed in results.seeds(system)[:1]]
+    made = f"run-{stage}" if system == "shared" else "-".join(["run", stage, system, *seed])
     return Field(_duration(row["wall_s"]), source=f"cells-{system}" if stage == "evaluate" else made, sort=row["wall_s"])
 
 
 def cost_rows(results: Results) -> list[dict[str, Any]]:
-    """Rows of cost.csv: stages that all systems share (system ``shared``), then training and evaluation per system."""
+    """Rows of cost.csv: stages that all systems share (system ``shared``), then teacher, training and evaluation per system."""
     size = results.config.model.size
     groups = [("shared", stage, [[results.runs[stage]]]) for stage in SHARED_STAGES if stage in results.runs]
     for system in results.systems:
         runs = [f"{system}-{seed}" for seed in results.seeds(system)]
+        if (teacher := f"teacher-{system}") in results.runs:
+            groups.append((system, "teacher", [[results.runs[teacher]]]))
         if runs:
             groups.append((system, "train", [[results.runs[f"train-{run}"]] for run in runs]))
         evaluations = [[results.runs[f"evaluate-{run}-{tasks}"] for tasks in results.config.tasks] for run in runs or [system]]

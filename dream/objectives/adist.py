@@ -1,0 +1,72 @@
+"""Attention distillation: the retriever imitates the attention that the judge's own retrieval heads pay to each candidate.
+
+FiD-KD (Izacard and Grave 2021, arXiv 2012.04584) and Atlas' ADist (Izacard et al. 2022, arXiv 2208.03299), with the frozen judge
+and DREAM's heads in the reader's place: ``r_j`` is the calibrated attention mass of the question's rows on candidate j, mean over
+the selected heads (teacher ``attention``); ``loss = KL(softmax(r / tau_a) ‖ softmax(s / tau))``. If it does as well as DREAM,
+DREAM is its heads' ranking, distilled. The loss reads no target: questions and passages are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from dream.instances import CandidateSet
+from dream.knobs import Recipes, Tuned
+from dream.objectives import Given, register
+from dream.objectives.taught import Taught, divergence
+
+if TYPE_CHECKING:
+    from dream.config import Config
+
+
+class ADistKnobs(Tuned):
+    """Settings of attention distillation."""
+
+    tau_a: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature of the teacher [open]; a mass is a share of a row's attention, less that of the empty question's row."""
+    standardise: Literal["none", "question"] = "none"
+    """question: a question's masses minus their mean, by their standard deviation; none: as they are."""
+
+    recipes: ClassVar[Recipes] = {"packaged": {"temperature": 0.02}, "paper": {"temperature": None}}
+
+
+@register("adist")
+class ADist(Taught):
+    """Distillation of the judge's attention.
+
+    Args:
+        teacher: question id → calibrated attention mass on each candidate.
+        temperature: tau at the start.
+        learn_temperature: whether log tau is optimised.
+        tau_a, standardise: see :class:`ADistKnobs`.
+    """
+
+    Knobs = ADistKnobs
+    teacher_name = "attention"
+
+    def __init__(
+        self,
+        teacher: Mapping[str, Sequence[float]],
+        temperature: float = 0.05,
+        learn_temperature: bool = True,
+        *,
+        tau_a: float = 0.1,
+        standardise: str = "none",
+    ) -> None:
+        super().__init__(teacher, temperature, learn_temperature)
+        self.tau_a, self.standardise = tau_a, standardise
+
+    @classmethod
+    def build(cls, knobs: ADistKnobs, config: Config, given: Given) -> ADist:
+        own = knobs.model_dump(include={"tau_a", "standardise"})
+        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own)
+
+    def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
+        if self.standardise == "question":
+            spread = teacher.std(-1, correction=0, keepdim=True)
+            teacher = (teacher - teacher.mean(-1, keepdim=True)) / spread.clamp(min=1e-12)
+        return divergence(student, teacher / self.tau_a)

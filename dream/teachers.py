@@ -1,0 +1,241 @@
+"""What a frozen model makes of a candidate set before any training: a table of K numbers for every question.
+
+A teacher depends on no trained encoder, so stage ``teacher`` asks it once for all seeds and sizes. Three of them are the judge
+(``dream/judge``); ``models.<name>`` is an entry of ``models``, as it is. Answers are kept in a journal under
+``$DVC_ROOT/.dream/teachers``, named after everything that can change one: a killed stage goes on where it stopped, and two
+objectives with one teacher, or a run of other steps, ask it nothing twice. What an answer took stands beside it: a table costs
+the same, whoever asked for it first.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dream.files import Journal, folder_hash, value_hash
+from dream.instances import CandidateSet
+
+if TYPE_CHECKING:
+    from dream.config import Config
+    from dream.encoder import Encoder
+    from dream.judge import Judge
+    from dream.models import Rules
+
+ROOT, MODELS = Path(__file__).resolve().parent, "models."
+REGISTRY: dict[str, type[Teacher]] = {}
+
+
+class Teacher:
+    """One teacher; nothing is loaded before it is asked.
+
+    Args:
+        config: the settings in :meth:`reads`.
+        heads: the judge's selected heads, for a teacher that needs them.
+
+    Attributes:
+        needs_heads: it reads the result of stage ``heads``.
+        code: the rooms of ``dream`` that decide its answers.
+    """
+
+    needs_heads: ClassVar[bool] = False
+    code: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Config, heads: Sequence[tuple[int, int]] = ()) -> None:
+        self.config, self.heads = config, [(layer, head) for layer, head in heads]
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @classmethod
+    def reads(cls, name: str) -> tuple[str, ...]:
+        """The settings that decide its answers."""
+        raise NotImplementedError
+
+    def identity(self) -> Any:
+        """Everything that can change an answer, but for the set, the code and the machine."""
+        raise NotImplementedError
+
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        """Its numbers for a set, ``[Q, K]``, and the operations that they took."""
+        raise NotImplementedError
+
+    def tokens(self, candidates: CandidateSet) -> list[int]:
+        """Target tokens of every question; nothing where it reads no target."""
+        return []
+
+    def key(self) -> str:
+        """Content hash of what all its answers depend on."""
+        code = [folder_hash(ROOT / room, "*.py") for room in self.code]
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
+        return value_hash([type(self).__name__, self.identity(), code, versions, self.device, self.config.training.threads])
+
+
+def register(name: str) -> Callable[[type[Teacher]], type[Teacher]]:
+    """Class decorator: make a teacher available under ``name``."""
+
+    def add(cls: type[Teacher]) -> type[Teacher]:
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def find(name: str) -> type[Teacher]:
+    """The class behind the name that an objective states."""
+    return Similarity if name.startswith(MODELS) else REGISTRY[name]
+
+
+def table(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None = None) -> tuple[list[dict[str, Any]], float, int]:
+    """Its answers for every question of the sets, from the journal or asked now.
+
+    Args:
+        teacher: who is asked.
+        sets: the candidate sets, a row for every question in their order.
+        folder: of the journals.
+
+    Returns:
+        Rows ``instance_id``, ``scores`` (K numbers in the set's order), ``tokens`` (0 where no target is read); the operations
+        that all of them took; and how many sets were asked for now.
+    """
+    folder = folder or Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "teachers"
+    journal, rows, operations, asked = Journal(folder / f"{teacher.key()[:24]}.jsonl"), [], 0.0, 0
+    for candidates in tqdm(sets, desc="teacher", unit="set"):
+        key = value_hash([candidates.passages, [(q.text, q.gold) for q in candidates.questions]])
+        if key not in journal.done:
+            scores, took = teacher.ask(candidates)
+            journal.add(key, {"scores": scores.tolist(), "tokens": teacher.tokens(candidates), "flops": took})
+            asked += 1
+        answer = journal.done[key]
+        operations += answer["flops"]
+        tokens = answer["tokens"] or [0] * len(candidates.questions)
+        for question, scores, length in zip(candidates.questions, answer["scores"], tokens, strict=True):
+            rows.append({"instance_id": question.id, "scores": scores, "tokens": length})
+    return rows, operations, asked
+
+
+class OfJudge(Teacher):
+    """A teacher that is the frozen judge."""
+
+    code = ("judge",)
+
+    @classmethod
+    def reads(cls, name: str) -> tuple[str, ...]:
+        return ("roles.judge", "judge")
+
+    @cached_property
+    def judge(self) -> Judge:
+        from dream.judge import Judge
+
+        return Judge.build(self.config)
+
+    def identity(self) -> Any:
+        from dream import assets
+        from dream.judge.model import pick_dtype
+
+        record = self.config.roles["judge"]
+        dtype = str(pick_dtype(record.dtype, self.device))
+        return [assets.content_hash(record.model), dtype, record.quantization, self.config.judge.model_dump()]
+
+    def tokens(self, candidates: CandidateSet) -> list[int]:
+        return [end - start for start, end in (s.target for s in self.judge.prompt.suffixes(candidates))]
+
+
+@register("likelihood")
+class Likelihood(OfJudge):
+    """l_j: mean log-likelihood per token of the target, given the question and candidate j alone (REPLUG, EMDR²)."""
+
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        from dream.judge import flops
+
+        prompt, shapes = self.judge.prompt, self.judge.model.config
+        took = flops.likelihoods(shapes, prompt.documents(candidates), prompt.suffixes(candidates))
+        return self.judge.passage_log_likelihood(candidates), took
+
+
+@register("leave_one_out")
+class LeaveOneOut(OfJudge):
+    """c_j: mean cross-entropy of the target, given the question and all candidates but j (Atlas' LOOP)."""
+
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        from dream.judge import flops
+
+        prompt, shapes = self.judge.prompt, self.judge.model.config
+        took = flops.leave_one_out(shapes, prompt.documents(candidates), prompt.suffixes(candidates))
+        return self.judge.leave_one_out(candidates), took
+
+
+@register("attention")
+class Attention(OfJudge):
+    """r_j: calibrated attention of the question's rows on candidate j, mean over the selected heads. It reads no target."""
+
+    needs_heads = True
+
+    @classmethod
+    def reads(cls, name: str) -> tuple[str, ...]:
+        return (*super().reads(name), "heads.drop_low_tokens")
+
+    def identity(self) -> Any:
+        return [super().identity(), self.heads, self.config.heads.drop_low_tokens]
+
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        from dream.judge import flops, heads
+
+        prompt = self.judge.prompt
+        suffixes = [prompt.suffix(text) for text in (*(q.text for q in candidates.questions), "")]
+        layers = heads.layers_needed(self.heads)
+        took = flops.masses(self.judge.model.config, prompt.documents(candidates), suffixes, layers)
+        return heads.rerank(self.judge, candidates, self.heads, self.config.heads.drop_low_tokens) / len(self.heads), took
+
+    def tokens(self, candidates: CandidateSet) -> list[int]:
+        return []
+
+
+class Similarity(Teacher):
+    """s_T: cosine similarity of question and candidate in an encoder that nobody trains here, an entry of ``models``."""
+
+    code = ("encoder", "models")
+
+    @classmethod
+    def reads(cls, name: str) -> tuple[str, ...]:
+        return (f"roles.{name.removeprefix(MODELS)}",)
+
+    @property
+    def record(self) -> Any:
+        """The one record that the stage may read."""
+        (record,) = self.config.roles.values()
+        return record
+
+    @cached_property
+    def rules(self) -> Rules:
+        from dream import models
+
+        (name,) = self.config.roles
+        return models.rules(self.record, f"{MODELS}{name}")
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        from dream.encoder import Encoder
+
+        return Encoder.load(self.rules, device=self.device)
+
+    def identity(self) -> Any:
+        from dream import assets
+
+        return [
+            [assets.content_hash(name) for name in (self.record.model, self.record.adapter) if name],
+            self.record.model_dump(),
+        ]
+
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        before, length = self.encoder.tokens, self.rules.max_length
+        questions = [q.text for q in candidates.questions]
+        queries = self.encoder.encode(questions, self.encoder.query_prompt, length)
+        passages = self.encoder.encode(candidates.passages, self.encoder.document_prompt, length)
+        took = (self.encoder.tokens - before) * self.encoder.flops_per_token
+        return torch.from_numpy(queries) @ torch.from_numpy(passages).T, took

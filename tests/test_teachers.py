@@ -1,0 +1,338 @@
+"""A teacher's numbers equal a slow reading of their definition; they are computed once, whoever stops them or asks again."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pandas as pd
+import pytest
+import reference
+import torch
+import toy_project as toy
+from test_controls import run  # noqa: F401
+from test_encoder import make_model
+from test_training import make_config, make_sets
+
+from dream import models, teachers
+from dream.config import stages
+from dream.encoder import Encoder
+from dream.files import read_json
+from dream.instances import load_sets
+from dream.judge import Judge, flops
+from dream.judge.prompt import EMPTY_QUERY
+from stages import given as given_stage
+from stages import teacher as teacher_stage
+from stages import train as train_stage
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+NAMES = {"replug": "likelihood", "emdr2": "likelihood", "adist": "attention", "loop": "leave_one_out"}
+model = pytest.fixture(scope="module")(toy.model)
+
+
+@pytest.mark.parametrize("kind", reference.CONFIGS)
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_the_likelihoods_are_those_of_one_passage_at_a_time(kind, chunk):
+    """Side by side, of ragged lengths, against every passage as a prompt of its own."""
+    judge, slow = reference.both(kind)
+    judge.chunk = chunk
+    candidates = reference.candidate_set(questions=3)
+    found = judge.passage_log_likelihood(candidates)
+    one_by_one = [-judge.target_losses(candidates, reading=judge.read(d)) for d in judge.prompt.documents(candidates).alone()]
+    torch.testing.assert_close(found, torch.stack(one_by_one, dim=1), **EXACT)
+    for i in range(3):
+        for j, alone in enumerate(judge.prompt.documents(candidates).alone()):
+            layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone)
+            torch.testing.assert_close(found[i, j], -reference.target_loss(slow, layout), **EXACT)
+
+
+@pytest.mark.parametrize("kind", reference.CONFIGS)
+def test_leaving_one_out_hides_a_document_from_the_suffix_alone(kind):
+    judge, slow = reference.both(kind)
+    candidates = reference.candidate_set(questions=2)
+    found = judge.leave_one_out(candidates)
+    assert found.shape == (2, 4) and torch.equal(found, judge.leave_one_out(candidates, judge.read(candidates)))
+    for i in range(2):
+        for j in range(4):
+            expected = reference.loss_without(slow, judge.prompt.layout(candidates, i), j)
+            torch.testing.assert_close(found[i, j], expected, **EXACT)
+    assert (found - judge.target_losses(candidates)[:, None]).abs().min() > 1e-6, "every document matters"
+
+
+def asked(teacher, judge):
+    """The teacher with a judge at hand."""
+    teacher.__dict__["judge"] = judge
+    return teacher
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_attention_is_the_mean_of_the_heads_masses_less_the_empty_questions(model, drop, monkeypatch):
+    judge, slow = reference.both()
+    candidates, config = reference.candidate_set(questions=2), make_config(model, **{"heads.drop_low_tokens": drop})
+    heads = ((1, 0), (1, 3), (2, 2))
+    reached = []
+    for layer in judge.model.model.layers:
+        layer.register_forward_pre_hook(lambda module, _: reached.append(module.self_attn.layer_idx))
+    found, _ = asked(teachers.Attention(config, heads), judge).ask(candidates)
+    assert max(reached) == 3 and reached.count(3) <= 2, "layers above the highest head compute keys at most"
+    if drop:
+        return
+    for i, question in enumerate(candidates.questions):
+        masses = []
+        for text in (question.text, EMPTY_QUERY):
+            documents, suffix = judge.prompt.documents(candidates), judge.prompt.suffix(text)
+            rows = [len(documents.ids) + place for place in suffix.query]
+            masses.append(reference.head_masses(slow, (*documents.ids, *suffix.ids), rows, documents.spans))
+        expected = sum(masses[0][layer, head] - masses[1][layer, head] for layer, head in heads) / len(heads)
+        torch.testing.assert_close(found[i], expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["likelihood", "leave_one_out", "attention"])
+def test_a_teachers_operations_equal_what_the_counter_of_torch_counts_in_products_with_weights(model, name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    judge, _ = reference.both(layers=3)
+    candidates, config = reference.candidate_set(lengths=(6, 6, 6)), make_config(model)
+    teacher = asked(teachers.find(name)(config, [(0, 1), (2, 3)]), judge)
+    with FlopCounterMode(display=False) as counter:
+        _, took = teacher.ask(candidates)
+    shapes, documents = judge.model.config, judge.prompt.documents(candidates)
+    rows, k, whole = flops.asked(judge.prompt.suffixes(candidates))[0], 3, len(documents.ids)
+    read = [len(one.ids) for one in documents.alone()] if name == "likelihood" else [whole]
+    times = {"likelihood": k, "leave_one_out": k, "attention": 1}[name]
+    if name == "attention":
+        rows = [len(judge.prompt.suffix(text).ids) for text in (*(q.text for q in candidates.questions), "")]
+    seen = sum(map(flops.pairs, read)) + sum(times * flops.pairs(n, read[0]) for n in rows)
+    last = [p.numel() for n, p in judge.model.model.layers[-1].named_parameters() if "o_proj" in n or "mlp" in n]
+    unused = 2 * sum(last) * sum(read)  # reading stops at the last layer's keys and values; the count does not
+    dense = reference.counted(counter, ".mm", ".addmm")
+    assert took == dense + unused + 3 * flops.attention_flops(shapes, seen)
+
+
+def test_similarity_is_the_cosine_of_an_entry_of_models_as_evaluation_encodes_it(model):
+    config = make_config(model)
+    record = config.roles["encoder"].model_copy(update={"query_prompt": "river ", "document_prompt": "red ", "max_length": 5})
+    part = config.model_copy(update={"roles": {"toy": record}})
+    encoder, (candidates,) = Encoder.load(models.rules(record, "models.toy"), device="cpu"), make_sets(1, questions=2)
+    scores, took = teachers.find("models.toy")(part).ask(candidates)
+    queries = encoder.encode([q.text for q in candidates.questions], "river ", 5)
+    passages = encoder.encode(candidates.passages, "red ", 5)
+    torch.testing.assert_close(scores, torch.from_numpy(queries @ passages.T))
+    assert scores.shape == (2, 4) and took == encoder.tokens * encoder.flops_per_token > 0
+    assert teachers.find("models.toy").reads("models.toy") == ("roles.toy",)
+
+
+# --------------------------------------------------------------------------------------------------------------- journal
+
+
+class Counting(teachers.Teacher):
+    """Asked, it notes the set; what it says is made of the set's text."""
+
+    def __init__(self, config, fail=99, name="a"):
+        super().__init__(config)
+        self.sets, self.fail, self.name = [], fail, name
+
+    def identity(self):
+        return self.name
+
+    def ask(self, candidates):
+        if len(self.sets) == self.fail:
+            raise KeyboardInterrupt
+        self.sets.append(candidates.id)
+        values = [[len(p) / (3 + len(q.text)) for p in candidates.passages] for q in candidates.questions]
+        return torch.tensor(values), 7.0
+
+
+def test_a_stopped_teacher_goes_on_where_it_stopped_and_says_the_same(model, tmp_path):
+    config, sets = make_config(model), make_sets(4, questions=2)
+    whole = teachers.table(Counting(config), sets, tmp_path / "whole")
+    stopped, again, after = Counting(config, fail=2), Counting(config), Counting(config)
+    with pytest.raises(KeyboardInterrupt):
+        teachers.table(stopped, sets, tmp_path / "cut")
+    (journal,) = (tmp_path / "cut").iterdir()
+    with open(journal, "a", encoding="utf-8") as stream:
+        stream.write('["half", {"sco')
+    rows, operations, new = teachers.table(again, sets, tmp_path / "cut")
+    assert (stopped.sets, again.sets, new) == (["s0", "s1"], ["s2", "s3"], 2)
+    assert (rows, operations) == whole[:2] and operations == 28, "what a table took does not depend on who asked first"
+    (complete,) = (tmp_path / "whole").iterdir()
+    assert journal.read_bytes() == complete.read_bytes() and journal.name == complete.name
+    assert teachers.table(after, sets[1:] + sets[:1], tmp_path / "cut")[0] == rows[2:] + rows[:2] and not after.sets
+
+
+def test_another_set_or_anything_that_can_change_an_answer_is_asked_anew(model, tmp_path, monkeypatch):
+    config, (s,) = make_config(model), make_sets(1)
+    teachers.table(Counting(config), [s], tmp_path)
+
+    def asks(candidates=s, **more):
+        teacher = Counting(config, **more)
+        teachers.table(teacher, [candidates], tmp_path)
+        return bool(teacher.sets)
+
+    question = s.questions[0]
+    assert not asks(dataclasses.replace(s, id="other", passage_ids=tuple("abcd"))), "ids change no answer"
+    assert asks(dataclasses.replace(s, passages=(*s.passages[:3], "new")))
+    assert asks(dataclasses.replace(s, passages=s.passages[::-1]))
+    assert asks(dataclasses.replace(s, questions=(dataclasses.replace(question, text="new"),)))
+    assert asks(dataclasses.replace(s, questions=(dataclasses.replace(question, gold=question.gold + 1),)))
+    assert asks(name="b")
+
+
+def keys(folder, config, heads=((1, 0),)):
+    """Key of every teacher that a configuration gives."""
+    found = {}
+    for name in NAMES:
+        part = stages.cut(config, f"teacher-{name}")
+        found[name] = teachers.find(NAMES[name])(part, heads).key()
+    return found
+
+
+def test_a_journal_is_named_after_judge_limits_and_heads_and_after_no_step(model, tmp_path):
+    base = {"objectives": list(NAMES)}
+    config = make_config(model, **base)
+    before = keys(model, config)
+    assert before["replug"] == before["emdr2"] and len(set(before.values())) == 3
+    assert keys(model, make_config(model, **base, **{"training.steps": 2, "training.batch": 2, "heads.count": 3})) == before
+    assert set(keys(model, make_config(model, **base, **{"judge.target_tokens": 5})).values()).isdisjoint(before.values())
+    assert set(keys(model, make_config(model, **base, **{"models.toy.dtype": "bfloat16"})).values()).isdisjoint(before.values())
+    other = make_model(tmp_path, seed=3)
+    assert set(keys(model, make_config(other, **base)).values()).isdisjoint(before.values())
+    for changed in (
+        keys(model, config, heads=((2, 2),)),
+        keys(model, make_config(model, **base, **{"heads.drop_low_tokens": True})),
+    ):
+        assert {name for name in NAMES if changed[name] != before[name]} == {"adist"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- stage
+
+
+@pytest.fixture
+def project(model, tmp_path):
+    def make(**more):
+        return toy.make(tmp_path / "toy", model, **{"objectives": list(NAMES), "training.steps": 1, **more})
+
+    return make
+
+
+def made(folder, name):
+    return pd.read_parquet(folder / f"work/teacher/{name}/teacher.parquet"), read_json(
+        folder / f"reports/results/runs/teacher-{name}.json"
+    )[0]
+
+
+def test_objectives_with_one_teacher_and_runs_of_more_steps_ask_nothing_twice(project, run):  # noqa: F811
+    folder = project()
+    run(teacher_stage, folder, "replug")
+    run(teacher_stage, folder, "emdr2")
+    (first, paid), (second, shared) = made(folder, "replug"), made(folder, "emdr2")
+    assert (
+        first.equals(second)
+        and (folder / "work/teacher/replug/teacher.parquet").read_bytes()
+        == (folder / "work/teacher/emdr2/teacher.parquet").read_bytes()
+    )
+    assert paid["flops"] == shared["flops"] > 0 and (paid["notes"]["asked_now"], shared["notes"]["asked_now"]) == (4, 0)
+    longer = project(**{"training.steps": 2})
+    run(teacher_stage, longer, "replug")
+    table, record = made(longer, "replug")
+    assert record["notes"] == {"teacher": "likelihood", "questions": 16, "sets": 8, "asked_now": 4}
+    assert table[:8].equals(first) and record["flops"] > paid["flops"]
+
+
+def test_other_heads_ask_the_attention_anew_and_the_likelihoods_not(project, run):  # noqa: F811
+    folder = project()
+    for name in ("adist", "loop", "replug"):
+        run(teacher_stage, folder, name)
+    before = {name: made(folder, name) for name in ("adist", "replug")}
+    assert set(before["adist"][1]["inputs"]) == {"work/data", "work/candidates", "work/heads"}
+    assert before["adist"][0].tokens.tolist() == [0] * 8
+    (folder / "work/heads/heads.json").write_text(json.dumps({"selected": [[0, 1]]}))
+    for name in before:
+        run(teacher_stage, folder, name)
+    after = {name: made(folder, name) for name in before}
+    assert {name: record["notes"]["asked_now"] for name, (_, record) in after.items()} == {"adist": 4, "replug": 0}
+    assert not after["adist"][0].equals(before["adist"][0]) and after["replug"][0].equals(before["replug"][0])
+
+
+def test_a_killed_stage_leaves_the_same_bytes_when_it_is_run_again(project, run):  # noqa: F811
+    folder, target = project(), "work/teacher/replug/teacher.parquet"
+    process = toy.start(folder, target=_killed_in_the_third_set)
+    assert toy.end(process) == -signal.SIGKILL and not (folder / target).exists()
+    (journal,) = (folder / ".dream/teachers").iterdir()
+    assert len(journal.read_text().splitlines()) == 2
+    run(teacher_stage, folder, "replug")
+    _, record = made(folder, "replug")
+    assert record["notes"]["asked_now"] == 2
+    resumed = (folder / target).read_bytes()
+    journal.unlink()
+    run(teacher_stage, folder, "replug")
+    assert (folder / target).read_bytes() == resumed
+    assert made(folder, "replug")[1]["flops"] == record["flops"]
+
+
+def _killed_in_the_third_set():
+    import sys
+
+    real, calls = Judge.passage_log_likelihood, []
+
+    def deadly(judge, candidates):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(judge, candidates)
+
+    Judge.passage_log_likelihood = deadly
+    sys.argv = ["teacher", "--objective", "replug"]
+    teacher_stage.main()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda f: (f / "work/teacher/loop/teacher.parquet").unlink(), "work/teacher/loop/teacher.parquet is missing. Run `dvc repro`"),
+        (lambda f: _edit(f, "roles", {"judge": {"model": "another"}}), "was made with roles.judge"),
+        (lambda f: _edit(f, "judge", {"target_tokens": 9}), "was made with judge"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_missing_or_of_other_settings_is_one_line(project, run, spoil, line):  # noqa: F811
+    folder = project()
+    run(teacher_stage, folder, "loop")
+    spoil(folder)
+    with pytest.raises(SystemExit, match=line):
+        run(given_stage, folder, "loop")
+
+
+def _edit(folder, key, value):
+    path = folder / "reports/results/runs/teacher-loop.json"
+    record = json.loads(path.read_text())
+    record[0]["config"][key] = value
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda t: t.drop(columns="tokens"), "teacher.parquet has no column tokens"),
+        (lambda t: t[1:], "the teacher has no scores for question"),
+        (lambda t: t.assign(scores=[row[:3] for row in t.scores]), "the teacher has no scores for question"),
+        (
+            lambda t: t.assign(scores=[row * float("nan") for row in t.scores]),
+            "is not finite. Set the dtype of the teacher's model",
+        ),
+    ],
+)
+def test_a_wrong_table_is_one_line_in_training(project, run, spoil, line):  # noqa: F811
+    folder = project()
+    run(teacher_stage, folder, "loop")
+    run(given_stage, folder, "loop")
+    path = folder / "work/given/loop/teacher.parquet"
+    spoil(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(SystemExit, match=line):
+        run(train_stage, folder, "loop")
+    assert not (folder / "work/models/loop-0").exists()
+
+
+def test_the_sets_that_are_asked_for_are_those_that_are_trained_on(project, run):  # noqa: F811
+    folder = project()
+    run(teacher_stage, folder, "adist")
+    assert made(folder, "adist")[0].instance_id.tolist() == [q.id for s in load_sets()[:4] for q in s.questions]
