@@ -99,7 +99,7 @@ def pair(name, model):
 
 @pytest.mark.parametrize("name", ["dream", "infonce", "infonce-in-batch", "replug"])
 def test_a_loss_and_its_gradients_are_those_of_our_loop(folder, name):
-    """Float32 throughout: 1e-5 of the loss, and of the largest gradient (or 1e-3 of a gradient itself)."""
+    """Float32 throughout: 1e-5 of the loss; 1e-4 of a gradient, and 1e-6 of the largest."""
     ours, theirs = encoders(folder)
     loss, objective = pair(name, theirs)
     sets = [candidate_set(*row.values()) for row in rows()]
@@ -117,7 +117,7 @@ def test_a_loss_and_its_gradients_are_those_of_our_loop(folder, name):
     largest = max(p.grad.abs().max() for _, p in pairs)
     for a, b in pairs:
         assert b.grad.abs().max() > 1e-4 * largest, "a gradient is zero: nothing is compared"
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5 * float(largest))
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6 * float(largest))
 
 
 def settings(folder, **more):
