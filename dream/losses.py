@@ -198,17 +198,14 @@ class InfoNCELoss(ObjectiveLoss):
     Args:
         model: see :class:`ObjectiveLoss`.
         temperature, learn_temperature: tau at the start, and whether log tau is optimised.
-        in_batch_negatives: the passages of the batch's other rows are negatives too, but for copies of the positive.
+        options: of :class:`dream.objectives.infonce.InfoNCE`; ``negatives="batch"`` takes the passages of the batch's other
+            rows too, but for copies of the positive.
     """
 
     def __init__(
-        self,
-        model: SentenceTransformer,
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        in_batch_negatives: bool = False,
+        self, model: SentenceTransformer, temperature: float = 0.05, learn_temperature: bool = True, **options: Any
     ) -> None:
-        super().__init__(model, InfoNCE(temperature, learn_temperature, in_batch_negatives))
+        super().__init__(model, InfoNCE(temperature, learn_temperature, **options))
 
 
 class ReplugLoss(ObjectiveLoss):

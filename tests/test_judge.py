@@ -126,14 +126,18 @@ def test_lora_changes_nothing_at_first_leaves_the_output_matrix_alone_and_is_add
     candidates = candidate_set()
     before = judge.target_losses(candidates)
     assert not before.requires_grad and not judge.read(candidates).layers[0][0].requires_grad
-    adapter = judge.add_lora(4, 8, [*LORA_TARGETS, "lm_head"])
+    adapter = judge.add_lora(4, 6, [*LORA_TARGETS, "lm_head"])
+    made = adapter.peft_config["default"]
+    assert (made.r, made.lora_alpha, made.task_type) == (4, 6, "CAUSAL_LM")
     torch.testing.assert_close(judge.target_losses(candidates), before, rtol=0, atol=0)
     assert not any("lm_head" in n for n, p in adapter.named_parameters() if p.requires_grad)
     assert judge.read(candidates).layers[-1][0].requires_grad
     with pytest.raises(DreamError, match="already has a LoRA"):
         judge.add_lora(4, 8, LORA_TARGETS)
-    with pytest.raises(DreamError, match=r"^lora_targets \['nothing'\] do not fit"):
-        both()[0].add_lora(4, 8, ["nothing"])
+    other, _ = both()
+    other.reference = "owner/judge"
+    with pytest.raises(DreamError, match=r"^lora_targets \['nothing'\] do not fit owner/judge"):
+        other.add_lora(4, 8, ["nothing"])
 
 
 @pytest.mark.parametrize("budget", ["paper", "preserve"])
@@ -181,8 +185,16 @@ def test_documents_read_in_pieces_are_the_same():
     _, p, gate = toy_scores(candidates)
     judge.chunk = None
     whole = judge.target_losses(candidates, p, gate, injection)
+    read = []
+    judge.model.base_model.register_forward_pre_hook(lambda module, _, given: read.append(given["input_ids"]), with_kwargs=True)
     for judge.chunk in (1, 7, 10**6):
         torch.testing.assert_close(judge.target_losses(candidates, p, gate, injection), whole, **EXACT)
+        *pieces, _ = read
+        read.clear()
+        assert torch.cat(pieces, 1)[0].tolist() == list(judge.prompt.documents(candidates).ids)
+        assert [piece.shape[1] for piece in pieces[:-1]] == [judge.chunk] * (len(pieces) - 1) and pieces[-1].shape[
+            1
+        ] <= judge.chunk
 
 
 @pytest.mark.parametrize("budget", ["paper", "preserve"])
@@ -270,10 +282,13 @@ def test_a_judge_whose_config_is_shared_stays_injected():
     for a, b in zip(before, after, strict=True):
         assert b.abs().max() > 0
         torch.testing.assert_close(a, b)
+    reading = judge.read(candidates)
     judge.model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match="scores would be ignored"):
-        judge.target_losses(candidates, p, gate, Injection(HEADS, "all"))
-    assert NAME not in (other.config._attn_implementation,)
+        judge.target_losses(candidates, p, gate, Injection(HEADS, "all"), reading=reading)
+    with pytest.raises(RuntimeError, match="scores would be ignored"):
+        judge.read(candidates)
+    assert NAME not in (other.config._attn_implementation,) and (judge.reference, judge.weights) == ("", "")
 
 
 def test_questions_of_one_set_do_not_see_each_other():
@@ -471,6 +486,10 @@ def test_injections_are_validated():
             judge.target_losses(candidates, p, gate, Injection((head,)))
     with pytest.raises(ValueError, match="shape"):
         judge.target_losses(candidates, p[:1], gate, Injection(HEADS))
+    with pytest.raises(ValueError, match="without an injection"):
+        judge.target_losses(candidates, p, gate)
+    for half in ({"p": p}, {"gate": gate}):
+        assert torch.equal(judge.target_losses(candidates, injection=Injection(HEADS), **half), judge.target_losses(candidates))
 
 
 def test_auto_dtype_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
@@ -478,8 +497,12 @@ def test_auto_dtype_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
     assert pick_dtype("auto") == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert pick_dtype("auto") == torch.bfloat16
-    assert pick_dtype("auto", "cuda") == torch.bfloat16
-    assert pick_dtype("float32", "cuda") == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert pick_dtype("auto") == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert (pick_dtype("auto"), pick_dtype("auto", "cuda")) == (torch.float32, torch.bfloat16)
+    for name in ("float16", "bfloat16", "float32", "float64"):
+        assert pick_dtype(name, "cuda") == getattr(torch, name)
 
 
 def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
@@ -495,6 +518,7 @@ def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
     assert (judge.dtype, judge.device.type, judge.layers, judge.heads) == (torch.float32, "cpu", 4, 4)
     assert (judge.prompt.limits, len(judge.prompt.tokens("the cat"))) == (Limits(5, 3, 4), 2)
     assert judge.chunk == 512 and Judge.load(str(tmp_path), "bfloat16").chunk is None, "pieces pay in float32"
+    assert Judge.load(str(tmp_path), "float32", "meta").device.type == "meta"
     assert not judge.model.training and not any(p.requires_grad for p in judge.model.parameters())
     with pytest.raises(DreamError, match=r"Load the judge anew") as caught:
         [judge.add_lora(2, 4) for _ in range(2)]
@@ -503,18 +527,23 @@ def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantized_judge_is_made_by_bitsandbytes_on_its_device(tmp_path, monkeypatch, kind):
-    """The library is not here: what transformers would be given, and that nothing is moved afterwards."""
+    """The library is not here: what transformers would be given, by default on CUDA, and that nothing is moved afterwards."""
     asked, model = [], random_model(dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     make_tokenizer(tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: name == "bitsandbytes" or None)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **how: asked.append(how) or model)
     monkeypatch.setattr(model, "to", None)
-    Judge.load(str(tmp_path), "bfloat16", "cpu", quantization=kind)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for there in (None, True):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, *_, there=there: there if name == "bitsandbytes" else None)
+        if not there:
+            with pytest.raises(DreamError, match=f"judge.quantization is {kind}, which needs bitsandbytes"):
+                Judge.load(str(tmp_path), quantization=kind)
+    Judge.load(str(tmp_path), quantization=kind)
     (how,) = asked
     settings = how.pop("quantization_config").to_dict()
     assert how == {
-        "dtype": torch.bfloat16, "use_safetensors": True, "attn_implementation": "sdpa", "device_map": {"": torch.device("cpu")}
+        "dtype": torch.bfloat16, "use_safetensors": True, "attn_implementation": "sdpa", "device_map": {"": torch.device("cuda")}
     }  # fmt: skip
     assert (settings["load_in_8bit"], settings["load_in_4bit"]) == (kind == "8bit", kind == "4bit")
     if kind == "4bit":

@@ -244,9 +244,7 @@ def test_the_curves_show_the_golds_rank_and_the_entropy_of_p():
     assert logs == {"gold_rank": (1 + 2 + 3 + 1) / 4, "entropy": pytest.approx(sum(entropies) / 4, abs=1e-6)}
 
 
-@pytest.mark.parametrize(
-    ("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"negatives": "batch"}), ("replug", {})]
-)
+@pytest.mark.parametrize(("name", "more"), [("dream", {}), ("infonce", {}), ("infonce", {"negatives": "batch"}), ("replug", {})])
 def test_every_objective_logs_its_scalars(name, more):
     objective = make(name, temperature=0.3, **more)
     sets = make_sets(2)
