@@ -13,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from dream import errors
+from dream import __version__, errors
 from dream.errors import DreamError, exits_cleanly, visible
 
 try:
     import typer
 except ModuleNotFoundError as error:
     sys.exit(f"error: {errors.explain(error)}")
+
+from dream import completion  # it needs typer
 
 app = typer.Typer(
     name="dream-report",
@@ -37,9 +39,32 @@ Cells = Annotated[Path, typer.Option("--cells", help="The folder of results.")]
 Experiment = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Read this experiment, branch or commit from git instead.")
 ]
-Reference = Annotated[str | None, typer.Option("--reference", help="The system that the others are tested against.")]
-System = Annotated[str | None, typer.Option("--system", help="A trained system; by default the first of `objectives`.")]
+Reference = Annotated[
+    str | None,
+    typer.Option("--reference", help="The system that the others are tested against.", autocompletion=completion.systems),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system", help="A trained system; by default the first of `objectives`.", autocompletion=completion.objectives
+    ),
+]
 PARAMS, CELLS = Path("params.yaml"), Path("reports/results")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dream-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def examples(*lines: str) -> str:
@@ -119,6 +144,7 @@ def show_tables(tables: list[Any], as_json: bool) -> None:
 @app.command(
     epilog=examples(
         "dream-report tables",
+        "dream-report tables --all",
         "dream-report tables --table main --format latex > main.tex",
         "dream-report tables --table cost --json",
         "dream-report tables --table main --experiment my-exp --reference bm25",
@@ -126,7 +152,11 @@ def show_tables(tables: list[Any], as_json: bool) -> None:
     )
 )
 def tables(
-    table: Annotated[list[str] | None, typer.Option("--table", "-t", help="Only this table; may be repeated.")] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option("--table", "-t", help="Only this table; may be repeated.", autocompletion=completion.tables),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All tables, with all their notes.")] = False,
     format: Format = "text",
     out: Annotated[
         Path | None,
@@ -140,16 +170,22 @@ def tables(
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Print the tables: main, significance, seeds, cost, heads, diagnostic, and those of collected sweeps (sweep-NAME)."""
+    """Print the main table with its first notes; with --all or --table the others too: significance, seeds, scalars, cost, heads,
+    diagnostic, and those of collected sweeps (sweep-NAME)."""
     from dream.report import build
     from dream.report.commands import sweeps
     from dream.report.tables import registry
 
+    if everything and table:
+        raise DreamError("--all and --table are two ways to choose tables", "Give one of them")
     results = load(params, cells, experiment, reference)
     if out is not None:
         built = build.write_tables(results, _for_tables(out))
         names = [str(out / f"{t.name}.{ending}") for t in built for ending in ("csv", "md")]
         return show(names, json, lambda: "\n".join(names))
+    if not (everything or table):
+        main = registry.main(results)
+        return print_tables([registry.brief(main) if format == "text" and not json else main], format, json)
     print_tables(registry.build(results, table or None, sweeps.stored() if experiment is None else ()), format, json)
 
 
@@ -177,7 +213,10 @@ def _for_tables(folder: Path) -> Path:
     )
 )
 def plots(
-    plot: Annotated[list[str] | None, typer.Option("--plot", "-p", help="Only this plot; may be repeated.")] = None,
+    plot: Annotated[
+        list[str] | None,
+        typer.Option("--plot", "-p", help="Only this plot; may be repeated.", autocompletion=completion.plots),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", parser=place, metavar="PATH", help="Folder for the PNG and SVG files: reports/plots.")
     ] = None,
@@ -205,8 +244,13 @@ def plots(
 
 @app.command(epilog=examples("dream-report compare dream bm25", "dream-report compare dream my-exp:dream --queries 10"))
 def compare(
-    ours: Annotated[str, typer.Argument(metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.")],
-    theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.")],
+    ours: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A system, or REVISION:SYSTEM of an experiment or commit.", autocompletion=completion.systems
+        ),
+    ],
+    theirs: Annotated[str, typer.Argument(metavar="B", help="The system to compare it with.", autocompletion=completion.systems)],
     queries: Annotated[
         int, typer.Option("--queries", "-n", min=0, max=10_000, help="How many of the queries that changed most.")
     ] = 6,
@@ -292,7 +336,9 @@ def runs(
 
 @app.command(epilog=examples("dream-report sweep", "dream-report sweep heads", "dream-report sweep heads --run --collect"))
 def sweep(
-    name: Annotated[str | None, typer.Argument(help="A sweep of sweeps.yaml; without it all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A sweep of sweeps.yaml; without it all are listed.", autocompletion=completion.sweeps)
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="Run the points that have not been run, one after another.")] = False,
     queue: Annotated[bool, typer.Option("--queue", help="Put them in DVC's queue instead: `dvc queue start`.")] = False,
     collect: Annotated[bool, typer.Option("--collect", help="Read the results into reports/sweeps.")] = False,
@@ -321,7 +367,12 @@ def sweep(
 
 @app.command(epilog=examples("dream-report knobs", "dream-report knobs injection", "dream-report knobs learning_rate --json"))
 def knobs(
-    name: Annotated[str | None, typer.Argument(help="A section, an objective, or one setting; without it all are shown.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A section, an objective, or one setting; without it all are shown.", autocompletion=completion.sections
+        ),
+    ] = None,
     json: Json = False,
     params: Params = PARAMS,
 ) -> None:
@@ -338,8 +389,13 @@ def knobs(
 
 @app.command(epilog=examples("dream-report plan --size 3b", "dream-report plan --size 8b --tflops 400 --device-gib 80"))
 def plan(
-    size: Annotated[str | None, typer.Option("--size", help="An entry of `sizes`; by default that of params.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="auto, packaged, smoke or paper.")] = "auto",
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="An entry of `sizes`; by default that of params.", autocompletion=completion.sizes),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="auto, packaged, smoke or paper.", autocompletion=completion.recipes)
+    ] = "auto",
     tflops: Annotated[float, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s.")] = 100.0,
     device_gib: Annotated[
         float | None, typer.Option("--device-gib", min=0.1, max=1e9, help="Device memory; by default what is here.")

@@ -537,7 +537,7 @@ def test_a_quantized_judge_is_made_by_bitsandbytes_on_its_device(tmp_path, monke
     for there in (None, True):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, *_, there=there: there if name == "bitsandbytes" else None)
         if not there:
-            with pytest.raises(DreamError, match=f"judge.quantization is {kind}, which needs bitsandbytes"):
+            with pytest.raises(DreamError, match=f"the judge's quantization is {kind}, which needs bitsandbytes"):
                 Judge.load(str(tmp_path), quantization=kind)
     Judge.load(str(tmp_path), quantization=kind)
     (how,) = asked

@@ -93,8 +93,8 @@ def pair(name, model):
     if name == "replug":
         teach = lambda sets: {s.questions[0].id: judge().passage_log_likelihood(s)[0].tolist() for s in sets}  # noqa: E731
         return ReplugLoss(model, judge(), 0.1, tau_lm=0.5), lambda sets: RePlug(teach(sets), 0.1, tau_lm=0.5)
-    in_batch = name.endswith("in-batch")
-    return InfoNCELoss(model, 0.1, in_batch_negatives=in_batch), lambda sets: InfoNCE(0.1, in_batch_negatives=in_batch)
+    own = {"negatives": "batch" if name.endswith("in-batch") else "candidates"}
+    return InfoNCELoss(model, 0.1, **own), lambda sets: InfoNCE(0.1, **own)
 
 
 @pytest.mark.parametrize("name", ["dream", "infonce", "infonce-in-batch", "replug"])

@@ -108,13 +108,74 @@ def test_user_errors_name_the_thing_and_the_remedy(run, arguments, message):
 
 
 def test_tables_print_all_or_one_in_every_format(run):
-    assert "Spread over seeds" in run("tables")
+    assert "Spread over seeds" in run("tables", "--all")
     one = run("tables", "--table", "main")
     assert "nDCG@10, size tiny" in one and "Spread over seeds" not in one
     assert run("tables", "-t", "main", "-f", "csv").startswith("suite,task,system,size,recipe,ndcg_at_10")
     assert run("tables", "-t", "main", "-f", "latex").startswith(r"\begin{table}")
     assert "<table" in run("tables", "-t", "main", "-f", "html")
     assert run("tables", "-t", "main", "-f", "md").startswith("# nDCG@10")
+
+
+def test_without_options_the_main_table_and_its_first_notes_are_printed(run):
+    text, full = run("tables"), run("tables", "--table", "main")
+    assert "Spread over seeds" not in text
+    notes, every = ([line for line in one.splitlines() if line.startswith("- ")] for one in (text, full))
+    assert notes[:-1] == every[:3]
+    assert notes[-1] == f"- `dream-report tables --all`: {len(every) - 3} more notes, all tables."
+    (table,) = json.loads(run("tables", "--json"))
+    assert table["name"] == "main" and len(table["notes"]) == len(every)
+    assert run("tables", "-f", "md") == run("tables", "-f", "md", "-t", "main")
+    with pytest.raises(DreamError, match="--all and --table are two ways to choose tables"):
+        run("tables", "--all", "-t", "main")
+
+
+def test_the_version_is_that_of_the_package(run):
+    from importlib.metadata import version
+
+    assert run("--version") == f"dream-bench {version('dream-bench')}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("plan --size tiny", {"tiny", "tiny-4l"}),
+        ("plan --recipe p", {"packaged", "paper"}),
+        (
+            "sweep s",
+            {"signal", "strategies", "sources", "scalars", "search-dream", "search-infonce", "search-replug", "search-revela"},
+        ),
+        ("export --system i", {"infonce"}),
+        ("compare m", {"minilm"}),
+        ("compare dream b", {"bm25"}),
+        ("tables --reference u", {"untrained"}),
+        ("tables -t s", {"significance", "seeds", "scalars", "sweep-mine"}),
+        ("plots --plot q", {"queries"}),
+        ("knobs in", {"injection", "infonce"}),
+    ],
+)
+def test_the_shell_completes_values(tmp_path, typed, expected):
+    for name in ("params.yaml", "sweeps.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "reports" / "sweeps" / "mine").mkdir(parents=True)
+    (tmp_path / "reports" / "sweeps" / "mine" / "mine.csv").touch()
+    found = completed(tmp_path, typed)
+    assert set(found) == expected and len(found) == len(expected)
+
+
+def test_where_nothing_can_be_read_nothing_is_completed(tmp_path):
+    (tmp_path / "params.yaml").write_text("model: [")
+    assert completed(tmp_path, "plan --size t") == completed(tmp_path, "sweep s") == []
+
+
+def completed(folder, typed):
+    """What a shell in a folder is told for a line that is being typed."""
+    words = f"dream-report {typed}"
+    asked = {"_DREAM_REPORT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run([sys.executable, "-m", "dream.cli"], cwd=folder, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **asked})  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout.split()
 
 
 def test_tables_are_rebuilt_from_cells_alone(run, project):

@@ -659,7 +659,7 @@ def test_a_wide_table_stands_in_blocks_and_no_number_is_folded():
     """Nine systems on a terminal of 120 columns: each block names its rows, and every score is whole."""
     systems = [f"system-{i}" for i in range(9)]
     scores = [[f".{t}{i}5 [.{t}{i}1, .{t}{i}9]↑" for i in range(9)] for t in range(3)]
-    rows = [render.fields("packaged", f"task-{t}", *scores[t], "200") for t in range(3)]
+    rows = [render.fields(f"suite-{t}", f"task-{t}", *scores[t], "200") for t in range(3)]
     table = render.Table("main", "Wide", pd.DataFrame(), ["Suite", "Task", *systems, "Queries"], rows)
     text = drawn(table, 120)
     assert max(map(len, text.splitlines())) <= 120
@@ -668,6 +668,26 @@ def test_a_wide_table_stands_in_blocks_and_no_number_is_folded():
     assert len(heads) > 1 and all(head[:2] == ["Suite", "Task"] for head in heads)
     assert [name for head in heads for name in head[2:]] == [*systems, "Queries"]
     assert len([line for line in drawn(table, 300).splitlines() if line.startswith("Suite")]) == 1
+
+
+def test_at_80_columns_the_references_and_their_rivals_stand_together():
+    """Two blocks; the column that says the same of every row stands in the title instead."""
+    systems = ["bm25", "untrained", "minilm", "dream", "infonce"]
+    rows = [render.fields("packaged", f"docstring-{t}", *([".123 [.101, .145]↑"] * 5), "200", "1,364") for t in range(3)]
+    head = ["Suite", "Task", *systems, "Queries", "Documents"]
+    table = render.Table("main", "Title", pd.DataFrame(), head, rows, together=("dream", "infonce"))
+    text = drawn(table, 80)
+    assert text.splitlines()[0].strip() == "Title, Suite packaged"
+    heads = [line.split() for line in text.splitlines() if line.startswith("Task")]
+    assert heads == [["Task", *systems[:3]], ["Task", *systems[3:], "Queries", "Documents"]]
+    assert drawn(table, 200).splitlines()[0].strip() == "Title"  # what fits is left as it is
+    two = replace(table, rows=[*rows, render.fields("all", "mean", *rows[0][2:])])
+    heads = [line.split()[2:] for line in drawn(two, 80).splitlines() if line.startswith("Suite")]
+    assert heads == [systems[:2], ["minilm"], [*systems[3:], "Queries"], ["Documents"]]
+    apart = [
+        head[2:] for head in (line.split() for line in drawn(replace(two, together=()), 80).splitlines()) if head[:1] == ["Suite"]
+    ]
+    assert apart == [systems[:2], systems[2:4], ["infonce", "Queries", "Documents"]]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,21 @@ def main(results: Results) -> Table:
         del legend[1]
     title = f"nDCG@10, size {config.model.size}, recipe {config.recipe}"
     head = ["Suite", "Task", *systems, "Queries", "Documents"]
-    return Table("main", title, pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS), head, rows, legend + footnotes(results))
+    data = pd.DataFrame(main_rows(results), columns=MAIN_COLUMNS)
+    return Table("main", title, data, head, rows, legend + footnotes(results), together=tuple(config.objectives))
+
+
+BRIEF = 3  # notes of a table at a glance
+
+
+def brief(table: Table) -> Table:
+    """A table with its first notes, which say how to read it, and where the others are."""
+    more = len(table.notes) - BRIEF
+    return (
+        table
+        if more <= 0
+        else replace(table, notes=[*table.notes[:BRIEF], f"`dream-report tables --all`: {more} more notes, all tables."])
+    )
 
 
 def _about_seeds(results: Results) -> list[str]:

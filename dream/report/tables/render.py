@@ -43,7 +43,8 @@ class Field:
 class Table:
     """A table: ``data`` goes to CSV and JSON, ``head``/``rows``/``notes`` are what a reader sees.
 
-    ``varies`` marks tables whose numbers differ from run to run (wall times); all others are byte-identical.
+    ``varies`` marks tables whose numbers differ from run to run (wall times); all others are byte-identical. ``together`` names
+    columns that a reader compares: on a narrow terminal they share a block.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Table:
     rows: list[list[Field]]
     notes: list[str] = field(default_factory=list)
     varies: bool = False
+    together: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shown = {"title": one_line(self.title), "head": [*map(one_line, self.head)], "notes": [*map(one_line, self.notes)]}
@@ -269,8 +271,10 @@ class _Blocks:
         from rich.text import Text
 
         table, numeric = self.table, _numeric_columns(self.table)
-        yield Text(f"{table.title}\n", style="bold")
-        for columns in blocks(table, options.max_width):
+        found = blocks(table, options.max_width)
+        left_out = [f"{table.head[i]} {table.rows[0][i].text}" for i in range(len(table.head)) if all(i not in b for b in found)]
+        yield Text(f"{', '.join([table.title, *left_out])}\n", style="bold")
+        for columns in found:
             drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
             for i in columns:
                 whole = numeric[i] or _width(table, i) <= WRAPPED
@@ -284,17 +288,23 @@ class _Blocks:
 def blocks(table: Table, width: int) -> list[list[int]]:
     """The columns of a table in blocks that fit into ``width`` characters; each begins with the columns that name a row.
 
-    Numbers are never folded, long texts may be. A table that fits is one block.
+    Numbers are never folded, long texts may be. A table that fits is one block. In one that does not, a column before the last
+    of those that name a row is left out where it says the same of all rows, and those of ``together`` share a block if they can.
     """
     numeric = _numeric_columns(table)
     first = next((i for i, is_number in enumerate(numeric) if is_number), len(numeric))
     keys = list(range(max(1, min(first, KEYS))))
     needed = [(_width(table, i) if numeric[i] else min(_width(table, i), WRAPPED)) + len("  ") for i in range(len(numeric))]
+    if sum(needed) > width + len("  "):
+        keys = [i for i in keys if i == keys[-1] or len({row[i].text for row in table.rows}) > 1]
     room = width + len("  ") - sum(needed[i] for i in keys)
+    compared = [i for i, name in enumerate(table.head) if name in table.together]
+    group = sum(needed[i] for i in compared)
     found: list[list[int]] = []
     used = room
-    for i in range(len(keys), len(numeric)):
-        if not found or used + needed[i] > room:
+    for i in range(keys[-1] + 1, len(numeric)):
+        whole = group if i in compared[:1] and group <= room else needed[i]
+        if not found or used + whole > room:
             found.append(list(keys))
             used = 0
         found[-1].append(i)
