@@ -64,9 +64,13 @@ def logit_scale(config: Any) -> float:
 def check(judge: Judge) -> None:
     """Compare the judge's losses on a few tokens with those of the definition, without and with scores in every head.
 
+    A judge on the meta device has no weights to ask.
+
     Raises:
         DreamError: they differ, or the model cannot be run as a judge at all; the line says which.
     """
+    if judge.device.type == "meta":
+        return
     asked = Question("q", "How many eyes has a bee?", 1)
     passages = ("Honey is made from nectar.", "A bee has five eyes.", "Wax is made by workers.")
     sets = CandidateSet("check", "", ("0", "1", "2"), passages, (asked,))
