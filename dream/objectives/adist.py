@@ -29,7 +29,7 @@ class ADistKnobs(Tuned):
     tau_a: Annotated[float, Field(gt=0)] = 0.1
     """Temperature of the teacher [open], of masses as ``standardise`` makes them."""
     standardise: Literal["none", "question"] = "question"
-    """question: a question's masses less their mean, by their standard deviation (masses differ by about .03); none: as they are."""
+    """question: a question's masses less their mean, by their standard deviation (about .03); none: as they are."""
 
     recipes: ClassVar[Recipes] = {"packaged": {"temperature": 0.02}, "paper": {"temperature": None}}
 
