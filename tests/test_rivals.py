@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from test_objectives import Table, build, compare
 from test_teachers import model  # noqa: F401
 from test_training import config, cut, encoder_folder, make_config, make_sets  # noqa: F401
 
-from dream import training
+from dream import objectives, training
 from dream.config import check, stages
 from dream.errors import DreamError
 from dream.files import read_json
@@ -312,7 +313,7 @@ def test_two_steps_through_the_real_stages(model, tmp_path, run, name):  # noqa:
 
 @pytest.mark.parametrize("name", ["adist", "loop", "emdr2", "simcse", "infonce"])
 def test_every_setting_of_a_rival_reaches_it(encoder_folder, monkeypatch, name):  # noqa: F811
-    values = {"tau_a": 0.7, "standardise": "question", "tau_l": 0.6, "per": "token", "mask_target": True}
+    values = {"tau_a": 0.7, "standardise": "none", "tau_l": 0.6, "per": "token", "mask_target": True}
     own = {knob: values[knob] for knob in check.carrier(name).Knobs.model_fields if knob in values}
     settings = make_config(
         encoder_folder, **{"objectives": [name], f"{name}.temperature": 0.3, **{f"{name}.{k}": v for k, v in own.items()}}
@@ -321,3 +322,18 @@ def test_every_setting_of_a_rival_reaches_it(encoder_folder, monkeypatch, name):
     assert found.tau().item() == pytest.approx(0.3) and {k: getattr(found, k) for k in own} == own
     assert getattr(found, "tokens", {"q": 3}) == {"q": 3}
     assert name in ("simcse", "infonce") or found.teacher == {"q": [1.0]}
+
+
+def test_docs_and_params_name_every_objective_and_no_other():
+    """The rows of docs/objectives.md, with the teacher of each, and the comment in params.yaml."""
+    rows = {
+        row.split("`")[1]: row
+        for row in pathlib.Path("docs/objectives.md").read_text(encoding="utf-8").split("# Adding")[0].splitlines()
+        if row.startswith("| `")
+    }
+    assert rows.keys() == check.trained().keys()
+    for name, row in rows.items():
+        taught = objectives.find(name).teacher_name
+        assert (f"teacher `{taught}`" in row) == bool(taught) and len(row.strip("|").replace("\\|", "").split(" | ")) == 5
+    (line,) = [x for x in pathlib.Path("params.yaml").read_text(encoding="utf-8").splitlines() if x.startswith("objectives:")]
+    assert f"trained systems: {', '.join(sorted(check.trained()))} (docs" in line

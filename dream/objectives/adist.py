@@ -27,9 +27,9 @@ class ADistKnobs(Tuned):
     """Settings of attention distillation."""
 
     tau_a: Annotated[float, Field(gt=0)] = 0.1
-    """Temperature of the teacher [open]; a mass is a share of a row's attention, less that of the empty question's row."""
-    standardise: Literal["none", "question"] = "none"
-    """question: a question's masses minus their mean, by their standard deviation; none: as they are."""
+    """Temperature of the teacher [open], of masses as ``standardise`` makes them."""
+    standardise: Literal["none", "question"] = "question"
+    """question: a question's masses less their mean, by their standard deviation (about .03); none: as they are."""
 
     recipes: ClassVar[Recipes] = {"packaged": {"temperature": 0.02}, "paper": {"temperature": None}}
 
@@ -55,7 +55,7 @@ class ADist(Taught):
         learn_temperature: bool = True,
         *,
         tau_a: float = 0.1,
-        standardise: str = "none",
+        standardise: str = "question",
     ) -> None:
         super().__init__(teacher, temperature, learn_temperature)
         self.tau_a, self.standardise = tau_a, standardise
