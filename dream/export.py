@@ -44,7 +44,8 @@ FORMATS = ("peft", "sentence-transformers")
 ARXIV = "2606.24667"
 LICENCES = ("apache-2.0", "mit", "llama3.1", "llama3.2")  # as the hub names them; any other is "other"
 CELLS = Path("reports/results")
-NO_SCORES = (None, "none were asked for")
+Scores = tuple[str | None, str, list[dict[str, Any]]]
+NO_SCORES: Scores = (None, "none were asked for", [])
 
 
 def export(
@@ -55,7 +56,7 @@ def export(
     formats: tuple[str, ...] = FORMATS,
     force: bool = False,
     name: str | None = None,
-    scores: tuple[str | None, str] = NO_SCORES,
+    scores: Scores = NO_SCORES,
     cells: Path | str = CELLS,
 ) -> dict[str, Path]:
     """Write a trained system to ``out/<format>/``, each folder whole or not at all.
@@ -68,7 +69,7 @@ def export(
         formats: some of :data:`FORMATS`.
         force: replace folders that are there.
         name: what the card's snippets load (default: the folder).
-        scores: the card's table of scores as Markdown, or None and why there is none.
+        scores: the card's table of scores as Markdown, or None, why there is none, and the hub's ``model-index``.
         cells: the folder of results, for the counts of the training data.
 
     Returns:
@@ -267,7 +268,7 @@ def model_card(
     system: str,
     seed: int,
     name: str,
-    scores: tuple[str | None, str] = NO_SCORES,
+    scores: Scores = NO_SCORES,
     cells: Path | str = CELLS,
 ) -> str:
     """The README.md of an exported folder: YAML front matter, use, training data, recipe, scores, licence, citation."""
@@ -278,12 +279,13 @@ def model_card(
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     reference, revision = split_revision(rules.model)
-    data, folder, (table, reason) = _data(config, cells), TRAINED / f"{system}-{seed}", scores
+    data, folder, (table, reason, index) = _data(config, cells), TRAINED / f"{system}-{seed}", scores
     settings = read_json(folder / "made_with.json")["settings"] | {"objective": system, "seed": seed}
     recipe = {key: value for key, value in settings.items() if key != "code"}
     judge, needs = config.roles["judge"].model, objectives.find(system).needs
+    front = front_matter(kind, config, rules, system) | ({"model-index": index} if index else {})
     return environment.get_template("model_card.md.j2").render(
-        front=yaml.safe_dump(front_matter(kind, config, rules, system), sort_keys=False, allow_unicode=True),
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         title=f"{system} on {Path(reference).name}, seed {seed}",
         kind=kind, name=name, system=system, description=objective_line(system), rules=rules, seed=seed,
         base=None if _carried(rules) else reference, revision=revision, encoder=_encoder_line(rules),

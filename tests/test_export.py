@@ -243,11 +243,27 @@ def test_the_card_parses_and_says_what_is_needed(exported, kind):
     assert f"{score:.3f}".lstrip("0") in row and "[" in row, "this run's own mean, with its interval"
 
 
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_the_hub_reads_the_scores_of_every_task_from_the_card(exported, kind):
+    train(exported.config, seed=1)
+    found = card.scores(exported.config, "dream", 1, exported.cells)
+    folder = export.export(exported.config, "dream", 1, "out", (kind,), scores=found, cells=exported.cells)[kind]
+    data = ModelCard.load(folder / "README.md").data
+    assert data.model_name == "dream-1"
+    records = [r for e in ("general", "domain") for r in read_json(exported.cells / "evaluate" / f"dream-1-{e}.json")]
+    assert {(r.dataset_type, r.metric_type): (r.metric_value, r.dataset_revision) for r in data.eval_results} == {
+        (record["task"], metric): (record[metric], record["revision"]) for record in records for metric in card.METRICS
+    }
+    assert len(data.eval_results) == 3 * 3
+    bare = described(exported.config)
+    assert "model-index" not in bare.content
+
+
 def test_scores_of_another_configuration_or_model_are_left_out(exported):
     assert card.scores(exported.config, "dream", 0, exported.cells)[1] == ""
     longer = settings(exported.config.models["mine"].model, OWN, licence="Llama 3.2", max_length=32)
-    table, reason = card.scores(longer, "dream", 0, exported.cells)
-    assert table is None and "max_length" in reason
+    table, reason, index = card.scores(longer, "dream", 0, exported.cells)
+    assert table is None and "max_length" in reason and index == []
     path = exported.cells / "runs" / "evaluate-dream-0-general.json"
     record = json.loads(path.read_text())
     record[0]["inputs"]["work/models/dream-0"] = "0" * 64
