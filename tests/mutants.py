@@ -25,6 +25,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -482,6 +483,8 @@ def main() -> None:
             print(f"{len(mutants(ROOT / module)):6} {module}")
         return
     runner = Runner(modules, args.fresh, args.jobs)
+    for left in STORE.glob("anew-*"):  # of processes that a failing test ended
+        shutil.rmtree(left)
     options = [
         f"--basetemp={STORE}/tmp",
         "-q",

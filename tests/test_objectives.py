@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import json
 import math
 import pathlib
@@ -186,7 +187,44 @@ def test_what_an_objective_is_before_it_says_otherwise(config):  # noqa: F811
     assert objectives.find("dream").no_gradient.startswith("Its loss does not depend on the scores: check heads")
 
 
+PAPER = {  # knobs of the paper recipe, which are the classes' own
+    "dream": {"temperature": None, "judge": "frozen", "r": 32, "alpha": 64},
+    "infonce": {"temperature": None, "in_batch_negatives": False},
+    "replug": {"temperature": None, "direction": "teacher_student", "tau_lm": 0.1, "mask_target": False},
+    "revela": {"tau": 1e-4, "value_normalisation": True, "lm": "lora", "r": 256, "alpha": 512},
+}
+SEARCHED = {"temperature": 0.02}  # docs/search.md
+PACKAGED = dict.fromkeys(("dream", "infonce", "replug"), SEARCHED) | {"revela": {"tau": 0.01, "r": 32, "alpha": 64}}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_knobs_of_the_recipes(name):
+    def knobs(recipe):
+        return configs.load(overrides={"recipe": recipe, "objectives": [name]}).knobs[name].model_dump()
+
+    own = {"learning_rate": None} | PAPER[name]
+    assert (objectives.find(name).Knobs().model_dump(), knobs("paper"), knobs("packaged")) == (own, own, own | PACKAGED[name])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_objective_without_settings_is_that_of_the_paper_recipe(name):
+    paper = configs.load(overrides={"recipe": "paper", "objectives": list(OURS)})
+    start = {"temperature": paper.temperature.init, "learn_temperature": paper.temperature.learned}
+    expected = paper.injection.model_dump() | paper.knobs[name].model_dump() | start
+    expected |= {"passage_tokens": paper.judge.passage_tokens, "lora": None}
+    given = inspect.signature(objectives.find(name).__init__).parameters.values()
+    defaults = {p.name: p.default for p in given if p.default is not p.empty}
+    assert len(defaults) >= 3 and defaults == {key: expected[key] for key in defaults}
+
+
+def test_what_is_registered_is_the_class_itself(monkeypatch):
+    monkeypatch.setattr(objectives, "REGISTRY", {})
+    assert objectives.register("own")(InfoNCE) is InfoNCE and objectives.find("own") is InfoNCE
+    assert Given() == Given(judge=None, heads=(), teacher=None)
+
+
 def test_tau_is_a_parameter_only_where_it_is_learned():
+    assert isinstance(objectives.Temperature(0.3).log_tau, torch.nn.Parameter)
     for learned in (True, False):
         tau = objectives.Temperature(0.3, learned)
         assert tau().item() == pytest.approx(0.3) and tau().dtype == torch.float32
@@ -521,6 +559,11 @@ def test_dream_equals_its_definition_in_loss_and_gradients(lora):
 def test_a_control_cannot_train_the_judge(encoder_folder, control):  # noqa: F811
     with pytest.raises(DreamError, match="dream.judge=lora trains the judge, but .* train nothing. Set dream.judge=frozen"):
         make_config(encoder_folder, **{"dream.judge": "lora"}, **control)
+
+
+def test_in_batch_negatives_need_another_set(encoder_folder):  # noqa: F811
+    with pytest.raises(DreamError, match=r"infonce.in_batch_negatives: training.micro_batch is 1"):
+        make_config(encoder_folder, **{"infonce.in_batch_negatives": True, "training.micro_batch": 1})
 
 
 def test_a_trained_judge_is_saved_as_an_adapter_that_names_its_base(tmp_path):
