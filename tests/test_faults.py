@@ -177,7 +177,9 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint_before(model, 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantized_judge_without_its_library_is_one_line(model, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
-    with pytest.raises(DreamError, match=rf"the judge's quantization is {kind}, which needs bitsandbytes. Run `pip install") as caught:
+    with pytest.raises(
+        DreamError, match=rf"the judge's quantization is {kind}, which needs bitsandbytes. Run `pip install"
+    ) as caught:
         Judge.build(make_config(model, **{"models.toy.quantization": kind}))
     assert "\n" not in str(caught.value)
 
