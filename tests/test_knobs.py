@@ -62,7 +62,8 @@ def test_what_a_setting_may_be_is_said_in_words(found):
         "training.threads": "whole number, at least 1, at most 1024",
         "heads.explicit": "list of: list of: whole number, at least 0",
         "models.NAME.pooling": "last | mean | cls | null",
-        "infonce.in_batch_negatives": "true | false",
+        "infonce.negatives": "candidates | batch",
+        "replug.mask_target": "true | false",
     }
     assert {name: found[name].allowed for name in allowed} == allowed
 

@@ -189,7 +189,7 @@ def test_what_an_objective_is_before_it_says_otherwise(config):  # noqa: F811
 
 PAPER = {  # knobs of the paper recipe, which are the classes' own
     "dream": {"temperature": None, "judge": "frozen", "r": 32, "alpha": 64},
-    "infonce": {"temperature": None, "in_batch_negatives": False},
+    "infonce": {"temperature": None, "negatives": "candidates", "margin": None, "teacher": "bge-large", "confidence": 0.0},
     "replug": {"temperature": None, "direction": "teacher_student", "tau_lm": 0.1, "mask_target": False},
     "revela": {"tau": 1e-4, "value_normalisation": True, "lm": "lora", "r": 256, "alpha": 512},
 }
@@ -203,7 +203,9 @@ def test_the_knobs_of_the_recipes(name):
         return configs.load(overrides={"recipe": recipe, "objectives": [name]}).knobs[name].model_dump()
 
     own = {"learning_rate": None} | PAPER[name]
-    assert (objectives.find(name).Knobs().model_dump(), knobs("paper"), knobs("packaged")) == (own, own, own | PACKAGED[name])
+    offline = {"teacher": "minilm"} if name == "infonce" else {}  # a model of the recipe's own
+    alone, paper, packaged = objectives.find(name).Knobs().model_dump(), knobs("paper"), knobs("packaged")
+    assert (alone, paper, packaged) == (own | offline, own, own | offline | PACKAGED[name])
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -211,7 +213,7 @@ def test_an_objective_without_settings_is_that_of_the_paper_recipe(name):
     paper = configs.load(overrides={"recipe": "paper", "objectives": list(OURS)})
     start = {"temperature": paper.temperature.init, "learn_temperature": paper.temperature.learned}
     expected = paper.injection.model_dump() | paper.knobs[name].model_dump() | start
-    expected |= {"passage_tokens": paper.judge.passage_tokens, "lora": None}
+    expected |= {"passage_tokens": paper.judge.passage_tokens, "lora": None, "teacher": None}
     given = inspect.signature(objectives.find(name).__init__).parameters.values()
     defaults = {p.name: p.default for p in given if p.default is not p.empty}
     assert len(defaults) >= 3 and defaults == {key: expected[key] for key in defaults}
@@ -559,11 +561,6 @@ def test_dream_equals_its_definition_in_loss_and_gradients(lora):
 def test_a_control_cannot_train_the_judge(encoder_folder, control):  # noqa: F811
     with pytest.raises(DreamError, match="dream.judge=lora trains the judge, but .* train nothing. Set dream.judge=frozen"):
         make_config(encoder_folder, **{"dream.judge": "lora"}, **control)
-
-
-def test_in_batch_negatives_need_another_set(encoder_folder):  # noqa: F811
-    with pytest.raises(DreamError, match=r"infonce.in_batch_negatives: training.micro_batch is 1"):
-        make_config(encoder_folder, **{"infonce.in_batch_negatives": True, "training.micro_batch": 1})
 
 
 def test_a_trained_judge_is_saved_as_an_adapter_that_names_its_base(tmp_path):

@@ -323,7 +323,7 @@ def test_settings_of_one_objective_alone_are_named(tmp_path):
     text = " ".join(notes.footnotes(cells.load(config, make_cells(tmp_path, config))))
     assert "learning rate 0.002 (dream), 0.0005 (infonce), 64 tokens" in text
     assert "initial tau 0.05 (dream), 0.02 (infonce) (learned" in text
-    assert "dream: judge frozen, r 32, alpha 64; infonce: in batch negatives no." in text
+    assert "dream: judge frozen, r 32, alpha 64; infonce: negatives candidates, margin none, teacher minilm, confidence 0." in text
 
 
 def test_the_systems_can_be_tested_against_another_one(results):
@@ -367,7 +367,7 @@ def test_a_missing_cell_is_named_with_its_command(config, tmp_path):
         ("train-infonce-0", "roles.encoder.layers", 4, 6),
         ("evaluate-dream-1-domain", "roles.encoder.pooling", "mean", "last"),
         ("heads", "roles.judge.dtype", "float32", "bfloat16"),
-        ("train-infonce-1", "knobs.infonce.negatives", "batch", False),
+        ("train-infonce-1", "knobs.infonce.negatives", "batch", "candidates"),
     ],
 )
 def test_a_stage_that_read_other_settings_is_refused(config, tmp_path, name, knob, was, now):

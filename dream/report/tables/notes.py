@@ -123,6 +123,8 @@ def _own_settings(results: Results) -> str:
 
 
 def _word(value: object) -> str:
+    if value is None:
+        return "none"
     return ("yes" if value else "no") if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
