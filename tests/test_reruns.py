@@ -36,6 +36,8 @@ if name == "given":  # an objective sees what it needs
     kept = {"judge": "reports/assets/judge.json", "heads": "work/heads", "teacher": "work/teacher"}
     deps = [d for d in deps if any(d.startswith(kept[n]) for n in settings["needs"])]
     settings.pop("injection", None)
+if name == "teacher" and settings["teacher"] != "attention":  # the one that reads heads
+    deps.remove("work/heads")
 if name == "prepare":  # the passages and questions of the new task stand nowhere in training
     settings = settings["data"]
 def content(path):
