@@ -10,7 +10,8 @@ One way data flows, each room knowing only those before it (tests/test_report_ro
 * :mod:`page` is all of it in one file, :mod:`cli` the command line.
 
 No model is loaded anywhere here but in ``explain``, and nothing under ``work/`` is needed but by TREC run files (``compare`` and
-``explain`` show texts from there when they are present). What is asked before a run (``plan``, ``doctor``) is :mod:`dream.planning`.
+``explain`` show texts from there when they are present). What is asked before a run (``plan``, ``doctor``) is
+:mod:`dream.planning`.
 
 To add a table or a plot, write one function with ``@table("name")`` or ``@plot("name")``; nothing else changes.
 """
