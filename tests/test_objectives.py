@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -24,7 +25,7 @@ from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json
 from dream.knobs import Knobs
-from dream.objectives import Given
+from dream.objectives import Given, revela
 from dream.objectives.dream import Dream
 from dream.objectives.infonce import InfoNCE
 from dream.objectives.replug import RePlug
@@ -388,6 +389,26 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, norma
         torch.testing.assert_close(fast, slow, atol=1e-9, rtol=1e-7)
     plain = objective.modelling_loss(ids, torch.zeros(3, 3, dtype=torch.float64))
     assert (plain - results[0][0]).abs() > 1e-6, "the other chunks matter"
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.bfloat16, 0.05)])
+def test_in_batch_attention_takes_the_layers_scale_and_keeps_its_dtype(dtype, near):
+    """First pass: causal. Second: the other chunk's values on top, weighted, divided by their mean norm."""
+    query, key, value = torch.randn(3, 2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    layer, chunks = SimpleNamespace(layer_idx=5), revela.Chunks(torch.ones(2, 3, dtype=torch.bool), normalise=True)
+    own, _ = revela.in_batch_attention(layer, query, key, value, None, 0.3, chunks)
+    chunks.similarity = torch.tensor([[0, 0.7], [0.2, 0]], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    both, _ = revela.in_batch_attention(layer, query, key, value, None, 0.3, chunks)
+    assert revela.at_least_float32(query).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert list(chunks.cache) == [5] and own.dtype == both.dtype == dtype and own.shape == (2, 3, 2, 4)
+    q, k, v = (x.double() for x in (query, key, value))
+    later = torch.ones(3, 3, dtype=torch.bool).triu(1)
+    slow = (q @ k.mT * 0.3).masked_fill(later, float("-inf")).softmax(-1) @ v
+    torch.testing.assert_close(own.double(), slow.transpose(1, 2), rtol=near, atol=near)
+    for i, j, share in ((0, 1, 0.7), (1, 0, 0.2)):
+        weights = (q[i] @ k[j].mT * 0.3).softmax(-1)
+        slow[i] += share * weights @ v[j] / (weights @ v[j].norm(dim=-1)[..., None] + 1e-6)
+    torch.testing.assert_close(both.double(), slow.transpose(1, 2), rtol=near, atol=near)
 
 
 def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
