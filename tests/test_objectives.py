@@ -187,6 +187,7 @@ def test_what_an_objective_is_before_it_says_otherwise(config):  # noqa: F811
     needs = {name: set(objectives.find(name).needs) for name in OURS}
     assert needs == {"dream": {"judge", "heads"}, "infonce": set(), "replug": {"teacher"}, "revela": {"lm"}}
     assert objectives.find("dream").no_gradient.startswith("Its loss does not depend on the scores: check heads")
+    assert objectives.find("revela").no_gradient.endswith("which has no gradient: raise revela.tau")
 
 
 PAPER = {  # knobs of the paper recipe, which are the classes' own
