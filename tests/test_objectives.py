@@ -18,8 +18,8 @@ import toy_project as toy
 from safetensors.torch import load_file
 from test_training import config, cut, encoder_folder, make_config, make_sets, run  # noqa: F401
 
+from dream import assets, models, names, objectives
 from dream import config as configs
-from dream import models, names, objectives
 from dream.config import check, stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
@@ -261,9 +261,19 @@ def test_every_setting_reaches_the_objective(encoder_folder, monkeypatch, name):
 
 
 def test_revelas_settings_reach_it(encoder_folder, monkeypatch):  # noqa: F811
-    more = {"revela.tau": 0.3, "revela.value_normalisation": False, "revela.r": 5, "revela.alpha": 7, "judge.passage_tokens": 9}
+    asked = []
+    monkeypatch.setattr(assets, "model_path", lambda *given: asked.append(given) or encoder_folder)
+    more = {
+        "models.toy.layers": 1,
+        "revela.tau": 0.3,
+        "revela.value_normalisation": False,
+        "revela.r": 5,
+        "revela.alpha": 7,
+        "judge.passage_tokens": 9,
+    }
     found = build("revela", make_config(encoder_folder, **more, **{"models.toy.dtype": "bfloat16"}))
     assert (found.tau, found.value_normalisation, found.passage_tokens) == (0.3, False, 9)
+    assert asked == [(str(encoder_folder), 1)]
     lora = found.lm.peft_config["default"]
     assert (lora.r, lora.lora_alpha, found.lm.dtype) == (5, 7, torch.bfloat16)
     assert not [
