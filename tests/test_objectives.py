@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -17,14 +18,14 @@ import toy_project as toy
 from safetensors.torch import load_file
 from test_training import config, cut, encoder_folder, make_config, make_sets, run  # noqa: F401
 
+from dream import assets, models, names, objectives
 from dream import config as configs
-from dream import models, names, objectives
 from dream.config import check, stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json
 from dream.knobs import Knobs
-from dream.objectives import Given
+from dream.objectives import Given, revela
 from dream.objectives.dream import Dream
 from dream.objectives.infonce import InfoNCE
 from dream.objectives.replug import RePlug
@@ -185,6 +186,7 @@ def test_what_an_objective_is_before_it_says_otherwise(config):  # noqa: F811
     needs = {name: set(objectives.find(name).needs) for name in OURS}
     assert needs == {"dream": {"judge", "heads"}, "infonce": set(), "replug": {"teacher"}, "revela": {"lm"}}
     assert objectives.find("dream").no_gradient.startswith("Its loss does not depend on the scores: check heads")
+    assert objectives.find("revela").no_gradient.endswith("which has no gradient: raise revela.tau")
 
 
 PAPER = {  # knobs of the paper recipe, which are the classes' own
@@ -263,9 +265,19 @@ def test_every_setting_reaches_the_objective(encoder_folder, monkeypatch, name):
 
 
 def test_revelas_settings_reach_it(encoder_folder, monkeypatch):  # noqa: F811
-    more = {"revela.tau": 0.3, "revela.value_normalisation": False, "revela.r": 5, "revela.alpha": 7, "judge.passage_tokens": 9}
+    asked = []
+    monkeypatch.setattr(assets, "model_path", lambda *given: asked.append(given) or encoder_folder)
+    more = {
+        "models.toy.layers": 1,
+        "revela.tau": 0.3,
+        "revela.value_normalisation": False,
+        "revela.r": 5,
+        "revela.alpha": 7,
+        "judge.passage_tokens": 9,
+    }
     found = build("revela", make_config(encoder_folder, **more, **{"models.toy.dtype": "bfloat16"}))
     assert (found.tau, found.value_normalisation, found.passage_tokens) == (0.3, False, 9)
+    assert asked == [(str(encoder_folder), 1)]
     lora = found.lm.peft_config["default"]
     assert (lora.r, lora.lora_alpha, found.lm.dtype) == (5, 7, torch.bfloat16)
     assert not [
@@ -390,6 +402,26 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, norma
         torch.testing.assert_close(fast, slow, atol=1e-9, rtol=1e-7)
     plain = objective.modelling_loss(ids, torch.zeros(3, 3, dtype=torch.float64))
     assert (plain - results[0][0]).abs() > 1e-6, "the other chunks matter"
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.bfloat16, 0.05)])
+def test_in_batch_attention_takes_the_layers_scale_and_keeps_its_dtype(dtype, near):
+    """First pass: causal. Second: the other chunk's values on top, weighted, divided by their mean norm."""
+    query, key, value = torch.randn(3, 2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    layer, chunks = SimpleNamespace(layer_idx=5), revela.Chunks(torch.ones(2, 3, dtype=torch.bool), normalise=True)
+    own, _ = revela.in_batch_attention(layer, query, key, value, None, 0.3, chunks)
+    chunks.similarity = torch.tensor([[0, 0.7], [0.2, 0]], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    both, _ = revela.in_batch_attention(layer, query, key, value, None, 0.3, chunks)
+    assert revela.at_least_float32(query).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert list(chunks.cache) == [5] and own.dtype == both.dtype == dtype and own.shape == (2, 3, 2, 4)
+    q, k, v = (x.double() for x in (query, key, value))
+    later = torch.ones(3, 3, dtype=torch.bool).triu(1)
+    slow = (q @ k.mT * 0.3).masked_fill(later, float("-inf")).softmax(-1) @ v
+    torch.testing.assert_close(own.double(), slow.transpose(1, 2), rtol=near, atol=near)
+    for i, j, share in ((0, 1, 0.7), (1, 0, 0.2)):
+        weights = (q[i] @ k[j].mT * 0.3).softmax(-1)
+        slow[i] += share * weights @ v[j] / (weights @ v[j].norm(dim=-1)[..., None] + 1e-6)
+    torch.testing.assert_close(both.double(), slow.transpose(1, 2), rtol=near, atol=near)
 
 
 def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
