@@ -217,6 +217,15 @@ def test_a_commit_from_before_a_knob_is_still_read(repository):
     assert shown[table.rows[4][0].text] == "–" and not [note for note in table.notes if note.startswith("Not shown")]
 
 
+def test_a_commit_with_a_knob_and_an_objective_that_are_gone_is_still_read(repository):
+    for path in (repository / "reports" / "config").glob("*.json"):
+        edit_json(path, lambda value: value.get("knobs", {}).update(gone={"x": 1}))
+        edit_json(path, lambda value: value.get("knobs", {}).get("infonce", {}).update(in_batch_negatives=False))
+    _git(repository, "commit", "-qam", "as it was once")
+    found = runs.open_revision(runs.resolve("HEAD")).config.knobs
+    assert {"dream", "infonce"} <= set(found) and "gone" not in found and not hasattr(found["infonce"], "in_batch_negatives")
+
+
 def test_compare_says_which_settings_differ(repository):
     load = lambda: cells.load(make_config(**{"bm25.k1": 1.2}), repository / "reports" / "results")  # noqa: E731
     assert compare.table(*compare.sides("bm25", "my-exp:bm25", load)).notes[-1] == "Settings that differ: bm25.k1 1.2 / 0.9."

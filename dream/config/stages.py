@@ -79,11 +79,12 @@ def cut(config: Config, name: str) -> Config:
 
 
 def read(settings: dict[str, Any]) -> Config:
-    """The same of a file's content."""
+    """The same of a file's content; what an older file holds and today's code does not know is left out."""
     values = {key: value for key, value in settings.items() if key not in ("code", "needs", "teacher")}
     carried = values.pop("knobs", {})
     built: Config = _build(Config, values)
-    built.knobs.update({name: check.carrier(name).Knobs.model_validate(own) for name, own in carried.items()})
+    known = check.carriers() & set(carried)
+    built.knobs.update({name: _build(check.carrier(name).Knobs, carried[name]) for name in sorted(known)})
     return built
 
 
