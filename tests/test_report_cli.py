@@ -125,7 +125,7 @@ def test_without_options_the_main_table_and_its_first_notes_are_printed(run):
     assert notes[-1] == f"- `dream-report tables --all`: {len(every) - 3} more notes, all tables."
     (table,) = json.loads(run("tables", "--json"))
     assert table["name"] == "main" and len(table["notes"]) == len(every)
-    assert run("tables", "-f", "md") == run("tables", "-f", "md", "-t", "main")
+    assert run("tables", "-f", "md").count("\n- ") == len(every)
     with pytest.raises(DreamError, match="--all and --table are two ways to choose tables"):
         run("tables", "--all", "-t", "main")
 
