@@ -15,6 +15,7 @@ import pytest
 import reference
 import torch
 import toy_project as toy
+import transformers
 from safetensors.torch import load_file
 from test_training import config, cut, encoder_folder, make_config, make_sets, run  # noqa: F401
 
@@ -400,6 +401,21 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, norma
         torch.testing.assert_close(fast, slow, atol=1e-9, rtol=1e-7)
     plain = objective.modelling_loss(ids, torch.zeros(3, 3, dtype=torch.float64))
     assert (plain - results[0][0]).abs() > 1e-6, "the other chunks matter"
+
+
+def test_revelas_lm_is_that_of_the_paper_with_the_in_batch_attention_registered(encoder_folder, monkeypatch):  # noqa: F811
+    asked, load = [], transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(transformers.AttentionInterface, "register", lambda *given: asked.append(given))
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM, "from_pretrained", lambda *given, **how: asked.append(how) or load(*given, **how)
+    )
+    lm, _ = load_lm(encoder_folder)
+    registered, how = asked
+    assert registered == (revela.ATTENTION, revela.in_batch_attention)
+    assert (how["dtype"], how["use_safetensors"], how["attn_implementation"]) == (torch.float32, True, revela.ATTENTION)
+    made = lm.peft_config["default"]
+    assert (made.r, made.lora_alpha) == (PAPER["revela"]["r"], PAPER["revela"]["alpha"])
+    assert (made.task_type, made.lora_dropout) == ("CAUSAL_LM", 0.0)
 
 
 def test_revelas_first_halves_are_texts_without_special_tokens(encoder_folder):  # noqa: F811
