@@ -404,11 +404,10 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, norma
 
 
 def test_revelas_lm_is_that_of_the_paper_with_the_in_batch_attention_registered(encoder_folder, monkeypatch):  # noqa: F811
-    asked, load = [], transformers.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(transformers.AttentionInterface, "register", lambda *given: asked.append(given))
-    monkeypatch.setattr(
-        transformers.AutoModelForCausalLM, "from_pretrained", lambda *given, **how: asked.append(how) or load(*given, **how)
-    )
+    asked, auto, interface = [], transformers.AutoModelForCausalLM, transformers.AttentionInterface
+    register, load = interface.register, auto.from_pretrained
+    monkeypatch.setattr(interface, "register", lambda *given: asked.append(given) or register(*given))
+    monkeypatch.setattr(auto, "from_pretrained", lambda *given, **how: asked.append(how) or load(*given, **how))
     lm, _ = load_lm(encoder_folder)
     registered, how = asked
     assert registered == (revela.ATTENTION, revela.in_batch_attention)
