@@ -15,6 +15,7 @@ import pytest
 import reference
 import torch
 import toy_project as toy
+import transformers
 from safetensors.torch import load_file
 from test_training import config, cut, encoder_folder, make_config, make_sets, run  # noqa: F401
 
@@ -387,7 +388,7 @@ def revela_reference(lm, ids, similarity, normalise):
 def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, normalise):  # noqa: F811
     """fp64, ragged chunks, grouped-query attention: loss and the gradients to Sim and to the LM within 1e-9."""
     objective = Revela(*load_lm(encoder_folder, lora=None), value_normalisation=normalise).double()
-    lm, ids = objective.lm.requires_grad_(True), [[5, 6, 7, 8, 9, 10], [11, 12, 13], [7, 7, 14, 15, 5]]
+    lm, ids = objective.lm.requires_grad_(True), [[5, 6, 7, 8, 9, 10], [11, 12], [7, 7, 14, 15, 5]]
     logits = torch.tensor([[0.0, 0.3, 1.0], [0.5, 0.0, -0.2], [0.1, 0.9, 0.0]], dtype=torch.float64)
     similarity = logits.masked_fill(torch.eye(3, dtype=torch.bool), float("-inf")).softmax(-1)
     results = []
@@ -402,6 +403,31 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, norma
         torch.testing.assert_close(fast, slow, atol=1e-9, rtol=1e-7)
     plain = objective.modelling_loss(ids, torch.zeros(3, 3, dtype=torch.float64))
     assert (plain - results[0][0]).abs() > 1e-6, "the other chunks matter"
+
+
+def test_revelas_lm_is_that_of_the_paper_with_the_in_batch_attention_registered(encoder_folder, monkeypatch):  # noqa: F811
+    asked, auto, interface = [], transformers.AutoModelForCausalLM, transformers.AttentionInterface
+    register, load = interface.register, auto.from_pretrained
+    monkeypatch.setattr(interface, "register", lambda *given: asked.append(given) or register(*given))
+    monkeypatch.setattr(auto, "from_pretrained", lambda *given, **how: asked.append(how) or load(*given, **how))
+    lm, _ = load_lm(encoder_folder)
+    registered, how = asked
+    assert registered == (revela.ATTENTION, revela.in_batch_attention)
+    assert (how["dtype"], how["use_safetensors"], how["attn_implementation"]) == (torch.float32, True, revela.ATTENTION)
+    made = lm.peft_config["default"]
+    assert (made.r, made.lora_alpha) == (PAPER["revela"]["r"], PAPER["revela"]["alpha"])
+    assert (made.task_type, made.lora_dropout) == ("CAUSAL_LM", 0.0)
+
+
+def test_revelas_first_halves_are_texts_without_special_tokens(encoder_folder):  # noqa: F811
+    objective, seen = make("revela", encoder_folder), []
+    encoder = SimpleNamespace(
+        query_prompt="q ", document_prompt="", embed=lambda texts: seen.extend(texts) or Table().embed(texts)
+    )
+    eos = objective.tokenizer.eos_token_id
+    ids = [[eos, *objective.tokenizer("the cat sat")["input_ids"]], objective.tokenizer("red dog")["input_ids"]]
+    objective.similarity(ids, ["first", "second"], encoder)
+    assert seen == ["q the", "q red", "first", "second"]
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.bfloat16, 0.05)])
@@ -463,7 +489,7 @@ def test_revelas_operations_equal_what_the_counter_of_torch_counts(encoder_folde
 def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_lm(encoder_folder, lm, normalise):  # noqa: F811
     """fp64: first halves as queries, Sim, in-batch attention, mean over sets; gradients to encoder and to the LM's LoRA."""
     loaded = load_lm(encoder_folder, lora=(4, 8) if lm == "lora" else None)
-    objective = Revela(*loaded, tau=0.3, passage_tokens=6, value_normalisation=normalise).double()
+    objective = Revela(*loaded, tau=0.3, passage_tokens=3, value_normalisation=normalise).double()
     model = objective.lm.base_model.model if lm == "lora" else objective.lm
     reference.exact_norms(model)
     generator = torch.Generator().manual_seed(0)
@@ -473,10 +499,10 @@ def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_
         p.data.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.2)
     sets, encoder = make_sets(2, k=3), Table()
     encoder.query_prompt, encoder.document_prompt = "river ", "red "
-    loss, _ = objective.loss(sets, encoder)
-    slow = []
+    loss, logs = objective.loss(sets, encoder)
+    slow, sharpest = [], []
     for s in sets:
-        ids = [objective.tokenizer(text)["input_ids"][:6] for text in s.passages]
+        ids = [objective.tokenizer(text)["input_ids"][:3] for text in s.passages]
         halves = [objective.tokenizer.decode(i[: max(1, len(i) // 2)], skip_special_tokens=True) for i in ids]
         assert all(len(half.split()) == max(1, len(i) // 2) for half, i in zip(halves, ids, strict=True))
         rows = []
@@ -485,6 +511,8 @@ def test_revelas_loss_of_a_batch_equals_its_definition_from_first_halves_to_the_
             weights = [(query @ vector / 0.3).exp() * (j != i) for j, vector in enumerate(documents)]
             rows.append(torch.stack(weights) / sum(weights))
         slow.append(revela_reference(model, ids, torch.stack(rows), normalise))
+        sharpest += [max(row.tolist()) for row in rows]
+    assert logs == {"top_similarity": pytest.approx(sum(sharpest) / 6)} and objective.flops == 2 * objective.operations(3, 3)
     compare(loss, sum(slow) / len(slow), [encoder.weight, *trained.values()])
 
 
