@@ -29,6 +29,12 @@ step dvc repro
 echo "an up-to-date dvc repro took ${SECONDS} s"
 step dream-report tables
 step dream-report plots
+step dream-report page
+step dream-report verify
+step dream-report knobs heads
+step dream-report export-runs --out exports/runs
+step dream-report plan --size 3b
+step dream-report sweep signal
 step dvc dag
 
 layers() { python -c "import json; print(json.load(open('work/models/dream-0/made_with.json'))['settings']['roles']['encoder']['layers'])"; }
