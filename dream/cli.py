@@ -170,9 +170,12 @@ def tables(
     params: Params = PARAMS,
     cells: Cells = CELLS,
 ) -> None:
-    """Print the main table with its first notes; with --all or --table the others too: significance, seeds, scalars, cost, heads,
-    diagnostic, and those of collected sweeps (sweep-NAME)."""
+    """Print the verdict and the main table with its first notes.
+
+    With --all or --table the others too: significance, seeds, scalars, cost, heads, diagnostic, and those of collected sweeps
+    (sweep-NAME)."""
     from dream.report import build
+    from dream.report import verdict as verdicts
     from dream.report.commands import sweeps
     from dream.report.tables import registry
 
@@ -185,8 +188,25 @@ def tables(
         return show(names, json, lambda: "\n".join(names))
     if not (everything or table):
         main = registry.main(results)
-        return print_tables([registry.brief(main) if format == "text" and not json else main], format, json)
+        if format != "text" or json:
+            return print_tables([main], format, json)
+        typer.echo("\n".join(verdicts.lines(verdicts.verdict(results))) + "\n")
+        return print_tables([registry.brief(main)], format, json)
     print_tables(registry.build(results, table or None, sweeps.stored() if experiment is None else ()), format, json)
+
+
+@app.command(epilog=examples("dream-report verdict", "dream-report verdict --json"))
+def verdict(
+    experiment: Experiment = None,
+    json: Json = False,
+    params: Params = PARAMS,
+    cells: Cells = CELLS,
+) -> None:
+    """Say of each of the paper's claims whether it holds here: holds, does not hold, not decided or not tested, and why."""
+    from dream.report import verdict as verdicts
+
+    found = verdicts.verdict(load(params, cells, experiment, None))
+    show(found, json, lambda: "\n".join(verdicts.lines(found)))
 
 
 def _for_page(file: Path) -> Path:

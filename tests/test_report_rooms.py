@@ -12,7 +12,19 @@ from dream import names
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [*(ROOT / "dream" / "report").rglob("*.py"), *(ROOT / "dream" / "planning").rglob("*.py"), ROOT / "dream" / "export.py"]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-ROOMS = ["stats", "results", "tables", "plots", "build", "commands", "page", "planning", "export", "cli"]  # lowest first
+ROOMS = [
+    "stats",
+    "results",
+    "tables",
+    "plots",
+    "build",
+    "commands",
+    "verdict",
+    "page",
+    "planning",
+    "export",
+    "cli",
+]  # lowest first
 
 
 def room(module: str) -> str:

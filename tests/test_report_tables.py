@@ -323,7 +323,9 @@ def test_settings_of_one_objective_alone_are_named(tmp_path):
     text = " ".join(notes.footnotes(cells.load(config, make_cells(tmp_path, config))))
     assert "learning rate 0.002 (dream), 0.0005 (infonce), 64 tokens" in text
     assert "initial tau 0.05 (dream), 0.02 (infonce) (learned" in text
-    assert "dream: judge frozen, r 32, alpha 64; infonce: negatives candidates, margin none, teacher minilm, confidence 0." in text
+    assert (
+        "dream: judge frozen, r 32, alpha 64; infonce: negatives candidates, margin none, teacher minilm, confidence 0." in text
+    )
 
 
 def test_the_systems_can_be_tested_against_another_one(results):

@@ -84,6 +84,8 @@ def project(tmp_path_factory):
             stage["cmd"] = f"{sys.executable} stub.py {name} {','.join(stage['deps'])} {','.join(outs)}"
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
     (folder / "stub.py").write_text(STUB, encoding="utf-8")
+    (folder / "reports" / "sweeps").mkdir(parents=True)
+    (folder / "reports" / "sweeps" / "none.csv").write_text("", encoding="utf-8")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     Repo.init(str(folder)).close()
     apply_overrides(folder / "params.yaml", ["objectives=[dream,infonce,replug]", "seeds=[0]", "rerankers=[qrhead]"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dream.errors import visible
-from dream.report import build, plots
+from dream.report import build, plots, verdict
 from dream.report.commands import compare, paper, sweeps
 from dream.report.results.cells import Results, expected
 from dream.report.tables import measures, registry, render
@@ -47,7 +47,7 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
         + f", judge {config.roles['judge'].model}, seeds {', '.join(map(str, config.seeds))}.",
         "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
         in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": measures.over(results),
-        "tables": _tables(results),
+        "verdict": verdict.verdict(results), "tables": _tables(results),
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
         "cells": _cells(results), "stages": _stages(results), "settings": _settings(results),
     }  # fmt: skip

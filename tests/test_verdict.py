@@ -1,0 +1,136 @@
+"""The verdict's rules on synthetic results: each outcome is reached, by seeds, interval and direction."""
+
+import html
+import json
+import re
+
+import pandas as pd
+import pytest
+from report_fixture import make_cells, make_config
+from typer.testing import CliRunner
+
+from dream import cli
+from dream.report import page, verdict
+from dream.report.commands import sweeps
+from dream.report.results import cells
+from dream.report.verdict import HOLDS, NOT, OPEN, UNTESTED, Comparison
+
+RIGHT = {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "seeds": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ({}, HOLDS),
+        ({"difference": -0.2, "low": -0.3, "high": -0.1}, NOT),
+        ({"low": -0.01}, OPEN),
+        ({"difference": -0.2, "low": -0.3, "high": 0.01}, OPEN),
+        ({"p": 0.05}, OPEN),
+        ({"p": None}, OPEN),
+        ({"seeds": 2}, OPEN),
+    ],
+)
+def test_one_comparison(change, outcome):
+    found = Comparison("a .3, b .1", **(RIGHT | change), tasks=5)
+    assert found.outcome == outcome
+    assert ("too few to decide" in found.text()) == (found.seeds < 3)
+    assert ("p =" in found.text()) == (found.p is not None and found.seeds >= 3)
+
+
+def sweep(folder, name, base, points, **row):
+    """A collected sweep of one system: point → (score, difference to the base)."""
+    rows = []
+    for point, (score, difference) in {base: (0.3, None), **points}.items():
+        shown = {"sweep": name, "point": point, "system": "dream", "seeds": 3, "pairs": 144, "tasks": 5, "queries": 9}
+        shown |= {"ndcg_at_10": score, "ci_low": score - 0.01, "ci_high": score + 0.01, "over": sweeps.BOTH}
+        shown |= {"seed_low": score, "seed_high": score, "overrides": "", "experiment": "e", "commit": "c"}
+        if difference is not None:
+            shown |= {
+                "against": base,
+                "difference": difference,
+                "diff_low": difference - 0.01,
+                "diff_high": difference + 0.01,
+                "p": 0.001,
+            }
+        rows.append(shown | row)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=sweeps.COLUMNS).to_csv(folder / name / f"{name}.csv", index=False)
+
+
+def outcomes(results, folder):
+    return [one["outcome"] for one in verdict.verdict(results, folder)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    config = make_config()
+    return cells.load(config, make_cells(tmp_path_factory.mktemp("report"), config))
+
+
+def test_systems_are_compared_as_the_tables_do(results, tmp_path):
+    first, second, *others = verdict.verdict(results, tmp_path)
+    assert first["outcome"] == HOLDS and re.match(
+        r"dream \.\d{3}, untrained \.\d{3}: \+\.\d{3} \[\.\d{3}, ", first["evidence"][0]
+    )
+    assert second["evidence"][0].startswith("dream ") and ", infonce " in second["evidence"][0]
+    assert [one["outcome"] for one in others] == [UNTESTED] * 4 and not any(one["evidence"] for one in others)
+
+
+def test_two_seeds_decide_nothing(tmp_path):
+    config = make_config(seeds=[0, 1])
+    found = verdict.verdict(cells.load(config, make_cells(tmp_path, config)), tmp_path / "none")
+    assert [one["outcome"] for one in found[:2]] == [OPEN, OPEN] and "2 seeds, too few to decide" in found[0]["evidence"][0]
+
+
+def test_a_system_that_was_not_run_is_not_tested(tmp_path):
+    config = make_config(objectives=["infonce"], **{"report.reference_system": "infonce"})
+    assert outcomes(cells.load(config, make_cells(tmp_path, config)), tmp_path / "none") == [UNTESTED] * 6
+
+
+@pytest.mark.parametrize(
+    ("points", "more", "outcome"),
+    [
+        ({"4": (0.2, -0.1), "16": (0.4, 0.1)}, {}, HOLDS),
+        ({"4": (0.4, 0.1), "16": (0.4, 0.1)}, {}, NOT),
+        ({"4": (0.2, -0.1), "16": (0.2, -0.1)}, {}, NOT),
+        ({"4": (0.2, -0.1), "16": (0.305, 0.005)}, {}, OPEN),
+        ({"4": (0.2, -0.1)}, {}, OPEN),  # one of two
+        ({"4": (0.2, -0.1), "16": (0.4, 0.1)}, {"seeds": 2}, OPEN),
+        ({"4": (0.2, -0.1), "16": (0.4, 0.1)}, {"over": "queries"}, OPEN),
+        ({}, {}, UNTESTED),
+    ],
+)
+def test_a_claim_of_several_comparisons(results, tmp_path, points, more, outcome):
+    sweep(tmp_path, "candidates", "8", points, **more)
+    assert outcomes(results, tmp_path)[4] == outcome
+
+
+@pytest.mark.parametrize(("difference", "outcome"), [(-0.1, HOLDS), (0.1, NOT), (0.0, OPEN)])
+def test_heads_that_teach_less_speak_for_the_claim(results, tmp_path, difference, outcome):
+    sweep(tmp_path, "signal", "query-focused heads", {"random heads": (0.3 + difference, difference)})
+    found = verdict.verdict(results, tmp_path)[2]
+    assert found["outcome"] == outcome
+    assert found["evidence"][0].startswith(f"random heads .{300 + round(1000 * difference)}, query-focused heads .300: ")
+
+
+def test_every_sweep_that_a_claim_reads_has_its_points():
+    known = sweeps.load()
+    for claim in verdict.CLAIMS:
+        if "sweep" in claim:
+            points = [point.label for point in known[claim["sweep"]].points]
+            assert set(claim.get("worse", []) + claim.get("better", [])) < set(points)
+
+
+def test_file_page_and_terminal_say_the_same(results, tmp_path, monkeypatch):
+    found = verdict.verdict(results, tmp_path / "none")
+    verdict.write(found, tmp_path)
+    assert json.loads((tmp_path / "verdict.json").read_text(encoding="utf-8")) == found
+    written = (tmp_path / "verdict.md").read_text(encoding="utf-8").replace("**", "")
+    lines = verdict.lines(found)
+    assert written == "".join(f"- {line}\n" for line in lines) and len(lines) == 6
+    monkeypatch.setattr(verdict, "verdict", lambda *_: found)
+    shown = html.unescape(re.sub(r"<[^>]+>", "", page.html(results, tmp_path)))
+    assert all(line in shown for line in lines)
+    monkeypatch.setattr(cli, "load", lambda *_: results)
+    for command in ("tables", "verdict"):
+        assert "\n".join(lines) in CliRunner().invoke(cli.app, [command], catch_exceptions=False).stdout
