@@ -17,8 +17,8 @@ from dream import config as configs
 from dream.errors import DreamError
 from dream.planning import plan
 from dream.report import page
-from dream.report.commands import compare, experiments, explain, paper, sweeps
-from dream.report.results import cells, runs
+from dream.report.commands import compare, experiments, explain, paper
+from dream.report.results import cells, collected, runs
 from dream.report.tables import measures, render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,7 +167,9 @@ def test_the_papers_ablations_stand_beside_our_sweeps(tmp_path):
     assert set(paper.ablations(tmp_path).data["here"].isna()) == {True}
     (tmp_path / "judge").mkdir()
     rows = [("frozen", "dream", 0.3), ("LoRA", "dream", 0.25), ("LoRA", "infonce", 0.9)]
-    full = [dict.fromkeys(sweeps.COLUMNS, 0.5) | dict(zip(("point", "system", "ndcg_at_10"), row, strict=True)) for row in rows]
+    full = [
+        dict.fromkeys(collected.COLUMNS, 0.5) | dict(zip(("point", "system", "ndcg_at_10"), row, strict=True)) for row in rows
+    ]
     pd.DataFrame(full).to_csv(tmp_path / "judge" / "judge.csv", index=False)
     found = paper.ablations(tmp_path).data
     assert set(found[found.ablation == "judge_lora"].here) == {0.25} and found[found.ablation == "heads"].here.isna().all()

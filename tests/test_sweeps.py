@@ -18,7 +18,7 @@ from dream import config as configs
 from dream.errors import DreamError
 from dream.report import page
 from dream.report.commands import sweeps
-from dream.report.results import runs
+from dream.report.results import collected, runs
 from dream.report.tables import render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +93,7 @@ def test_experiments_become_a_table_and_a_figure(repository):
     assert rows.loc[("1.2", "dream"), "difference"] > 0.02 and rows.loc[("1.2", "dream"), "p_holm"] < 0.05
     assert rows.loc[("1.2", "infonce"), "difference"] == 0 and pd.isna(rows.loc[("0.9", "dream"), "p"])
     assert rows.loc[("0.9", "dream"), "commit"] == git(repository, "rev-parse", "HEAD~1")[:10]
-    assert list(table.data.columns) == sweeps.COLUMNS and set(table.data.over) == {sweeps.BOTH}
+    assert list(table.data.columns) == collected.COLUMNS and set(table.data.over) == {collected.BOTH}
     assert (table.data.seed_low < table.data.ndcg_at_10).all() and (table.data.ndcg_at_10 < table.data.seed_high).all()
     assert "Inside the seeds' spread (the ranges meet) is the difference of infonce (1.2)" in " ".join(table.notes)
     folder = repository / "reports" / "sweeps" / "k1"
@@ -135,7 +135,7 @@ def test_tables_and_plots_of_an_experiment_are_read_from_git(repository):
     assert [Path(file).exists() for file in files] == [True, True]
 
 
-OLD = [column for column in sweeps.COLUMNS if column not in ("seed_low", "seed_high", "over")]
+OLD = [column for column in collected.COLUMNS if column not in ("seed_low", "seed_high", "over")]
 
 
 def old_table(seeds, pairs=(144, 144)):
@@ -177,7 +177,7 @@ def test_a_system_without_seeds_keeps_its_test_in_an_old_sweep(tmp_path):
 def test_no_committed_sweep_prints_a_p_that_forgets_its_seeds():
     for shown in sweeps.stored(ROOT / "reports" / "sweeps", ROOT / "sweeps.yaml"):
         for row, data in zip(shown.rows, shown.data.to_dict("records"), strict=True):
-            fair = data["pairs"] == 0 or (data["seeds"] >= 3 and data["over"] == sweeps.BOTH)
+            fair = data["pairs"] == 0 or (data["seeds"] >= 3 and data["over"] == collected.BOTH)
             assert fair or row[4].text == "–" or row[4].text.endswith("(queries only)"), (shown.name, data["point"])
         name = shown.name.removeprefix("sweep-")
         written = ROOT / "reports" / "sweeps" / name / f"{name}.md"
@@ -202,7 +202,7 @@ def test_a_stored_sweep_that_was_damaged_is_one_line(tmp_path, change, line):
     old_table(3).to_csv(path, index=False)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(DreamError, match=rf"{line}.*Run `dream-report sweep k1 --collect`"):
-        sweeps.read(path)
+        collected.read(path)
 
 
 def test_a_table_of_another_schema_is_one_line(repository):
@@ -261,7 +261,7 @@ def test_a_long_question_stays_inside_its_figure(repository, labels, monkeypatch
 
     sweep = replace(sweeps.find("k1"), question="Which learning rate, temperature and number of steps suit all of them? " * 2)
     sweeps.collect(sweep)
-    frame = sweeps.read(sweeps.FOLDER / "k1" / "k1.csv")
+    frame = collected.read(collected.FOLDER / "k1" / "k1.csv")
     frame["point"] = frame.point.map(dict(zip(("0.9", "1.2"), labels, strict=True)))
     points = tuple(replace(p, label=label) for p, label in zip(sweep.points, labels, strict=True))
     monkeypatch.setattr(plots, "save", look)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dream import cli
 from dream.report import page, verdict
 from dream.report.commands import sweeps
-from dream.report.results import cells
+from dream.report.results import cells, collected
 from dream.report.verdict import HOLDS, NOT, OPEN, UNTESTED, Comparison
 
 RIGHT = {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "seeds": 3}
@@ -42,7 +42,7 @@ def sweep(folder, name, base, points, **row):
     rows = []
     for point, (score, difference) in {base: (0.3, None), **points}.items():
         shown = {"sweep": name, "point": point, "system": "dream", "seeds": 3, "pairs": 144, "tasks": 5, "queries": 9}
-        shown |= {"ndcg_at_10": score, "ci_low": score - 0.01, "ci_high": score + 0.01, "over": sweeps.BOTH}
+        shown |= {"ndcg_at_10": score, "ci_low": score - 0.01, "ci_high": score + 0.01, "over": collected.BOTH}
         shown |= {"seed_low": score, "seed_high": score, "overrides": "", "experiment": "e", "commit": "c"}
         if difference is not None:
             shown |= {
@@ -54,7 +54,7 @@ def sweep(folder, name, base, points, **row):
             }
         rows.append(shown | row)
     (folder / name).mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=sweeps.COLUMNS).to_csv(folder / name / f"{name}.csv", index=False)
+    pd.DataFrame(rows, columns=collected.COLUMNS).to_csv(folder / name / f"{name}.csv", index=False)
 
 
 def outcomes(results, folder):

@@ -47,7 +47,7 @@ def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
         + f", judge {config.roles['judge'].model}, seeds {', '.join(map(str, config.seeds))}.",
         "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
         in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": measures.over(results),
-        "verdict": verdict.verdict(results), "tables": _tables(results),
+        "verdict": [one | {"said": verdict.evidence(one)} for one in verdict.verdict(results)], "tables": _tables(results),
         "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
         "cells": _cells(results), "stages": _stages(results), "settings": _settings(results),
     }  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any
 
 from dream.files import write_json
 from dream.report import build, stats
-from dream.report.commands import sweeps
+from dream.report.results import collected
 from dream.report.results.cells import Results
 from dream.report.tables import measures
 from dream.report.tables.render import number, p_value, signed
@@ -76,7 +76,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def verdict(results: Results, folder: Path | str = sweeps.FOLDER) -> list[dict[str, Any]]:
+def verdict(results: Results, folder: Path | str = collected.FOLDER) -> list[dict[str, Any]]:
     """Every claim with its outcome and its evidence.
 
     Args:
@@ -116,7 +116,7 @@ def _of_sweep(claim: dict[str, Any], folder: Path) -> list[Comparison]:
     file = folder / claim["sweep"] / f"{claim['sweep']}.csv"
     if not file.exists():
         return []
-    table = sweeps.read(file)
+    table = collected.read(file)
     scores = table[table.system == claim["system"]].set_index("point")
     found = []
     for sign, points in ((-1, claim.get("worse", [])), (1, claim.get("better", []))):
@@ -125,21 +125,22 @@ def _of_sweep(claim: dict[str, Any], folder: Path) -> list[Comparison]:
                 continue
             row = scores.loc[point]
             low, high = sorted((sign * row.diff_low, sign * row.diff_high))
-            what = f"{point} {number(row.ndcg_at_10)}, {base} {number(scores.ndcg_at_10[base])}"
+            name = f"{claim['sweep']} " if point.isdigit() else ""
+            what = f"{name}{point} {number(row.ndcg_at_10)}, {name}{base} {number(scores.ndcg_at_10[base])}"
             seeds = int(min(row.seeds, scores.seeds[base]))
-            p = float(row.p) if row.p == row.p and row.over == sweeps.BOTH else None
+            p = float(row.p) if row.p == row.p and row.over == collected.BOTH else None
             found.append(Comparison(what, sign * row.difference, low, high, p, seeds, int(row.tasks)))
     return found
 
 
+def evidence(one: dict[str, Any]) -> str:
+    """What was measured for a claim, or what would measure it."""
+    return (". ".join(one["evidence"]) or f"`{one['command']}` measures it") + "."
+
+
 def lines(found: list[dict[str, Any]], bold: str = "") -> list[str]:
     """One line a claim: what, the outcome, the evidence."""
-    return [
-        f"{one['claim']}: {bold}{one['outcome']}{bold}. "
-        + (". ".join(one["evidence"]) or f"`{one['command']}` measures it")
-        + "."
-        for one in found
-    ]
+    return [f"{one['claim']}: {bold}{one['outcome']}{bold}. {evidence(one)}" for one in found]
 
 
 def markdown(found: list[dict[str, Any]]) -> str:

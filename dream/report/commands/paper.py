@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from dream.report.commands import sweeps
+from dream.report.results import collected
 from dream.report.results.cells import Results
 from dream.report.tables import measures
 from dream.report.tables.render import Field, Table, fields, number, signed
@@ -179,7 +179,7 @@ ASKED_HERE = {
 }
 
 
-def ablations(folder: Path | str = sweeps.FOLDER) -> Table:
+def ablations(folder: Path | str = collected.FOLDER) -> Table:
     """The paper's ablations as printed, with what the same question gave here on the packaged models."""
     rows, data = [], []
     for row in printed("paper_ablations").to_dict("records"):
@@ -202,7 +202,7 @@ def _collected(sweep: str, point: str, folder: Path | str) -> float | None:
     file = Path(folder) / sweep / f"{sweep}.csv"
     if not file.exists():
         return None
-    frame = sweeps.read(file)
+    frame = collected.read(file)
     found = frame[(frame.point == point) & (frame.system == METHODS["own"])].ndcg_at_10
     return float(found.iloc[0]) if len(found) else None
 
