@@ -181,7 +181,7 @@ def _change(before: str, after: str, line: int) -> dict:
     for tag, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag != "equal":
             was, becomes = (" ".join(" ".join(x).split()) for x in (a[a0:a1], b[b0:b1]))
-            return {"line": a0 + 1, "was": was, "becomes": becomes}
+            return {"line": a0 + 1, "was": was, "becomes": becomes or "(left out)"}
     return {"line": line, "was": "", "becomes": ""}
 
 

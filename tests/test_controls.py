@@ -235,10 +235,16 @@ def test_the_heads_that_stage_heads_found_are_those_that_training_injects_into(p
 
 
 @pytest.mark.parametrize(
-    ("objective", "force", "stops"), [("dream", False, True), ("dream", True, False), ("infonce", False, False)]
+    ("objective", "force", "needs", "stops"),
+    [
+        ("dream", False, ["heads", "judge"], True),
+        ("dream", True, ["heads", "judge"], False),
+        ("infonce", False, [], False),
+        ("revela", False, ["lm"], False),
+    ],
 )
-def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, run, objective, force, stops):
-    folder = project(**{"injection.force": force})
+def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, run, objective, force, needs, stops):
+    folder = project(**{"injection.force": force, "objectives": ["dream", "infonce", "revela"]})
     shutil.rmtree(folder / "work/given")
     change(folder / "work/signal/diagnostic.json", lambda found: found["rows"][0].update(gap_low=-0.1))
     if stops:
@@ -248,8 +254,9 @@ def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, 
         return
     run(given_stage, folder, objective)
     given = {p.name: p.read_bytes() for p in (folder / f"work/given/{objective}").iterdir()}
-    assert read_json(folder / f"work/given/{objective}/needs.json") == (["heads", "judge"] if objective == "dream" else [])
-    taken = {"heads.json": "work/heads/heads.json", "judge.json": "reports/assets/judge.json"} if objective == "dream" else {}
+    assert read_json(folder / f"work/given/{objective}/needs.json") == needs
+    places = {"heads": "work/heads/heads.json", "judge": "reports/assets/judge.json", "lm": "reports/assets/judge.json"}
+    taken = {path.rpartition("/")[2]: path for path in map(places.get, needs)}
     assert given.keys() == {"needs.json", *taken}
     assert all(given[name] == (folder / path).read_bytes() for name, path in taken.items())
 
