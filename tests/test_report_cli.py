@@ -46,7 +46,7 @@ def run(project, monkeypatch):
 
 
 def test_the_subcommands_are_those_of_the_readme():
-    expected = "compare doctor explain export export-runs knobs page paper plan plots runs sweep tables verify"
+    expected = "compare doctor explain export export-runs knobs page paper plan plots runs sweep tables verdict verify"
     assert " ".join(SUBCOMMANDS) == expected
 
 
@@ -143,7 +143,17 @@ def test_the_version_is_that_of_the_package(run):
         ("plan --recipe p", {"packaged", "paper"}),
         (
             "sweep s",
-            {"signal", "strategies", "sources", "scalars", "search-dream", "search-infonce", "search-replug", "search-revela"},
+            {
+                "signal",
+                "sizes",
+                "strategies",
+                "sources",
+                "scalars",
+                "search-dream",
+                "search-infonce",
+                "search-replug",
+                "search-revela",
+            },
         ),
         ("export --system i", {"infonce"}),
         ("compare m", {"minilm"}),
