@@ -30,7 +30,7 @@ ROWS = ["suite", "task", "system", "seed", "query_id", *SCORES]
 RULES = "ties: −score, then id; grades of 0 and below are not relevant; unjudged hits are not relevant"
 
 
-def make(config: Config, name: str, seed: int | None, entry: str) -> None:
+def make(config: Config, name: str, seed: int | None, entry: str, pairs: int | None = None) -> None:
     """Evaluate one system on an entry of ``tasks``, write its cell and its run record, print its scores.
 
     Args:
@@ -38,15 +38,16 @@ def make(config: Config, name: str, seed: int | None, entry: str) -> None:
         name: of the system.
         seed: of a trained system.
         entry: a task, or a list of ``task_lists``.
+        pairs: a trained system after so many of its pairs; default: after all.
     """
-    names, cell = tasks.resolve([entry], config), names_of.cell(name, seed, entry)
+    names, cell = tasks.resolve([entry], config), names_of.cell(name, seed, entry, pairs)
     inputs: list[Path | str] = [tasks.FOLDER / entry, *([TRAINED / f"{name}-{seed}"] if seed is not None else [])]
     manifest.check(f"tasks-{entry}", tasks.FOLDER / entry)
     with manifest.recording(f"evaluate-{cell}", f"evaluate-{names_of.cell(name, None, entry)}", inputs) as record:
-        system = systems.load(name, config, seed)
+        system = systems.load(name, config, seed, pairs=pairs)
         inputs += system.inputs
         if config.evaluate.workers > 1 and isinstance(system, Dense):
-            encode_in_parallel(name, seed, names, config, config.evaluate.workers)
+            encode_in_parallel(name, seed, names, config, config.evaluate.workers, pairs)
         table, records = run(system, seed, names, config)
         record.outputs = write(cell, table, records)
         record.flops = system.flops
@@ -172,7 +173,9 @@ def write(cell: str, table: pd.DataFrame, records: list[dict[str, Any]]) -> list
     return [scores, means]
 
 
-def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Config, workers: int) -> None:
+def encode_in_parallel(
+    name: str, seed: int | None, names: list[str], config: Config, workers: int, pairs: int | None = None
+) -> None:
     """Fill the embedding cache with several processes, one per GPU where there are GPUs; the caller then finds it full.
 
     Raises:
@@ -184,7 +187,7 @@ def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Co
     context = torch.multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers) if devices == ["cpu"] else torch.get_num_threads()
     helpers = [
-        context.Process(target=_encode, args=(name, seed, names, config, devices[i % len(devices)], threads), daemon=True)
+        context.Process(target=_encode, args=(name, seed, names, config, devices[i % len(devices)], threads, pairs), daemon=True)
         for i in range(workers)
     ]
     for helper in helpers:
@@ -199,11 +202,11 @@ def encode_in_parallel(name: str, seed: int | None, names: list[str], config: Co
 
 
 @exits_cleanly
-def _encode(name: str, seed: int | None, names: list[str], config: Config, device: str, threads: int) -> None:
+def _encode(name: str, seed: int | None, names: list[str], config: Config, device: str, threads: int, pairs: int | None) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    system = systems.load(name, config, seed, device)
+    system = systems.load(name, config, seed, device, pairs)
     for task in names:
         for part in tasks.parts(task, config):
             check(part)

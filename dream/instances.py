@@ -7,6 +7,7 @@ Files: ``work/data/passages.parquet`` (passage_id, source, group, title, text),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,10 @@ def split(sets: Sequence[CandidateSet], probes: int) -> tuple[Sequence[Candidate
     return sets[:-probes], sets[-probes:]
 
 
-def used(sets: Sequence[CandidateSet], steps: int, batch: int) -> Sequence[CandidateSet]:
-    """The sets that training takes: the first ``steps × batch``, the same for every objective and seed.
+def used(sets: Sequence[CandidateSet], steps: int, batch: int, block: int) -> Sequence[CandidateSet]:
+    """The sets that training draws from: the first ``steps × batch``, up to a whole block, for every objective and seed.
+
+    A run of more steps draws from these and more: see :func:`dream.training.order`.
 
     Raises:
         DreamError: there are fewer sets than one batch.
@@ -93,7 +96,7 @@ def used(sets: Sequence[CandidateSet], steps: int, batch: int) -> Sequence[Candi
             f"training.batch is {batch}, but only {len(sets)} candidate sets are prepared",
             "Lower it or raise data.instances",
         )
-    return sets[: steps * batch]
+    return sets[: math.ceil(steps * batch / block) * block]
 
 
 def load_sets(data: Path | str = "work/data", candidates: Path | str = "work/candidates") -> list[CandidateSet]:

@@ -70,6 +70,7 @@ class Record:
 
     name: str
     flops: float = 0.0
+    earlier: float = 0.0  # seconds of the processes that a resumed stage goes on from
     notes: dict[str, Any] = field(default_factory=dict)
     outputs: list[Path | str] = field(default_factory=list)  # small files that git tracks; the report checks their bytes
 
@@ -96,7 +97,7 @@ def recording(name: str, settings: str = "", inputs: Iterable[Path | str] = ()) 
                 "stage": stage,
                 "cell": cell,
                 "settings": settings or name,
-                "wall_s": round(time.perf_counter() - started, 2),
+                "wall_s": round(record.earlier + time.perf_counter() - started, 2),
                 "peak_gib": round(peak_gib(), 3),
                 "flops": record.flops,
                 "code": code,

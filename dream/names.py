@@ -41,13 +41,14 @@ def near(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
-def cell(system: str, seed: int | None, entry: str) -> str:
-    """``<system>-<tasks>``, or ``<objective>-<seed>-<tasks>`` for a trained system: a cell's name and its files'.
+def cell(system: str, seed: int | None, entry: str, pairs: int | None = None) -> str:
+    """A cell's name and its files': ``<system>-<tasks>``, of a trained system ``<objective>-<seed>-<tasks>``, of one after some
+    of its pairs ``<objective>-<seed>-<pairs>-<tasks>``.
 
-    >>> cell("bm25", None, "general"), cell("dream", 0, "general")
-    ('bm25-general', 'dream-0-general')
+    >>> cell("bm25", None, "general"), cell("dream", 0, "general"), cell("dream", 0, "general", 144)
+    ('bm25-general', 'dream-0-general', 'dream-0-144-general')
     """
-    return "-".join(str(part) for part in (system, seed, entry) if part is not None)
+    return "-".join(str(part) for part in (system, seed, pairs, entry) if part is not None)
 
 
 def registered(folder: str, decorator: str = "register") -> dict[str, str]:

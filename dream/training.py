@@ -3,7 +3,9 @@
 The order of the candidate sets and the random numbers of a step are functions of seed and step alone, so a run that was
 killed goes on exactly where it stopped. Checkpoints lie in ``$DVC_ROOT/.dream/checkpoints/<key>``, outside DVC's outs
 (DVC deletes those before a stage runs); the key holds everything that can change the result: configuration, code, data,
-objective, seed.
+objective, seed. Where the rate does not depend on the number of steps, a longer run begins as a shorter one (:func:`order`)
+and the key leaves that number out (:func:`resume_key`): a finished run is lengthened, not repeated. What the encoder was
+after ``training.snapshots`` pairs is kept beside the checkpoints.
 
 The global batch of ``training.batch`` sets is cut into micro-batches, which are dealt to the processes; losses are
 weighted so that the gradient is that of the mean over the global batch, whatever the split (of an objective of the whole
@@ -23,10 +25,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,14 +41,16 @@ from tqdm import tqdm
 
 from dream import models, objectives
 from dream.errors import DreamError
-from dream.files import replacing, replacing_folder, write_json
+from dream.files import replacing, replacing_folder, value_hash, write_json
 from dream.instances import CandidateSet, used
 
 if TYPE_CHECKING:
     from dream.config import Config
+    from dream.config.sections import Training
     from dream.encoder import Encoder
 
 COLLAPSED_GATE = 1e-3
+STATE = ("steps", "pairs", "flops", "seconds", "history", "micro", "snapshots")  # what a checkpoint keeps of a result
 
 
 @dataclass
@@ -52,16 +58,26 @@ class Result:
     """What a run leaves: the trained step module, its curves, the steps, pairs and operations it took.
 
     ``micro`` is the micro-batch in use: that of params, unless it did not fit. ``scalars`` are the learned scalars by name
-    (see :func:`reach`).
+    (see :func:`reach`). ``snapshots`` says what it took to get to each of ``training.snapshots`` (steps, pairs, operations,
+    seconds), by its number of pairs; ``checkpoints`` holds their encoders. ``seconds`` are those of all steps, ``earlier``
+    those of the processes before this one.
     """
 
     step: Step
     micro: int
+    checkpoints: Checkpoints
     steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     pairs: int = 0
     flops: float = 0.0
     scalars: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    earlier: float = 0.0
+    snapshots: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def cost(self) -> dict[str, float]:
+        """What it took so far."""
+        return {"steps": self.steps, "pairs": self.pairs, "flops": self.flops, "seconds": round(self.seconds, 2)}
 
 
 @dataclass
@@ -91,24 +107,48 @@ class Step(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def order(n: int, batch: int, step: int, seed: int) -> list[int]:
-    """Indices of the sets of one global batch: a fresh seeded shuffle every epoch, no set twice within one.
+def order(n: int, batch: int, step: int, seed: int, block: int) -> list[int]:
+    """Indices of the sets of one global batch: every epoch takes the sets block by block, each in a fresh seeded shuffle.
 
-    >>> [order(4, 2, step, seed=0) for step in range(2)] == [order(4, 2, 0, 0), order(4, 2, 1, 0)]
-    True
-    >>> sorted(order(4, 2, 0, 0) + order(4, 2, 1, 0))
+    No set comes twice within an epoch. A step does not depend on how many follow, so a longer run begins as a shorter one.
+
+    >>> sorted(order(8, 2, 0, seed=0, block=4) + order(8, 2, 1, seed=0, block=4))
     [0, 1, 2, 3]
+    >>> order(8, 2, 1, seed=0, block=4) == order(4, 2, 1, seed=0, block=4)
+    True
     """
     chosen = []
     for position in range(step * batch, (step + 1) * batch):
         epoch, place = divmod(position, n)
-        chosen.append(_shuffled(n, seed, epoch)[place])
+        number, place = divmod(place, block)
+        length = min(block, n - number * block)
+        chosen.append(number * block + _shuffled(length, seed, epoch * math.ceil(n / block) + number)[place])
     return chosen
 
 
-def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+@lru_cache(maxsize=4)
+def _shuffled(n: int, seed: int, block: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 100_003 + block)
     return torch.randperm(n, generator=generator).tolist()
+
+
+def resume_key(made_with: dict[str, Any], training: Training, *inputs: Any) -> str:
+    """The name of a run's resume folder: a hash of what it is made with and from, without what cannot change a step.
+
+    Args:
+        made_with: the settings of the stage, objective and seed; ``made_with["settings"]["training"]`` are those of ``training``.
+        training: the section.
+        inputs: hashes of code and data.
+    """
+    free = {"snapshots", "checkpoint_every", "keep_checkpoints"} | ({"steps"} if extensible(training) else set())
+    settings = made_with["settings"]
+    kept = {**settings, "training": {k: v for k, v in settings["training"].items() if k not in free}}
+    return value_hash([{**made_with, "settings": kept}, *inputs])[:24]
+
+
+def extensible(training: Training) -> bool:
+    """Whether the rate of a step does not depend on how many steps the run takes."""
+    return training.schedule == "constant" and not training.warmup
 
 
 def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], given: objectives.Given, key: str) -> Result:
@@ -131,7 +171,7 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], gi
     from dream.encoder import Encoder
 
     knobs = config.training
-    sets = used(sets, knobs.steps, knobs.batch)
+    sets = used(sets, knobs.steps, knobs.batch, knobs.block)
     torch.set_num_threads(knobs.threads)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -157,16 +197,19 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], gi
     start = scalars(parameters)
     kind = "constant_with_warmup" if knobs.schedule == "constant" else knobs.schedule
     scheduler = get_scheduler(kind, optimizer, num_warmup_steps=round(knobs.warmup * knobs.steps), num_training_steps=knobs.steps)
-    result, checkpoints = Result(step, knobs.micro_batch), Checkpoints(key, knobs.keep_checkpoints)
-    checkpoints.restore(parameters, optimizer, scheduler, result)
+    checkpoints = Checkpoints(key, knobs.keep_checkpoints)
+    result = Result(step, knobs.micro_batch, checkpoints)
+    checkpoints.restore(parameters, optimizer, scheduler, result, knobs)
+    result.earlier = result.seconds
     result.micro = min(result.micro, math.ceil(knobs.batch / accelerator.num_processes))  # work for every process
-    main = accelerator.is_main_process
+    main = is_main_process()
     with (
         _stopping_on_signals() as stop,
         tqdm(total=knobs.steps, initial=result.steps, desc=f"train {name} seed {seed}", unit="step", disable=not main) as bar,
     ):
         for number in range(result.steps, knobs.steps):
-            batch = [sets[i] for i in order(len(sets), knobs.batch, number, seed)]
+            started = time.perf_counter()
+            batch = [sets[i] for i in order(len(sets), knobs.batch, number, seed, knobs.block)]
             step.objective.step = number
             report = _gradient(step, batch, result, accelerator, (seed, number), stop, bar)
             norm = nn.utils.clip_grad_norm_(parameters.values(), knobs.clip or math.inf) if parameters else torch.zeros(())
@@ -178,17 +221,27 @@ def train(config: Config, name: str, seed: int, sets: Sequence[CandidateSet], gi
             scheduler.step()
             result.steps, result.flops = number + 1, result.flops + report.flops
             result.pairs += sum(len(s.questions) for s in batch)
+            result.seconds += time.perf_counter() - started
+            for pairs in sorted(set(knobs.snapshots) - set(result.snapshots)):
+                if pairs <= result.pairs:
+                    result.snapshots[pairs] = result.cost()
+                    if main:
+                        checkpoints.keep_encoder(encoder, pairs)
             last = result.steps == knobs.steps
             if number % knobs.log_every == 0 or last:
                 row = {"step": result.steps, **report.logs, "learning_rate": lr, "grad_norm": float(norm)}
                 result.history.append(row)
             bar.set_postfix(loss=f"{report.logs['loss']:.3f}", rank=f"{report.logs.get('gold_rank', math.nan):.2f}")
             bar.update()
-            if main and not last and (result.steps % knobs.checkpoint_every == 0 or report.stop):
+            if main and (last or result.steps % knobs.checkpoint_every == 0 or report.stop):
                 checkpoints.save(parameters, optimizer, scheduler, result)
             if report.stop and not last:
                 line = f"stopped by {report.stop} after step {result.steps}, which is saved. Run the same command again to go on"
                 sys.exit(line if main else 1)
+    if missing := set(knobs.snapshots) - set(result.snapshots):
+        raise DreamError(
+            f"training.snapshots: {min(missing)} pairs were not reached, the run took {result.pairs}", "Leave it out"
+        )
     result.scalars = reach(start, scalars(parameters), knobs.scalar_learning_rate, scheduler.lr_lambdas[0], knobs.steps)
     return result
 
@@ -432,14 +485,10 @@ class Checkpoints:
             OSError: the disk is full, for one; the error names the file, and what was there before stays.
         """
         state = {
-            "step": result.steps,
             "parameters": {name: p.detach().cpu() for name, p in parameters.items()},
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
-            "history": result.history,
-            "pairs": result.pairs,
-            "flops": result.flops,
-            "micro": result.micro,
+            **{name: getattr(result, name) for name in STATE},
         }
         path, buffer = self.folder / f"step-{result.steps:07d}.pt", io.BytesIO()
         torch.save(state, buffer)
@@ -448,17 +497,18 @@ class Checkpoints:
                 temporary.write_bytes(buffer.getbuffer())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        for old in sorted(self.folder.glob("step-*.pt"))[: -self.keep]:
-            old.unlink(missing_ok=True)  # another run of the same key may have been faster
+        for old in sorted(old for old in self.folder.glob("step-*.pt") if old.name <= path.name)[: -self.keep]:
+            old.unlink(missing_ok=True)  # another run of the same key may have been faster; a longer one's stay
 
-    def restore(self, parameters, optimizer, scheduler, result: Result) -> None:
+    def restore(self, parameters, optimizer, scheduler, result: Result, knobs: Training) -> None:
         """Put the newest sound checkpoint into the given objects of every process; without one they stay as they are.
 
+        It is one of no more steps than the run takes, before the first snapshot that is wanted and not there.
         The main process reads it: another machine need not see the folder.
         """
         from accelerate.utils import broadcast_object_list
 
-        box = [self._newest(parameters, optimizer) if is_main_process() else None]
+        box = [self._newest(parameters, optimizer, knobs) if is_main_process() else None]
         (state,) = broadcast_object_list(box)
         if state is None:
             return
@@ -467,34 +517,63 @@ class Checkpoints:
                 p.copy_(state["parameters"][name])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-        result.steps, result.micro = state["step"], state["micro"]
-        result.history, result.pairs, result.flops = state["history"], state["pairs"], state["flops"]
+        for name in STATE:
+            setattr(result, name, state[name])
+        result.snapshots = {pairs: cost for pairs, cost in result.snapshots.items() if pairs in knobs.snapshots}
+        logged = (row for row in result.history if (row["step"] - 1) % knobs.log_every == 0 or row["step"] == knobs.steps)
+        result.history = list(logged)  # without the last row of a shorter run
 
-    def _newest(self, parameters, optimizer) -> dict[str, Any] | None:
+    def _newest(self, parameters, optimizer, knobs: Training) -> dict[str, Any] | None:
         for path in sorted(self.folder.glob("step-*.pt"), reverse=True):
             try:
-                return _sound(path, parameters, optimizer)
+                state = _sound(path, parameters)
+                if self._leads_to(knobs, state):
+                    optimizer.load_state_dict(state["optimizer"])
+                    return state
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".split("\n")[0]
                 warnings.warn(f"checkpoint {path} cannot be read ({reason}). Trying the one before", stacklevel=4)
         return None
 
-    def clear(self) -> None:
-        """Remove the resume points of a finished run, and what a kill left half-written beside them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _leads_to(self, knobs: Training, state: dict[str, Any]) -> bool:
+        passed = [pairs for pairs in knobs.snapshots if pairs <= state["pairs"]]
+        return state["steps"] <= knobs.steps and all(p in state["snapshots"] and self.snapshot(p).is_dir() for p in passed)
+
+    def snapshot(self, pairs: int) -> Path:
+        """Where the encoder after so many pairs is kept."""
+        return self.folder / f"pairs-{pairs}"
+
+    def keep_encoder(self, encoder: Encoder, pairs: int) -> None:
+        """Write the adapter of the encoder after so many pairs."""
+        with replacing_folder(self.snapshot(pairs)) as temporary:
+            encoder.save_adapter(temporary / "adapter")
+
+    def finish(self, steps: int, keep: bool) -> None:
+        """Remove the resume points of a finished run, and what a kill left half-written beside them.
+
+        Args:
+            steps: of the run.
+            keep: its last point and its snapshots stay, for a longer run to go on from.
+        """
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.glob("*"):
+            if path.is_dir() and path.name.startswith("."):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file() and path.name < f"step-{steps:07d}.pt":  # half-written ones begin with a dot
+                path.unlink(missing_ok=True)
 
 
-def _sound(path: Path, parameters: dict[str, nn.Parameter], optimizer) -> dict[str, Any]:
+def _sound(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
     """Read a checkpoint; raise if a checksum is wrong (torch does not compare them), a part is missing or does not fit."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"checksum of {damaged} is wrong")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if missing := {"step", "parameters", "optimizer", "scheduler", "history", "pairs", "flops", "micro"} - set(state):
+    if missing := {"parameters", "optimizer", "scheduler", *STATE} - set(state):
         raise ValueError(f"{', '.join(sorted(missing))} missing")
     if {k: v.shape for k, v in state["parameters"].items()} != {k: p.shape for k, p in parameters.items()}:
         raise ValueError("it holds other parameters")
-    optimizer.load_state_dict(state["optimizer"])
     return state
 
 
@@ -527,6 +606,8 @@ def save(result: Result, folder: Path | str, made_with: dict[str, Any]) -> None:
     with replacing_folder(folder) as temporary:
         result.step.encoder.save_adapter(temporary / "adapter")
         result.step.objective.save(temporary)
+        for pairs in sorted(result.snapshots):
+            shutil.copytree(result.checkpoints.snapshot(pairs), temporary / "snapshots" / str(pairs))
         write_json(temporary / "state.json", {**result.step.objective.state(), "steps": result.steps, "pairs": result.pairs})
         write_json(temporary / "made_with.json", made_with)
 

@@ -39,7 +39,7 @@ def main() -> None:
             inputs.append("work/heads")
         torch.set_num_threads(config.training.threads)
         sets, _ = split(load_sets(), config.probes)
-        sets = used(sets, config.training.steps, config.training.batch)
+        sets = used(sets, config.training.steps, config.training.batch, config.training.block)
         rows, record.flops, new = teachers.table(kind(config, heads), sets)
         with replacing_folder(folder) as temporary:
             pd.DataFrame(rows, columns=["instance_id", "scores", "tokens"]).to_parquet(temporary / "teacher.parquet")

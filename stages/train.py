@@ -8,7 +8,7 @@ from pathlib import Path
 from dream import manifest
 from dream.config import stages
 from dream.errors import exits_cleanly
-from dream.files import read_json, value_hash
+from dream.files import read_json
 
 
 @exits_cleanly
@@ -31,7 +31,7 @@ def main() -> None:
     silent = contextlib.nullcontext(manifest.Record(name))
     with manifest.recording(f"train-{name}", settings, inputs) if main_process else silent as record:
         from dream import objectives
-        from dream.instances import load_sets, split
+        from dream.instances import load_sets, split, used
         from dream.judge import Judge
 
         manifest.check("prepare", "work/data")
@@ -41,16 +41,22 @@ def main() -> None:
         heads = read_json(given / "heads.json")["selected"] if "heads" in needs else []
         table = objectives.load_teacher(given / "teacher.parquet") if "teacher" in needs else (None, None)
         made_with = {"settings": read_json(stages.FOLDER / f"{settings}.json"), "objective": args.objective, "seed": args.seed}
-        key = value_hash([made_with, manifest.code_hash(), *map(manifest.content_hash, inputs)])[:24]
         sets, _ = split(load_sets(), config.probes)
+        first = [q.id for s in used(sets, 1, 1, config.training.block) for q in s.questions]
+        taught = [list(map(float, table[0][i])) for i in first] if table[0] else []  # a longer run's table begins with these
+        read = [*inputs[:2], *(path for path in sorted(given.iterdir()) if path.suffix == ".json")]
+        key = training.resume_key(made_with, config.training, manifest.code_hash(), taught, *map(manifest.content_hash, read))
         result = training.train(config, args.objective, args.seed, sets, objectives.Given(judge, heads, *table), key)
         if main_process:
             training.save(result, Path("work/models") / name, made_with)
             training.save_curves(result, curves := Path("reports/results/train") / f"{name}.csv")
-            training.Checkpoints(key, 1).clear()
+            result.checkpoints.finish(result.steps, keep=training.extensible(config.training))
             record.outputs = [curves]
-        record.flops = result.flops
+        record.flops, record.earlier = result.flops, result.earlier
         record.notes |= {"pairs_trained": result.pairs, **result.step.objective.state(), "scalars": result.scalars}
+        record.notes["snapshots"] = {
+            str(pairs): cost for pairs, cost in (*result.snapshots.items(), (result.pairs, result.cost()))
+        }
         for scalar, moved in result.scalars.items() if main_process else ():
             print(f"[train-{name}] {scalar} {moved['start']:+.3f} → {moved['end']:+.3f}: {moved['used']:.0%} of the "
                   f"{moved['reach']:.3f} that training.scalar_learning_rate lets it move")  # fmt: skip

@@ -278,7 +278,7 @@ def test_a_control_leaves_the_encoder_as_it_was(project, run, control, gate):
     judge, p = Judge.build(config), torch.full((2, 4), 0.25) if gate else None
     injection = Injection(((1, 0), (2, 3)), config.injection.rows)
     losses = [judge.target_losses(s, p, torch.tensor(gate), injection).mean().item() for s in load_sets()[:8]]
-    batches = [sum(losses[i] for i in training.order(8, 4, step, 0)) / 4 for step in range(3)]
+    batches = [sum(losses[i] for i in training.order(8, 4, step, 0, 6)) / 4 for step in range(3)]
     assert curve["loss"].tolist() == pytest.approx(batches, abs=2e-6)
 
 
@@ -446,11 +446,13 @@ def test_stage_train_records_what_it_did(project, run, monkeypatch, capsys, obje
     assert record["config"] == settings and set(record["inputs"]) == {"work/data", "work/candidates", f"work/given/{objective}"}
     state = result.step.objective.state()
     assert record["flops"] == result.flops > 0
-    assert record["notes"] == {"pairs_trained": 24, **state, "scalars": result.scalars} and result.scalars
+    snapshots = {"24": {"steps": 3, "pairs": 24, "flops": result.flops, "seconds": round(result.seconds, 2)}}
+    notes = {"pairs_trained": 24, **state, "scalars": result.scalars, "snapshots": snapshots}
+    assert record["notes"] == notes and result.scalars and 0 < result.seconds < record["wall_s"]
     assert read_json(model / "state.json") == {**state, "steps": 3, "pairs": 24}
     curve = pd.read_csv(folder / f"reports/results/train/{objective}-3.csv")
     assert curve["loss"].tolist() == pytest.approx([row["loss"] for row in result.history], abs=1e-6)
-    assert not (folder / ".dream/checkpoints" / key).exists() and ended == [True]
+    assert [p.name for p in (folder / ".dream/checkpoints" / key).iterdir()] == ["step-0000003.pt"] and ended == [True]
     out = capsys.readouterr().out
     for name, moved in result.scalars.items():
         line = f"[train-{objective}-3] {name} {moved['start']:+.3f} → {moved['end']:+.3f}: {moved['used']:.0%} of the "
@@ -488,7 +490,7 @@ def test_of_several_processes_one_writes(project, run, monkeypatch, capsys):
 
 def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(project, run):
     """One folder an objective; replug then trains on them."""
-    folder = project(**{"objectives": ["replug"], "training.steps": 1})
+    folder = project(**{"objectives": ["replug"], "training.steps": 1, "training.block": 4})
     run(teacher_stage, folder, "replug")
     judge, sets = Judge.build(configs.load(folder / "params.yaml")), load_sets()[:4]
     table = pd.read_parquet(folder / "work/teacher/replug/teacher.parquet")

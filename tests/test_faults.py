@@ -29,14 +29,14 @@ def whole(model, tmp_path_factory):
     assert code == 0, log
     found = toy.outs(folder)
     assert {pathlib.Path(p).name for p in found} >= {"adapter_model.safetensors", "state.json", "made_with.json", "infonce-0.csv"}
-    assert not toy.checkpoints(folder)
+    assert toy.checkpoints(folder) == [12]
     return found
 
 
 def finish(folder, whole):
     code, log = toy.run(folder)
     assert code == 0, log
-    assert toy.outs(folder) == whole and not toy.checkpoints(folder)
+    assert toy.outs(folder) == whole and toy.checkpoints(folder) == [12]
     return log
 
 
@@ -121,9 +121,10 @@ BROKEN = {
 def cut(model, tmp_path, monkeypatch):
     """Config, sets, an uninterrupted result, and the checkpoints of steps 4 and 5 of 6."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    config, sets = make_config(model), make_sets()
-    result = run(config, sets=sets, key="key")
-    return config, sets, result, tmp_path / ".dream" / "checkpoints" / "key"
+    config, sets = make_config(model, **{"training.keep_checkpoints": 3}), make_sets()
+    result, folder = run(config, sets=sets, key="key"), tmp_path / ".dream" / "checkpoints" / "key"
+    (folder / "step-0000006.pt").unlink()
+    return config, sets, result, folder
 
 
 @pytest.mark.parametrize("kind", BROKEN)

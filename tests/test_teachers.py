@@ -210,7 +210,7 @@ def test_a_journal_is_named_after_judge_limits_and_heads_and_after_no_step(model
 @pytest.fixture
 def project(model, tmp_path):
     def make(**more):
-        return toy.make(tmp_path / "toy", model, **{"objectives": list(NAMES), "training.steps": 1, **more})
+        return toy.make(tmp_path / "toy", model, **{"objectives": list(NAMES), "training.steps": 1, "training.block": 4, **more})
 
     return make
 

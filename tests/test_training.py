@@ -14,7 +14,7 @@ from dream import objectives, training
 from dream.config import stages
 from dream.errors import DreamError
 from dream.files import read_json
-from dream.instances import CandidateSet, Question
+from dream.instances import CandidateSet, Question, used
 from dream.judge import Judge
 from dream.knobs import Knobs
 from dream.objectives import Given, Objective, Temperature, register, similarities
@@ -73,11 +73,22 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@given(n=st.integers(1, 30), batch=st.integers(1, 8), seed=st.integers(0, 5))
-def test_every_epoch_sees_every_set_once(n, batch, seed):
+@given(n=st.integers(1, 30), batch=st.integers(1, 8), seed=st.integers(0, 5), block=st.integers(1, 40))
+def test_every_epoch_sees_every_set_once_block_by_block(n, batch, seed, block):
     steps = math.ceil(2 * n / batch)
-    seen = [i for step in range(steps) for i in training.order(n, batch, step, seed)]
+    seen = [i for step in range(steps) for i in training.order(n, batch, step, seed, block)]
     assert sorted(seen[:n]) == sorted(seen[n : 2 * n]) == list(range(n))
+    assert sorted(seen[:block]) == list(range(min(n, block))) or block > n
+    assert [i // block for i in seen[:n]] == sorted(i // block for i in seen[:n])
+
+
+@given(steps=st.integers(1, 9), more=st.integers(0, 9), batch=st.integers(1, 4), block=st.integers(1, 9))
+def test_a_longer_run_begins_as_a_shorter_one(steps, more, batch, block):
+    sets, taken = make_sets(20), []
+    for count in (steps, steps + more):
+        drawn = used(sets, count, batch, block)
+        taken.append([drawn[i].id for step in range(steps) for i in training.order(len(drawn), batch, step, 3, block)])
+    assert taken[0] == taken[1]
 
 
 def test_training_lowers_the_loss_and_repeats_to_the_byte(config):
@@ -122,12 +133,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, monkeypatch, stop_after)
     assert same(weights(whole), weights(resumed)) and whole.history == resumed.history and whole.pairs == resumed.pairs
 
 
-def test_a_finished_run_leaves_no_checkpoints(config, tmp_path):
+def test_a_finished_run_leaves_its_last_checkpoint_or_none(config, tmp_path):
     run(config, key="x")
     folder = tmp_path / ".dream" / "checkpoints" / "x"
-    assert [p.name for p in sorted(folder.iterdir())] == ["step-0000004.pt", "step-0000005.pt"]
+    assert [p.name for p in sorted(folder.iterdir())] == ["step-0000005.pt", "step-0000006.pt"]
     (folder / ".step-0000006.pt.half.pt").write_bytes(b"left by a kill")
-    training.Checkpoints("x", 1).clear()
+    (folder / ".pairs-8.half").mkdir()
+    training.Checkpoints("x", 1).finish(6, keep=True)
+    assert [p.name for p in folder.iterdir()] == ["step-0000006.pt"], "what a longer run goes on from"
+    training.Checkpoints("x", 1).finish(6, keep=False)
     assert not folder.exists()
 
 

@@ -114,7 +114,7 @@ def test_two_processes_train_the_model_of_one_and_only_the_main_one_writes(model
     assert toy.outs(alone).keys() == toy.outs(together).keys()
     assert log.count("[train-infonce-0] encoder ") == 1 and "train infonce seed 0" not in toy.log(together, 1)
     records = sorted(p.name for p in (together / "reports" / "results" / "runs").iterdir())
-    assert records == [*BEFORE, "train-infonce-0.json"] and not toy.checkpoints(together)
+    assert records == [*BEFORE, "train-infonce-0.json"] and toy.checkpoints(together) == [12], "for a longer run"
     pd.testing.assert_frame_equal(table(alone), table(together))
     assert 0 < table(alone)["ndcg_at_10"].mean() < 1
 

@@ -68,6 +68,14 @@ def objectives(config: Config) -> None:
         carrier(name).check(config.knobs[name], config)
 
 
+def snapshots(config: Config) -> None:
+    """Every snapshot lies within a run, before its end, which is evaluated anyway."""
+    training, most = config.training, max(config.training.snapshots, default=0)
+    pairs = training.steps * training.batch * config.candidates.questions_per_set
+    if most >= pairs:
+        raise DreamError(f"training.snapshots: {most} is not less than the {pairs} pairs of a run", "Raise training.steps")
+
+
 def names(config: Config) -> None:
     """Stop before anything runs if a list of params.yaml names something unknown, or a name stands for two things.
 
@@ -136,13 +144,15 @@ def _ends(name: str, lists: dict[str, list[str]], above: tuple[str, ...] = ()) -
 
 def _cells(config: Config) -> None:
     """Over everything that params.yaml defines, listed or not: a system switched on later meets no file of another."""
-    systems: list[tuple[str, int | None]] = [(name, None) for name in (*built_in(), *rerankers(), *config.models)]
-    systems += [(name, seed) for name in trained() for seed in config.seeds]
+    systems: list[tuple[str, int | None, int | None]] = [
+        (name, None, None) for name in (*built_in(), *rerankers(), *config.models)
+    ]
+    systems += [(name, seed, at) for name in trained() for seed in config.seeds for at in (None, *config.training.snapshots)]
     entries = dict.fromkeys([*config.tasks, *config.task_lists, *config.own, *PACKAGED, *LISTS])
-    seen: dict[str, tuple[str, int | None, str]] = {}
-    for system, seed in systems:
+    seen: dict[str, tuple[str, int | None, str, int | None]] = {}
+    for system, seed, pairs in systems:
         for entry in entries:
-            ours = (system, seed, entry)
+            ours = (system, seed, entry, pairs)
             theirs = seen.setdefault(rules.cell(*ours).casefold(), ours)
             if theirs != ours:
                 raise DreamError(
@@ -151,5 +161,6 @@ def _cells(config: Config) -> None:
                 )
 
 
-def _said(system: str, seed: int | None, entry: str) -> str:
-    return f"{system}{'' if seed is None else f' with seed {seed}'} on {entry}"
+def _said(system: str, seed: int | None, entry: str, pairs: int | None) -> str:
+    after = "" if pairs is None else f" after {pairs} pairs"
+    return f"{system}{'' if seed is None else f' with seed {seed}'}{after} on {entry}"

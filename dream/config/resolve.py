@@ -78,6 +78,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
     config = config.model_copy(update={"probes": probes, "knobs": _knobs(config, carried)})
     config = config.model_copy(update={"roles": _roles(config)})
     check.objectives(config)
+    check.snapshots(config)
     return config
 
 

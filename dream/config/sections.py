@@ -173,6 +173,8 @@ class Training(Section):
     steps: Positive
     batch: Positive
     micro_batch: Positive
+    block: Positive
+    snapshots: Annotated[list[Positive], AfterValidator(distinct)]
     learning_rate: Annotated[float, Field(gt=0)]
     scalar_learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["linear", "cosine", "constant"]

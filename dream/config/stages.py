@@ -26,7 +26,7 @@ from dream.names import cell
 FOLDER = Path("reports/config")
 ROOT = Path(__file__).resolve().parent.parent.parent
 JUDGE = ("roles.judge", "judge", "training.threads")
-TEACHER = ("training.threads", "training.steps", "training.batch", "probes")
+TEACHER = ("training.threads", "training.steps", "training.batch", "training.block", "probes")
 ASSETS = ("references", "candidates.source", "candidates.count", "judge", "heads", "encoder")
 QUESTIONS = ("roles.generator", "questions", "data.seed")
 

@@ -88,7 +88,7 @@ def find(name: str) -> type[System]:
     return REGISTRY[name]
 
 
-def load(name: str, config: Config, seed: int | None = None, device: str | None = None) -> System:
+def load(name: str, config: Config, seed: int | None = None, device: str | None = None, pairs: int | None = None) -> System:
     """Load a system.
 
     Args:
@@ -96,6 +96,7 @@ def load(name: str, config: Config, seed: int | None = None, device: str | None 
         config: what the stage may read.
         seed: of a trained system.
         device: where an encoder runs; default: the first GPU, else the CPU.
+        pairs: a trained system after so many of its pairs (``training.snapshots``); default: after all.
 
     Raises:
         DreamError: the name is unknown, or a trained system was trained with other settings.
@@ -106,7 +107,7 @@ def load(name: str, config: Config, seed: int | None = None, device: str | None 
     if name in config.roles:
         return encoder.recorded(name, config, device)
     if seed is not None:
-        return encoder.trained(name, seed, config, device)
+        return encoder.trained(name, seed, config, device, pairs)
     if name in names.registered("objectives"):
         raise DreamError(f"system {name!r} is trained: which seed?", "Add --seed")
     raise DreamError(f"system {name!r} is unknown", names.hint(name, [*registered(), *config.roles]))

@@ -122,13 +122,13 @@ def recorded(name: str, config: Config, device: str | None = None) -> Dense:
     return _load(name, config.roles[name], name, config, device)
 
 
-def trained(name: str, seed: int, config: Config, device: str | None = None) -> Dense:
-    """The encoder of the size with the adapter that a run left.
+def trained(name: str, seed: int, config: Config, device: str | None = None, pairs: int | None = None) -> Dense:
+    """The encoder of the size with the adapter that a run left, or had after some of its pairs.
 
     Raises:
         DreamError: there is none, or it was trained with other settings.
     """
-    folder = TRAINED / f"{name}-{seed}"
+    folder = TRAINED / f"{name}-{seed}" / ("" if pairs is None else f"snapshots/{pairs}")
     manifest.check(f"train-{name}-{seed}", folder)
     return _load(name, config.roles["encoder"], "encoder", config, device, folder / "adapter")
 
