@@ -43,7 +43,7 @@ def main() -> None:
         made_with = {"settings": read_json(stages.FOLDER / f"{settings}.json"), "objective": args.objective, "seed": args.seed}
         sets, _ = split(load_sets(), config.probes)
         first = [q.id for s in used(sets, 1, 1, config.training.block) for q in s.questions]
-        taught = [list(map(float, table[0][i])) for i in first] if table[0] else []  # a longer run's table begins with these
+        taught = [list(map(float, table[0].get(i, ()))) for i in first] if table[0] else []  # a longer run's table begins so
         read = [*inputs[:2], *(path for path in sorted(given.iterdir()) if path.suffix == ".json")]
         key = training.resume_key(made_with, config.training, manifest.code_hash(), taught, *map(manifest.content_hash, read))
         result = training.train(config, args.objective, args.seed, sets, objectives.Given(judge, heads, *table), key)
