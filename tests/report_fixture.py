@@ -69,7 +69,8 @@ def make_cells(folder: Path, config=None) -> Path:
     for system in config.objectives:
         for seed in config.seeds:
             for tasks in config.tasks:
-                _evaluation(cells, config, system, seed, tasks)
+                for pairs in (None, *config.training.snapshots):
+                    _evaluation(cells, config, system, seed, tasks, pairs)
             _training(cells, config, system, seed)
     for stage, seconds in (("assets", 20.0), ("prepare", 31.5), ("candidates", 12.25), ("heads", 95.0)):
         _run(cells, config, stage, seconds)
@@ -88,11 +89,11 @@ def values(system: str, seed: int | None, task: str, count: int) -> np.ndarray:
     return np.round(np.where(hits, 1 / np.log2(ranks + 1), 0.0), 6)
 
 
-def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) -> None:
-    name = names.cell(system, seed, tasks)
+def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str, pairs: int | None = None) -> None:
+    name = names.cell(system, seed, tasks, pairs)
     frames, records = [], []
     for suite, task, queries, documents in TASKS[tasks]:
-        score = values(system, seed, task, queries)
+        score = values(system, seed, task, queries) * (1 if pairs is None else round(pairs / (pairs + 384), 3))
         shared = {"suite": suite, "task": task, "system": system, "seed": "" if seed is None else seed}
         ids = [f"{task}-{i}" for i in range(queries)]
         frames.append(
@@ -102,7 +103,7 @@ def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str) 
             shared
             | {"queries": queries, "documents": documents, **means(frames[-1]), "revision": f"{task}-revision", "notes": [f"drawn: {queries} of 900 queries"],
                "settings": {"depth": 100} | ({"analyser": "test analyser, k1 0.9"} if system == "bm25" else
-                                             {"model": "packaged/smollm2-135m", "checkpoint": f"{system}-{seed}"})}
+                                             {"model": "packaged/smollm2-135m", "checkpoint": f"{system}-{seed}-{pairs}"})}
         )  # fmt: skip
         if system != "bm25":
             records[-1] |= {"alignment": 1.0 - QUALITY.get(system, 0.3), "uniformity": -1 - QUALITY.get(system, 0.3)}
@@ -142,13 +143,15 @@ def _training(cells: Path, config, system: str, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     curve.round(6).to_csv(path, index=False)
     moved = {"log_tau": {"start": -3.0, "end": -3.2 - seed / 10, "reach": 0.4, "used": 0.5 + seed / 4}}
-    notes = {"pairs_trained": 384} | ({"scalars": moved} if system == "dream" else {})
-    _run(cells, config, f"train-{system}-{seed}", 260.0 if system == "dream" else 90.0, notes)
+    wall, flops = (260.0, 1.5e14) if system == "dream" else (90.0, 4e13)
+    kept = {str(p): {"seconds": wall * p / 384, "flops": flops * p / 384} for p in (*config.training.snapshots, 384)}
+    notes = {"pairs_trained": 384, "snapshots": kept} | ({"scalars": moved} if system == "dream" else {})
+    _run(cells, config, f"train-{system}-{seed}", wall, notes)
 
 
 def _run(cells: Path, config, name: str, wall: float, notes: dict | None = None) -> None:
     stage, _, cell = name.partition("-")
-    file = re.sub(r"^(train|evaluate)-([^-]+)-\d+", r"\1-\2", name)  # all seeds read the same settings
+    file = re.sub(r"^(train|evaluate)-([^-]+)-\d+(-\d+)?(?=-|$)", r"\1-\2", name)  # all seeds read the same settings
     record = {
         "settings": file,
         "stage": stage, "cell": cell, "wall_s": wall, "peak_gib": 1.25, "flops": (1.5e14 if "dream" in cell else 4e13)

@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dream.errors import DreamError
+from dream.report import curves
 from dream.report.results.cells import Results
 from dream.report.tables import measures, registry
 
@@ -40,6 +41,7 @@ STYLE: Any = {
     "font.family": "DejaVu Sans",
 }  # fmt: skip
 DPI = 160
+AXES = {"pairs": "(query, target) pairs", "seconds": "seconds of training and teacher", "flops": "operations"}
 CURVES = {  # column of the training curves → axis label
     "loss": "loss (each objective's own)",
     "gap": "gap, wrong − gold (nats)",
@@ -328,6 +330,39 @@ def cost(results: Results) -> Figure | None:
     axis.set_ylim(bottom=0)
     axis.set_xlim(0, 1.15 * max(spent.values()))
     figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+@plot("curves")
+def curves_of_learning(results: Results) -> Figure | None:
+    """Mean nDCG@10 against pairs, seconds and operations: one thin line a seed, the mean thick, untrained systems as levels."""
+    found, tasks = curves.points(results), measures.overall(results)[2]
+    if not found:
+        return None
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharey=True)
+    for axis, (key, label) in zip(axes, AXES.items(), strict=True):
+        for system, points in found.items():
+            spent, colour = [getattr(point, key) for point in points], look(results, system)
+            seeds = np.array([point.results.seed_means(system, tasks) for point in points])
+            axis.plot(spent, seeds, color=colour["color"], linewidth=0.6, alpha=0.5)
+            axis.plot(spent, seeds.mean(axis=1), label=system, linewidth=2, markersize=5, **colour)
+        for system in results.systems:
+            if system not in found:
+                line = LINES[results.systems.index(system) % len(LINES)]
+                level = measures.measured(results, system, tasks).value
+                axis.axhline(
+                    level,
+                    label=f"{system} (not trained here)",
+                    linestyle=line,
+                    linewidth=1.1,
+                    color=look(results, system)["color"],
+                )
+        axis.set(xscale="log", xlabel=label, ylim=(0, None))
+    every = sorted({point.pairs for points in found.values() for point in points})
+    axes[0].set_xticks(every, [str(pairs) for pairs in every])
+    axes[0].minorticks_off()
+    axes[0].set_ylabel("mean nDCG@10, all tasks")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

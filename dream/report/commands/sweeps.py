@@ -188,7 +188,8 @@ def _whole(results: Results, folder: Path) -> None:
 
     for table in registry.build(results):
         build.write_table(table, folder)
-    plots.draw(results, folder, ["systems", *(["cost"] if results.config.objectives else [])])
+    more = [*(["cost"] if results.config.objectives else []), *(["curves"] if results.snapshots else [])]
+    plots.draw(results, folder, ["systems", *more])
 
 
 def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> list[dict]:

@@ -38,11 +38,13 @@ ROUNDING = 2e-6  # by which two means of the same scores may differ: scores and 
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluated system: a reference (no seed) or one training run of an objective, on one entry of ``tasks``."""
+    """One evaluated system: a reference (no seed) or one training run of an objective (at its end, or after some of its
+    ``pairs``), on one entry of ``tasks``."""
 
     system: str
     seed: int | None
     tasks: str
+    pairs: int | None = None
 
     @property
     def name(self) -> str:
@@ -51,7 +53,7 @@ class Cell:
         >>> Cell("bm25", None, "general").name, Cell("bm25", 0, "general").name
         ('bm25-general', 'bm25-0-general')
         """
-        return names.cell(self.system, self.seed, self.tasks)
+        return names.cell(self.system, self.seed, self.tasks, self.pairs)
 
     @property
     def run(self) -> str:
@@ -62,7 +64,7 @@ class Cell:
     def stage(self) -> str:
         """The DVC stage that makes the cell."""
         if self.seed is not None:
-            return "evaluate"
+            return "evaluate" if self.pairs is None else "snapshot"
         return "rerank" if self.system in names.registered("systems", "reranker") else "reference"
 
 
@@ -72,7 +74,8 @@ class Results:
 
     ``queries`` has one row per system, seed and query; ``records`` one per system, seed and task; ``runs`` the run
     record of every stage and cell by name; ``wanted`` what each stage would read now;
-    ``curves`` the training curve of every training run.
+    ``curves`` the training curve of every training run; ``snapshots`` the same report with every trained system as it was
+    after so many pairs, by their number.
     """
 
     config: Config
@@ -82,6 +85,7 @@ class Results:
     wanted: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
+    snapshots: dict[int, Results] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # intervals, computed once
 
     @cached_property
@@ -191,6 +195,11 @@ def expected(config: Config) -> list[Cell]:
     return references + trained
 
 
+def after(config: Config, pairs: int) -> list[Cell]:
+    """The cells of the trained systems after some of their pairs."""
+    return [Cell(o, seed, tasks, pairs) for o in config.objectives for seed in config.seeds for tasks in config.tasks]
+
+
 def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str, Any]] | None = None) -> Results:
     """Read every listed cell and check that all of them belong to one configuration.
 
@@ -209,7 +218,9 @@ def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str,
         raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
     if not folder.is_dir() or not any(folder.rglob("*")):
         raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
-    runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in cells}
+    snapshots = {pairs: after(config, pairs) for pairs in sorted(config.training.snapshots)}
+    every = [*cells, *(cell for group in snapshots.values() for cell in group)]
+    runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in every}
     trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
     runs |= {f"train-{run}": _read_run(folder / "runs" / f"train-{run}.json", f"dvc repro train@{run}") for run in trained}
     tasks = [f"tasks-{entry}" for entry in config.tasks]
@@ -218,23 +229,32 @@ def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str,
         path = folder / "runs" / f"{stage}.json"
         if path.exists():
             runs[stage] = _read_run(path, f"dvc repro {stage}")
-    records = {cell: _read_records(cell, folder) for cell in cells}
+    records = {cell: _read_records(cell, folder) for cell in every}
     _check_tasks(config, records, folder)
     wanted = wanted or stages.files(config)
     check_agreement(wanted, runs, folder)
-    queries = pd.concat([_read_queries(cell, folder, records[cell]) for cell in cells], ignore_index=True)
-    records = pd.concat(records.values(), ignore_index=True)
-    keys = ["task", "system", "seed"]
-    queries = queries.drop_duplicates(ignore_index=True)  # a task may stand in two lists
-    if (twice := queries.duplicated([*keys, "query_id"])).any():
-        one = queries[twice].iloc[0]
-        raise DreamError(f"two cells of {one.system} have different scores on {one.task}", "Run `dvc repro` so that both agree")
-    records = records.drop_duplicates(keys, ignore_index=True)
     curves = {run: _read_curve(run, folder, runs) for run in trained if (folder / "train" / f"{run}.csv").exists()}
-    results = Results(config, queries, records, runs, wanted, curves, _read_extras(folder))
-    _check_queries(results)
-    _check_models(records)
+    read = {cell: _read_queries(cell, folder, records[cell]) for cell in every}
+    untrained = [cell for cell in cells if cell.seed is None]
+    results = Results(config, *_joined(cells, read, records), runs, wanted, curves, _read_extras(folder))
+    for pairs, group in snapshots.items():
+        results.snapshots[pairs] = Results(config, *_joined([*untrained, *group], read, records), runs, wanted)
+    for one in (results, *results.snapshots.values()):
+        _check_queries(one)
+        _check_models(one.records)
     return results
+
+
+def _joined(
+    cells: list[Cell], queries: dict[Cell, pd.DataFrame], records: dict[Cell, pd.DataFrame]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scores and the records of some cells, those of a task that stands in two lists once."""
+    keys = ["task", "system", "seed"]
+    scores = pd.concat([queries[cell] for cell in cells], ignore_index=True).drop_duplicates(ignore_index=True)
+    if (twice := scores.duplicated([*keys, "query_id"])).any():
+        one = scores[twice].iloc[0]
+        raise DreamError(f"two cells of {one.system} have different scores on {one.task}", "Run `dvc repro` so that both agree")
+    return scores, pd.concat([records[cell] for cell in cells], ignore_index=True).drop_duplicates(keys, ignore_index=True)
 
 
 def _command(cell: Cell) -> str:

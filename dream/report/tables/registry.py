@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dream.errors import DreamError
+from dream.report import curves
 from dream.report.results.cells import METRIC, Results
 from dream.report.tables.measures import (
     LEVEL,
@@ -36,6 +37,7 @@ from dream.report.tables.render import Field, Table, fields, grouped, number, p_
 
 TABLES: dict[str, Callable[[Results], Table | None]] = {}
 COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
+CURVE_COLUMNS = ["system", "pairs", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low", "seed_high", "seconds", "flops"]
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
 DIAGNOSTIC_ORDER = "rows used gate none uniform gold wrong gap gap_low gap_high instances".split()  # noqa: SIM905
 SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
@@ -294,6 +296,69 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
         peak = max(float(r.get("peak_gib") or 0) for repeat in repeats for r in repeat)
         rows.append(dict(zip(COST_COLUMNS, (system, size, stage, float(wall), peak, float(flops)), strict=True)))
     return rows
+
+
+@table("curves")
+def learning_curves(results: Results) -> Table | None:
+    """Every trained system after chosen numbers of pairs, with what it took."""
+    found = curves.points(results)
+    if not found:
+        return None
+    tasks = overall(results)[2]
+    data, rows = [], []
+    for system, points in found.items():
+        for point in points:
+            score = measured(point.results, system, tasks)
+            low, high = seed_range(point.results, system, tasks)
+            values = (
+                system,
+                point.pairs,
+                *score[:3],
+                len(results.seeds(system)),
+                low,
+                high,
+                round(point.seconds, 1),
+                point.flops,
+            )
+            data.append(dict(zip(CURVE_COLUMNS, values, strict=True)))
+            shown = f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"
+            spread = ranged(low, high) if len(results.seeds(system)) > 1 else "–"
+            rows.append(fields(system, grouped(point.pairs), shown, spread, _duration(point.seconds), _power(point.flops)))
+    levels = [name for name in results.systems if name not in found]
+    notes = [
+        f"Mean nDCG@10 over {len(tasks)} tasks, interval over {over(results)}; time and operations of training and of the "
+        "objective's teacher, mean over seeds.",
+        f"Not trained here: {', '.join(f'{name} {number(measured(results, name, tasks).value)}' for name in levels)}.",
+        "Times vary between runs; every other column does not.",
+    ]
+    head = ["System", "Pairs", "nDCG@10", "Lowest to highest", "Time", "Operations"]
+    return Table("curves", "Learning curves", pd.DataFrame(data, columns=CURVE_COLUMNS), head, rows, notes, varies=True)
+
+
+@table("curves-equal")
+def equal_points(results: Results) -> Table | None:
+    """The reference system and its rivals at equal pairs, time and operations."""
+    found = curves.rows(results)
+    if not found:
+        return None
+    words = {"pairs": "pairs", "seconds": "time", "flops": "operations"}
+    rows = [
+        fields(
+            words[r["equal"]], f"{r['system']}, {grouped(r['pairs'])} pairs: {number(r['ndcg_at_10'])}",
+            f"{r['rival']}, {grouped(r['rival_pairs'])} pairs: {number(r['rival_ndcg_at_10'])}", f"{r['share']:.0%}",
+            f"{signed(r['difference'])} [{signed(r['diff_low'])}, {signed(r['diff_high'])}]",
+            "–" if r["p_holm"] is None else p_value(r["p_holm"]), curves.outcome(r),
+        )
+        for r in found
+    ]  # fmt: skip
+    notes = [
+        f"Paired differences of mean nDCG@10, over {over(results)}; p after Holm's correction over this table.",
+        "At equal time or operations: the rival's last point that took no more; Used: its share of what the reference system "
+        "took, where less than all its run ended or its next point took more.",
+    ]
+    head = ["Equal", results.reference, "Rival", "Used", "Difference", "p", "Outcome"]
+    title = f"{results.reference} and its rivals at equal pairs, time and operations"
+    return Table("curves-equal", title, pd.DataFrame(found), head, rows, notes, varies=True)
 
 
 def _gain_per_hour(results: Results, system: str, found: list[dict[str, Any]]) -> float | None:
