@@ -103,7 +103,7 @@ def _evaluation(cells: Path, config, system: str, seed: int | None, tasks: str, 
             shared
             | {"queries": queries, "documents": documents, **means(frames[-1]), "revision": f"{task}-revision", "notes": [f"drawn: {queries} of 900 queries"],
                "settings": {"depth": 100} | ({"analyser": "test analyser, k1 0.9"} if system == "bm25" else
-                                             {"model": "packaged/smollm2-135m", "checkpoint": f"{system}-{seed}-{pairs}"})}
+                                             {"model": "packaged/smollm2-135m", "checkpoint": f"{system}-{seed}{'' if pairs is None else pairs}"})}
         )  # fmt: skip
         if system != "bm25":
             records[-1] |= {"alignment": 1.0 - QUALITY.get(system, 0.3), "uniformity": -1 - QUALITY.get(system, 0.3)}

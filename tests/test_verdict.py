@@ -76,6 +76,23 @@ def test_systems_are_compared_as_the_tables_do(results, tmp_path):
     assert [one["outcome"] for one in others] == [UNTESTED] * 4 and not any(one["evidence"] for one in others)
 
 
+@pytest.mark.parametrize(
+    ("change", "outcome"), [({}, None), ({"difference": -0.2, "diff_low": -0.3, "diff_high": -0.1}, NOT), ({"p": None}, OPEN)]
+)
+def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, change, outcome):
+    """Only the rival's last point at equal pairs; the claim holds if this and the report's comparison both do."""
+    right = {"equal": "pairs", "system": "dream", "pairs": 576, "rival": "infonce", "rival_pairs": 576, "share": 1.0, "ndcg_at_10": 0.4,
+             "rival_ndcg_at_10": 0.3, "difference": 0.1, "diff_low": 0.05, "diff_high": 0.2, "p": 0.001, "p_holm": 0.001, "seeds": 3,
+             "tasks": 5, "within": False} | change  # fmt: skip
+    others = [{**right, "pairs": 144, "difference": 0.0}, {**right, "equal": "flops"}, {**right, "rival": "adist"}]
+    (tmp_path / "curve").mkdir()
+    pd.DataFrame([*others, right]).to_csv(tmp_path / "curve" / "curves-equal.csv", index=False)
+    alone, both = verdict.verdict(results, tmp_path / "none")[1], verdict.verdict(results, tmp_path)[1]
+    assert both["evidence"][:-1] == alone["evidence"] and len(alone["evidence"]) == 1
+    assert both["evidence"][1].startswith("after 576 pairs dream .400, infonce .300: ")
+    assert both["outcome"] == (outcome or alone["outcome"])
+
+
 def test_two_seeds_decide_nothing(tmp_path):
     config = make_config(seeds=[0, 1])
     found = verdict.verdict(cells.load(config, make_cells(tmp_path, config)), tmp_path / "none")

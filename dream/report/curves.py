@@ -91,6 +91,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "ndcg_at_10": measures.measured(a.results, a.system, tasks).value,
             "rival_ndcg_at_10": measures.measured(b.results, b.system, tasks).value,
             "difference": change.value, "diff_low": change.low, "diff_high": change.high, "p": change.p, "p_holm": None,
+            "seeds": min(len(a.results.seeds(a.system)), len(b.results.seeds(b.system))), "tasks": len(tasks),
             "within": measures.within_seeds(a.results, a.system, b.results, b.system, tasks),
         })  # fmt: skip
     measures.corrected(found)

@@ -1,7 +1,8 @@
 """The verdict: the paper's claims, each with what was measured here and one word, by the rules of this file.
 
-The claims and what each asks stand in ``reference/claims.json``: two systems of this report, or points of a collected sweep that
-should be worse or better than the point that the sweep is tested against. One comparison decides
+The claims and what each asks stand in ``reference/claims.json``: two systems of this report (and, where a learning curve of both
+is collected, its last point of equal pairs), or points of a collected sweep that should be worse or better than the point that
+the sweep is tested against. One comparison decides
 
 * ``holds`` or ``does not hold``: at least three seeds, the interval over queries and seeds on one side of zero, p < .05;
 * ``not decided``: measured, but with fewer seeds, or the interval holds zero;
@@ -20,10 +21,11 @@ from typing import Any
 
 from dream.files import write_json
 from dream.report import build, stats
+from dream.report.results import cells as reading
 from dream.report.results import collected
 from dream.report.results.cells import Results
 from dream.report.tables import measures
-from dream.report.tables.render import number, p_value, signed
+from dream.report.tables.render import grouped, number, p_value, signed
 
 CLAIMS = json.loads(resources.files("dream.report").joinpath("reference/claims.json").read_text(encoding="utf-8"))
 HOLDS, NOT, OPEN, UNTESTED = "holds", "does not hold", "not decided", "not tested"
@@ -85,9 +87,12 @@ def verdict(results: Results, folder: Path | str = collected.FOLDER) -> list[dic
     """
     found = []
     for claim in CLAIMS:
-        compared = _of_systems(results, claim) if "against" in claim else _of_sweep(claim, Path(folder))
+        if "against" in claim:
+            compared = [*_of_systems(results, claim), *_of_curve(claim, Path(folder))]
+            wanted = len(compared)
+        else:
+            compared, wanted = _of_sweep(claim, Path(folder)), len(claim.get("worse", [])) + len(claim.get("better", []))
         outcomes = [c.outcome for c in compared]
-        wanted = 1 if "against" in claim else len(claim.get("worse", [])) + len(claim.get("better", []))
         outcome = (
             UNTESTED if not outcomes
             else NOT if NOT in outcomes
@@ -110,6 +115,23 @@ def _of_systems(results: Results, claim: dict[str, Any]) -> list[Comparison]:
     seeds = min(len(results.seeds(name)) for name in (ours, theirs) if results.seeds(name))
     within = measures.within_seeds(results, ours, results, theirs, tasks)
     return [Comparison(f"{ours} {number(a)}, {theirs} {number(b)}", *gap, seeds, len(tasks), within)]
+
+
+def _of_curve(claim: dict[str, Any], folder: Path) -> list[Comparison]:
+    file = folder / str(claim.get("curve")) / "curves-equal.csv"
+    if not file.exists():
+        return []
+    table = reading.read_csv(file, f"Run `dream-report sweep {claim['curve']} --collect`", ["equal", "system", "rival", "within"])
+    same = table[(table.equal == "pairs") & (table.system == claim["system"]) & (table.rival == claim["against"])]
+    found = []
+    for row in same[same.pairs == same.pairs.max()].itertuples():
+        what = (
+            f"after {grouped(row.pairs)} pairs {row.system} {number(row.ndcg_at_10)}, {row.rival} {number(row.rival_ndcg_at_10)}"
+        )
+        p = None if row.p != row.p else float(row.p)
+        change = (float(row.difference), float(row.diff_low), float(row.diff_high))
+        found.append(Comparison(what, *change, p, int(row.seeds), int(row.tasks), row.within == "True"))
+    return found
 
 
 def _of_sweep(claim: dict[str, Any], folder: Path) -> list[Comparison]:
