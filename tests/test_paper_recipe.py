@@ -20,6 +20,7 @@ from dream import config as configs
 from dream.assets import hub
 from dream.data.sources import wikipedia
 from dream.files import read_yaml
+from stages import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVES = ["dream", "infonce", "replug", "revela"]
@@ -65,18 +66,18 @@ def project(tmp_path, monkeypatch):
     def write(size: str) -> configs.Config:
         raw = read_yaml(ROOT / "params.yaml")
         raw["model"]["size"] = size
-        raw["sizes"][size] |= {
-            "encoder": make_model(tmp_path / "encoder", ARCHITECTURES[size]), "judge": make_model(tmp_path / "judge", "Llama"),
-        }  # fmt: skip
+        names = {**raw["sizes"][size], "generator": raw["questions"]["generator"]["paper"]}
+        for role, architecture in (("encoder", ARCHITECTURES[size]), ("judge", "Llama"), ("generator", "Qwen3")):
+            raw["models"][names[role]]["model"] = make_model(tmp_path / role, architecture)
         raw |= {"objectives": OBJECTIVES, "seeds": [0], "references": ["bm25", "untrained"], "rerankers": ["qrhead"]}
         raw |= {"tasks": ["mine"], "own": {"mine": write_task(tmp_path / "mine")}}
-        raw["questions"] |= {"generator": make_model(tmp_path / "generator", "Qwen3"), "max_new_tokens": 8}
+        raw["questions"]["max_new_tokens"] = 8
         raw["data"] |= {"instances": 8, "passage_words": 20}
         raw["heads"] |= {"count": 4, "probes": 4, "bootstrap": 10}
         raw["injection"] |= {"diagnostic": 2, "force": True}  # a random judge has no signal
         raw["training"] |= {"steps": 2, "batch": 2, "threads": 2}
         # Cosines of random models lie so far apart that the paper's tau of 1e-4 can leave step 1 without any gradient.
-        raw["revela"] |= {"r": 4, "alpha": 8, "tau": 0.05}
+        raw["revela"] = {"r": 4, "alpha": 8, "tau": 0.05}
         raw["report"] |= {"resamples": 100}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
         monkeypatch.chdir(tmp_path)
@@ -90,10 +91,10 @@ def project(tmp_path, monkeypatch):
     return write
 
 
-def stage(name: str, size: str, **arguments) -> None:
+def stage(name: str, **arguments) -> None:
     """Run a stage as `python -m stages.<name>` does."""
     flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
-    before, sys.argv = sys.argv, [name, "--size", size, *flags]
+    before, sys.argv = sys.argv, [name, *flags]
     try:
         importlib.import_module(f"stages.{name}").main()
     finally:
@@ -105,15 +106,21 @@ def stage(name: str, size: str, **arguments) -> None:
 def test_every_stage_of_the_papers_recipe(size, project):
     config = project(size)
     assert config.recipe == "paper" and config.candidates.count == 16 and config.injection.rows == "query"
-    for name in ("assets", "questions", "prepare", "candidates", "heads", "teacher"):
-        stage(name, size)
+    stage("configure", size=size)
+    for name in ("assets", "questions"):
+        stage(name)
+    stage("tasks", tasks="mine")
+    for name in ("prepare", "candidates", "heads", "signal"):
+        stage(name)
     for objective in OBJECTIVES:
-        stage("train", size, objective=objective, seed=0)
-        stage("evaluate", size, system=objective, seed=0, tasks="mine")
-    for reference in ("bm25", "untrained"):
-        stage("evaluate", size, system=reference, tasks="mine")
-    stage("rerank", size, system="qrhead", tasks="mine")
-    stage("report", size)
+        for name in ("teacher", "given"):
+            stage(name, objective=objective)
+        stage("train", objective=objective, seed=0)
+    for system in OBJECTIVES:
+        evaluate.main(["--system", system, "--seed", "0", "--tasks", "mine"])
+    for system in ("bm25", "untrained", "qrhead"):
+        evaluate.main(["--system", system, "--tasks", "mine"])
+    stage("report")
 
     sets = pd.read_parquet("work/candidates/candidates.parquet")
     passages = pd.read_parquet("work/data/passages.parquet").set_index("passage_id")
@@ -124,7 +131,7 @@ def test_every_stage_of_the_papers_recipe(size, project):
     assert set(main[main.system.isin(OBJECTIVES)].pairs_trained) == {4}
     for objective in OBJECTIVES:
         made = json.loads(Path(f"work/models/{objective}-0/made_with.json").read_text(encoding="utf-8"))
-        assert made["config"]["size"]["name"] == size and made["config"]["encoder"]["dtype"] == "bfloat16"
+        assert made["settings"]["roles"]["encoder"]["dtype"] == "bfloat16" and made["objective"] == objective
         assert Path(f"work/models/{objective}-0/adapter/adapter_model.safetensors").exists()
 
 

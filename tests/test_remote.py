@@ -40,12 +40,8 @@ def dvc(folder, *arguments, **env):
 def repository(tmp_path_factory):
     """A trained and pushed repository; its remote is the folder beside it."""
     folder = tmp_path_factory.mktemp("first") / "repository"
-    toy.make(folder, toy.model(tmp_path_factory), **{"training.steps": 3})
-    (folder / "work" / "teacher" / "infonce").mkdir(parents=True)
-    (folder / "work" / "teacher" / "infonce" / "none.txt").write_text("")
-    raw = yaml.safe_load((folder / "params.yaml").read_text())
-    raw |= {"objectives": ["infonce"], "seeds": [0, 1]}
-    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    toy.make(folder, toy.model(tmp_path_factory), **{"training.steps": 3, "objectives": ["infonce"], "seeds": [0, 1]})
+    (folder / "reports" / "assets" / "encoder.json").write_text("{}")
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stages["train"]}}, sort_keys=False))
     for part in ("dream", "stages"):
@@ -53,7 +49,7 @@ def repository(tmp_path_factory):
     (folder / ".gitignore").write_text("__pycache__/\n.dream/\n")
     command(folder, "git", "init", "-q", "-b", "main")
     dvc(folder, "init", "-q")
-    dvc(folder, "add", "-q", "work/data", "work/candidates", "work/heads", "work/teacher")
+    dvc(folder, "add", "-q", "work/data", "work/candidates", "work/given")
     dvc(folder, "remote", "add", "-q", "--default", "store", str(folder.parent / "store"))
     dvc(folder, "repro", "-q")
     command(folder, "git", "add", "-A")
@@ -81,7 +77,7 @@ def test_a_shared_cache_saves_another_machine_the_training(repository, tmp_path)
     other = clone(repository, tmp_path)
     (other / "dvc.lock").unlink()  # as if this machine had come to the same parameters by itself
     dvc(other, "cache", "dir", "-q", "--local", str(repository / ".dvc" / "cache"))
-    dvc(other, "checkout", "-q", "work/data.dvc", "work/candidates.dvc", "work/heads.dvc", "work/teacher.dvc")
+    dvc(other, "checkout", "-q", "work/data.dvc", "work/candidates.dvc", "work/given.dvc")
     said = dvc(other, "repro")
     assert "Stage 'train@infonce-0' is cached - skipping run" in said and "[train-infonce" not in said
     assert toy.outs(other) == toy.outs(repository)
