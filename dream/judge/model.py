@@ -52,7 +52,7 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
     if name != "auto":
         return DTYPES[name]
     if torch.device(device).type == "cuda":
-        gains = torch.cuda.is_bf16_supported(including_emulation=False)
+        gains = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         gains = bool({"avx512_bf16", "amx_bf16"} & {name for name, able in torch.cpu.get_capabilities().items() if able})
     return torch.bfloat16 if gains else torch.float32
