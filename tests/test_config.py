@@ -234,6 +234,31 @@ def test_the_room_for_readings_is_in_no_stages_file():
     assert "cache_gib: Input should be greater than or equal to 0" in refused({"judge.cache_gib": -1})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "off"),
+    [
+        ({}, ""),
+        ({"judge.cache_gib": 0}, "judge.cache_gib is 0"),
+        ({"judge.cache_gib": 1}, "they would take more than judge.cache_gib (1)"),
+        ({"models.smollm2.quantization": "4bit"}, "a judge in 4bit promises no stable bytes"),
+        ({"dream.judge": "lora"}, "dream.judge=lora trains the judge"),
+        ({"model.size": "8b"}, "judge.cache_gib is 0"),
+        ({"model.size": "8b", "judge.cache_gib": 1000}, "they would take more than judge.cache_gib (1000)"),
+    ],
+)
+def test_the_plan_says_what_the_judges_readings_take_and_whether_they_are_kept(overrides, off):
+    from dream.planning import plan
+
+    found = plan.estimate(config.load(overrides=overrides), 100)
+    kept, paper = found["readings"], "model.size" in overrides
+    assert kept["off"] == off and (found["disk_gib"]["judge's readings"] > 0) == (not off)
+    assert kept["sets"] == (48_000 + 5_000 if paper else 144 + 24)
+    token = 32 * 2 * 8 * 128 * 2 if paper else 30 * 2 * 3 * 64 * 4
+    assert kept["gib"] == pytest.approx(kept["sets"] * (16 * 193 + 16 if paper else 8 * 49 + 16) * token / 2**30)
+    (line,) = [note for table in plan.tables(found, 80, "x") for note in table.notes if "readings" in note]
+    assert (f"off ({off})" in line) if off else ("the store is on" in line)
+
+
 # YAML 1.2
 
 

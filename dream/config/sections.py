@@ -273,3 +273,8 @@ class Config(Section):
     def size(self) -> Size:
         """The entry of ``sizes`` that ``model.size`` names."""
         return self.sizes[self.model.size]
+
+    @property
+    def sets_read(self) -> int:
+        """Candidate sets that the judge reads in one run, at most: those that are trained on and the probes."""
+        return min(self.training.steps * self.training.batch, self.data.instances) + self.probes

@@ -43,11 +43,6 @@ GIB = 2**30
 NAMES = "key-{0:04d}", "value-{0:04d}"
 
 
-def sets_read(config: Config) -> int:
-    """Candidate sets that a run's stages read, at most: those that are trained on and the probes."""
-    return min(config.training.steps * config.training.batch, config.data.instances) + config.probes
-
-
 def too_large(size: float, sets: int, budget: float) -> str:
     """Why readings of ``size`` bytes are not kept for so many sets; empty if they are."""
     if size * sets <= budget:
@@ -92,7 +87,7 @@ class Store:
     @classmethod
     def of(cls, config: Config) -> Store:
         """The store of a stage, from the file of settings ``readings``."""
-        return cls(config.judge.cache_gib * GIB, sets_read(config))
+        return cls(config.judge.cache_gib * GIB, config.sets_read)
 
     def layers(self, judge: Judge, ids: Sequence[int], depth: int, make: Callable[[], Layers]) -> Layers:
         """The lowest ``depth`` layers' keys and values of the documents with these token ids: from the store, or made now."""
