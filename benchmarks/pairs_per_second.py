@@ -121,7 +121,8 @@ def main() -> None:
     print(f"{'':<8}{'median s':>10}{'pairs/s':>10}{'graph MiB':>11}")
     for side in ("plain", "fast"):
         print(f"{side:<8}{record['median_s'][side]:>10.3f}{record['pairs_per_s'][side]:>10.3f}{record['graph_mib'][side]:>11.1f}")
-    print(f"{record['seeds']['count']} seeds that share readings: {record['seeds']['ratio']:.2f} times as fast as each on its own")
+    seeds = record["seeds"]
+    print(f"{seeds['count']} seeds that share readings: {seeds['ratio']:.2f} times as fast as each on its own")
     print(f"{record['ratio']:.2f} times the pairs per second; losses differ by {record['relative_difference']:.0e}")
     print(f"fast: {record['gflop']:.0f} GFLOP a step, {record['judge_tokens_per_s']:.0f} judge tokens/s, "
           f"{record['share_of_matmul_rate']:.1%} of the {record['matmul_gflop_per_s']:.0f} GFLOP/s of products")  # fmt: skip

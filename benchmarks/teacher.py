@@ -73,8 +73,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     record = run(args)
-    print(f"teacher: {record['judge']}, {record['dtype']}, {record['geometry']}: one by one {record['median_s']['plain']:.3f} s a set, "
-          f"together {record['median_s']['fast']:.3f} s: {record['ratio']:.2f} times as fast; "
+    median = record["median_s"]
+    print(f"teacher: {record['judge']}, {record['dtype']}, {record['geometry']}: one by one {median['plain']:.3f} s a set, "
+          f"together {median['fast']:.3f} s: {record['ratio']:.2f} times as fast; "
           f"numbers differ by {record['relative_difference']:.0e} of themselves")  # fmt: skip
     print(f"written to {common.write('teacher', torch.device(args.device), record)}")
 

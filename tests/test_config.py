@@ -215,7 +215,9 @@ def test_a_range_of_layers_holds_layers_of_the_judge():
         heads(3, [2, 30]).require(30, 9)
 
 
-@pytest.mark.parametrize(("able", "dtype"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")])
+@pytest.mark.parametrize(
+    ("able", "dtype"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")]
+)
 def test_auto_is_what_the_machine_computes_in_and_is_written_down(monkeypatch, able, dtype):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)

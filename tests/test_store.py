@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import reference
-import toy_project as toy
 import torch
+import toy_project as toy
 from test_controls import run  # noqa: F401
 from test_judge import losses_and_gradients, toy_scores
 
