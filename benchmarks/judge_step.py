@@ -5,9 +5,10 @@
     python -m benchmarks.judge_step --device cuda --judge llama-8b    random Llama-3.1-8B, bfloat16
 
 ``later`` is the product where the store has kept the documents' readings, as in later epochs and further seeds; ``first``
-reads them and keeps them. Plain and product give the same losses and gradients (the difference is printed). Memory is counted in two ways: what autograd
-keeps for the backward pass (every storage once, weights left out; the product's own keys and values of the documents
-are added to its side), and the peak of the process (resident memory of a process of its own, or CUDA's allocator).
+reads them and keeps them. Plain and product give the same losses and gradients (the difference is printed). Memory is counted
+in two ways: what autograd keeps for the backward pass (every storage once, weights left out; the product's own keys and values
+of the documents are added to its side), and the peak of the process (resident memory of a process of its own, or CUDA's
+allocator).
 """
 
 from __future__ import annotations

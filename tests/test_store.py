@@ -1,4 +1,4 @@
-"""Readings that are kept are those that would be made: same bytes off, cold and warm, within the budget, whatever happens to a file."""
+"""Readings that are kept are those that would be made: the same bytes off, cold and warm, within the budget, after any damage."""
 
 import os
 from types import SimpleNamespace
