@@ -295,12 +295,15 @@ class Judge:
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes])
         hidden = self._forward(reading, packed, self._scores(reading, packed, suffixes, p, gate, injection))
-        losses = [tokens[0] for tokens in self._token_losses(hidden, packed, suffixes)]
+        losses = [tokens[0] for tokens in self._token_losses(hidden, packed.starts, suffixes)]
         return losses if per_token else torch.stack([tokens.mean() for tokens in losses])
 
-    def _token_losses(self, hidden: Tensor, packed: _Packed, suffixes: Sequence[Suffix]) -> list[Tensor]:
-        """Cross-entropy of every question's target tokens, ``[B, tokens]`` each, from hidden states ``[B, S, hidden]``."""
-        spans = [(start + s.target[0], start + s.target[1]) for start, s in zip(packed.starts, suffixes, strict=True)]
+    def _token_losses(self, hidden: Tensor, starts: Sequence[int], suffixes: Sequence[Suffix]) -> list[Tensor]:
+        """Cross-entropy of every question's target tokens, ``[B, tokens]`` each, from hidden states ``[B, S, hidden]``.
+
+        ``starts`` are the first rows of the suffixes.
+        """
+        spans = [(start + s.target[0], start + s.target[1]) for start, s in zip(starts, suffixes, strict=True)]
         rows = [t - 1 for span in spans for t in range(*span)]  # the row before a token predicts it
         labels = [token for s in suffixes for token in s.ids[slice(*s.target)]]
         losses = target_losses(
@@ -318,14 +321,27 @@ class Judge:
     def passage_log_likelihood(self, candidates: CandidateSet) -> Tensor:
         """REPLUG's teacher: mean log-likelihood of y given q and one passage at a time, ``[Q, K]``.
 
-        The passages are read side by side, the shorter ones padded behind; a suffix follows each where it ends.
+        The passages are read side by side, the shorter ones padded behind; a suffix follows each where it ends. Several
+        questions share what was read; with one, passage and suffix are one causal pass, which needs no mask.
         """
-        alone = self.prompt.documents(candidates).alone()
+        alone, suffixes = self.prompt.documents(candidates).alone(), self.prompt.suffixes(candidates)
+        if len(suffixes) == 1:
+            return -self._behind_each(alone, suffixes[0])[None]
         lengths = torch.tensor([len(one.ids) for one in alone])
         longest = max(alone, key=lambda one: len(one.ids))
         ids = torch.tensor([[*one.ids, *longest.ids[len(one.ids) :]] for one in alone])
         seen = torch.arange(len(longest.ids)) < lengths[:, None]
         return -self._in_sight(candidates, Reading(longest, self._read(ids, self.layers)), seen, lengths)
+
+    def _behind_each(self, alone: Sequence[Documents], suffix: Suffix) -> Tensor:
+        """Mean cross-entropy of the target with a suffix behind each of K passages, ``[K]``. No row sees what pads its end."""
+        self._assert_ours()
+        lines = [(*one.ids, *suffix.ids[:-1]) for one in alone]
+        longest = max(map(len, lines))
+        ids = torch.tensor([(*line, *[0] * (longest - len(line))) for line in lines], device=self.device)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        rows = torch.stack([h[len(one.ids) : len(line)] for h, one, line in zip(hidden, alone, lines, strict=True)])
+        return self._token_losses(rows, [0], [suffix])[0].mean(1)
 
     @torch.no_grad()
     def leave_one_out(self, candidates: CandidateSet, reading: Reading | None = None) -> Tensor:
@@ -352,7 +368,7 @@ class Judge:
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes], seen, ends)
         hidden = self._forward(reading, packed, None)
-        return torch.stack([tokens.mean(1) for tokens in self._token_losses(hidden, packed, suffixes)])
+        return torch.stack([tokens.mean(1) for tokens in self._token_losses(hidden, packed.starts, suffixes)])
 
     @torch.no_grad()
     def document_masses(self, candidates: CandidateSet, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
