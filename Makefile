@@ -29,6 +29,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.judge_step
 	$(BIN)/python -m benchmarks.pairs_per_second
 	$(BIN)/python -m benchmarks.dream_over_infonce
+	$(BIN)/python -m benchmarks.teacher
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.data_size

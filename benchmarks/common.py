@@ -7,7 +7,9 @@ is the figure to trust, not the seconds.
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import count
@@ -22,6 +24,7 @@ from dream.files import write_json
 from dream.instances import CandidateSet, Question
 from dream.judge import Injection, Judge
 from dream.judge.attention import Scores, Spans
+from dream.judge.store import GIB, Store
 
 FOLDER = Path("reports/bench")
 # The sixteen query-focused heads of the packaged judge (stage heads), so that the benchmark needs no earlier stage.
@@ -147,6 +150,23 @@ def training_step(loss: Callable[[CandidateSet], Tensor], optimizer: torch.optim
         optimizer.step()
 
     return step
+
+
+def stored(judge: Judge, step: Callable[[CandidateSet], Any]) -> dict[str, Callable[[CandidateSet], Any]]:
+    """A step with the store of readings on: ``first`` reads and keeps the documents, ``later`` finds them kept."""
+    kept = Store(8 * GIB, folder=Path(tempfile.mkdtemp()))
+    judge.weights = judge.weights or "random"
+
+    def run(candidates: CandidateSet, forget: bool) -> Any:
+        if forget:
+            shutil.rmtree(kept.folder)
+        judge.store = kept
+        try:
+            return step(candidates)
+        finally:
+            judge.store = None
+
+    return {"first": lambda candidates: run(candidates, True), "later": lambda candidates: run(candidates, False)}
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

@@ -33,9 +33,11 @@ def measure(args: argparse.Namespace) -> dict:
         name: common.training_step(lambda c, o=objective: o.loss([c], encoder)[0], common.adamw(encoder, objective))
         for name, objective in objectives.items()
     }
+    steps["later"] = common.stored(dream.judge, steps["dream"])["later"]
     seconds = common.over_sets(steps, sets, device, args.repetitions)
     return {
         "ratio": round(common.ratio(seconds["dream"], seconds["infonce"]), 3),
+        "ratio_later": round(common.ratio(seconds["later"], seconds["infonce"]), 3),
         "dtype": str(dream.judge.dtype).removeprefix("torch."),
         "geometry": {k: getattr(args, k) for k in ("encoder", "layers", "candidates", "passage", "questions", "rows")},
         "median_s": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
@@ -67,8 +69,9 @@ def main() -> None:
     for name, more in shapes:
         measured[name] = measure(argparse.Namespace(**{**vars(args), **more}))
         seconds = measured[name]["median_s"]
-        ratio = measured[name]["ratio"]
-        print(f"{name:<30} dream {seconds['dream']:.3f} s  infonce {seconds['infonce']:.3f} s  ratio {ratio:.2f}")
+        ratio, later = measured[name]["ratio"], measured[name]["ratio_later"]
+        print(f"{name:<30} dream {seconds['dream']:.3f} s  infonce {seconds['infonce']:.3f} s  ratio {ratio:.2f}, "
+              f"in later epochs {later:.2f}")  # fmt: skip
     lowest = min(layer for layer, _ in models.LLAMA_HEADS)
     paper = {
         size: {q: round(counted(models.SHAPES[size], models.LLAMA_8B, q, lowest), 2) for q in (1, 4)}

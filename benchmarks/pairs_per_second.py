@@ -5,7 +5,8 @@
 
 Both sides embed queries and passages with the same encoder, compute DREAM's loss, go backward and take an AdamW step. The
 plain side is what one writes first with the library: a full sequence with labels per question, all logits, autograd's own
-graph, and the candidates embedded again for every question.
+graph, and the candidates embedded again for every question. ``seeds`` compares training with several seeds and the store of the
+judge's readings, which the first seed fills, with as many steps that read the documents themselves.
 """
 
 from __future__ import annotations
@@ -64,15 +65,18 @@ def run(args: argparse.Namespace) -> dict:
     frozen = [p for module in (encoder, objective.judge.model) for p in module.parameters()]
     graph = {side: common.graph_bytes(lambda s=side: losses[s](sets[0]), frozen) for side in losses}
     steps = {side: common.training_step(loss, optimizer) for side, loss in losses.items()}
+    steps |= common.stored(objective.judge, steps["fast"])
     seconds = common.over_sets(steps, sets, device, args.repetitions)
+    further = [first + (args.seeds - 1) * later for first, later in zip(seconds["first"], seconds["later"], strict=True)]
     median = {side: statistics.median(values) for side, values in seconds.items()}
-    pairs = {"plain": 1, "fast": args.questions}
+    pairs = {side: 1 if side == "plain" else args.questions for side in steps}
     rate = common.matmul_rate(objective.judge.dtype, device)
     prompts = [objective.judge.prompt.layout(sets[0], i) for i in range(args.questions)]
     tokens = len(prompts[0].documents.ids) + sum(len(prompt.suffix.ids) for prompt in prompts)
     return {
         "ratio": round(args.questions * common.ratio(seconds["plain"], seconds["fast"]), 3),
         "reference": "plain: one question a step, full sequence with labels, all logits, autograd's own graph",
+        "seeds": {"count": args.seeds, "ratio": round(common.ratio([args.seeds * s for s in seconds["fast"]], further), 3)},
         "models": {"judge": args.judge, "encoder": args.encoder, "encoder_layers": args.layers},
         "geometry": {
             "candidates": args.candidates, "passage_tokens": args.passage, "questions": args.questions, "rows": args.rows,
@@ -103,6 +107,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--passage", type=int, default=130, help="tokens of a passage")
     found.add_argument("--questions", type=int, default=4, help="questions of a set")
     found.add_argument("--rows", default="query", choices=["query", "query+label", "all"])
+    found.add_argument("--seeds", type=int, default=3, help="runs that share the judge's readings")
     found.add_argument("--repetitions", type=int, default=5)
     found.add_argument("--threads", type=int, default=2)
     return found
@@ -116,6 +121,8 @@ def main() -> None:
     print(f"{'':<8}{'median s':>10}{'pairs/s':>10}{'graph MiB':>11}")
     for side in ("plain", "fast"):
         print(f"{side:<8}{record['median_s'][side]:>10.3f}{record['pairs_per_s'][side]:>10.3f}{record['graph_mib'][side]:>11.1f}")
+    seeds = record["seeds"]
+    print(f"{seeds['count']} seeds that share readings: {seeds['ratio']:.2f} times as fast as each on its own")
     print(f"{record['ratio']:.2f} times the pairs per second; losses differ by {record['relative_difference']:.0e}")
     print(f"fast: {record['gflop']:.0f} GFLOP a step, {record['judge_tokens_per_s']:.0f} judge tokens/s, "
           f"{record['share_of_matmul_rate']:.1%} of the {record['matmul_gflop_per_s']:.0f} GFLOP/s of products")  # fmt: skip

@@ -39,6 +39,7 @@ class Teacher:
     Args:
         config: the settings in :meth:`reads`.
         heads: the judge's selected heads, for a teacher that needs them.
+        readings: the file of settings ``readings``, for a judge that keeps what it reads.
 
     Attributes:
         needs_heads: it reads the result of stage ``heads``.
@@ -48,8 +49,8 @@ class Teacher:
     needs_heads: ClassVar[bool] = False
     code: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: Config, heads: Sequence[tuple[int, int]] = ()) -> None:
-        self.config, self.heads = config, [(layer, head) for layer, head in heads]
+    def __init__(self, config: Config, heads: Sequence[tuple[int, int]] = (), readings: Config | None = None) -> None:
+        self.config, self.heads, self.readings = config, [(layer, head) for layer, head in heads], readings
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     @classmethod
@@ -131,8 +132,9 @@ class OfJudge(Teacher):
     @cached_property
     def judge(self) -> Judge:
         from dream.judge import Judge
+        from dream.judge.store import Store
 
-        return Judge.build(self.config)
+        return Judge.build(self.config, store=Store.of(self.readings) if self.readings else None)
 
     def identity(self) -> Any:
         from dream import assets

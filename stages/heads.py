@@ -18,12 +18,13 @@ def main() -> None:
 
         from dream.instances import load_sets, split
         from dream.judge import Judge, heads
+        from dream.judge.store import Store
 
         manifest.check("prepare", "work/data")
         manifest.check("candidates", "work/candidates")
         torch.set_num_threads(config.training.threads)
         knobs, (_, probes) = config.heads, split(load_sets(), config.heads.probes)
-        judge = Judge.build(config)
+        judge = Judge.build(config, store=(store := Store.of(stages.load("readings"))))
         heads.require_possible(knobs, judge)
         scores = heads.detect(judge, probes, knobs.drop_low_tokens)
         selected = heads.select(scores.mean, knobs)
@@ -39,6 +40,7 @@ def main() -> None:
         write_json("reports/results/heads.json", rows)
         record.outputs = ["reports/results/heads.json"]
         record.notes |= {key: described[key] for key in ("judge", "strategy", "probes", "stability", "best", "mean")}
+        record.notes["readings"] = store.told()
     print(f"[heads] best {described['best']:.3f}, mean of all {described['mean']:.3f}, chance "
           f"{heads.chance(len(probes[0].passages)):.3f}; top-{knobs.count} overlap over resamples "
           f"{described['stability']:.2f}; selected {', '.join(f'({a},{b})' for a, b in selected[:16])}")  # fmt: skip

@@ -18,6 +18,7 @@ def main() -> None:
 
         from dream.instances import load_sets, split
         from dream.judge import Injection, Judge, diagnostics
+        from dream.judge.store import Store
 
         manifest.check("prepare", "work/data")
         manifest.check("candidates", "work/candidates")
@@ -26,11 +27,13 @@ def main() -> None:
         knobs, heads = config.injection, read_json("work/heads/heads.json")["selected"]
         _, probes = split(load_sets(), knobs.diagnostic)
         injection = Injection(tuple(map(tuple, heads)), knobs.rows, knobs.budget)
-        diagnosis = diagnostics.measure(Judge.build(config), probes, injection, knobs.gate_init, config.heads.seed)
+        judge = Judge.build(config, store=(store := Store.of(stages.load("readings"))))
+        diagnosis = diagnostics.measure(judge, probes, injection, knobs.gate_init, config.heads.seed)
         with replacing_folder("work/signal") as folder:
             write_json(folder / "diagnostic.json", diagnosis)
         write_json("reports/results/diagnostic.json", diagnosis["rows"])
         record.outputs = ["reports/results/diagnostic.json"]
+        record.notes["readings"] = store.told()
     print(diagnostics.table(diagnosis))
 
 

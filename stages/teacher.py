@@ -40,7 +40,8 @@ def main() -> None:
         torch.set_num_threads(config.training.threads)
         sets, _ = split(load_sets(), config.probes)
         sets = used(sets, config.training.steps, config.training.batch, config.training.block)
-        rows, record.flops, new = teachers.table(kind(config, heads), sets)
+        teacher = kind(config, heads, stages.load("readings"))
+        rows, record.flops, new = teachers.table(teacher, sets)
         with replacing_folder(folder) as temporary:
             pd.DataFrame(rows, columns=["instance_id", "scores", "tokens"]).to_parquet(temporary / "teacher.parquet")
         record.notes |= {"teacher": asked, "questions": len(rows), "sets": len(sets), "asked_now": new}

@@ -33,11 +33,13 @@ def main() -> None:
         from dream import objectives
         from dream.instances import load_sets, split, used
         from dream.judge import Judge
+        from dream.judge.store import Store
 
         manifest.check("prepare", "work/data")
         manifest.check("candidates", "work/candidates")
         needs = read_json(given / "needs.json")
-        judge = Judge.build(config, training.device()) if "judge" in needs else None
+        store = Store.of(stages.load("readings")) if "judge" in needs else None
+        judge = Judge.build(config, training.device(), store) if store else None
         heads = read_json(given / "heads.json")["selected"] if "heads" in needs else []
         table = objectives.load_teacher(given / "teacher.parquet") if "teacher" in needs else (None, None)
         made_with = {"settings": read_json(stages.FOLDER / f"{settings}.json"), "objective": args.objective, "seed": args.seed}
@@ -57,6 +59,7 @@ def main() -> None:
         record.notes["snapshots"] = {
             str(pairs): cost for pairs, cost in (*result.snapshots.items(), (result.pairs, result.cost()))
         }
+        record.notes |= {"readings": store.told()} if store else {}
         for scalar, moved in result.scalars.items() if main_process else ():
             print(f"[train-{name}] {scalar} {moved['start']:+.3f} → {moved['end']:+.3f}: {moved['used']:.0%} of the "
                   f"{moved['reach']:.3f} that training.scalar_learning_rate lets it move")  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import common, data_size, diagnostic, dream_over_infonce, judge_step, models, pairs_per_second
+from benchmarks import common, data_size, diagnostic, dream_over_infonce, judge_step, models, pairs_per_second, teacher
 from dream.files import write_json
 from dream.manifest import ROOT
 
@@ -32,6 +32,14 @@ def test_judge_step(bench):
     record = bench(judge_step, "judge_step", "--no-peak")
     assert max(record["relative_difference"].values()) < 1e-4
     assert len(record["seconds"]["fast"]) == 2 and record["memory_ratio"] > 0 and record["tokens_per_s"]["fast"] > 0
+    assert record["ratio_first"] > 0 and record["ratio_later"] > 0 and len(record["seconds"]["later"]) == 2
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_teacher(bench, questions):
+    record = bench(teacher, "teacher", "--questions", str(questions))
+    assert record["relative_difference"] < 1e-4 and record["gflop"] > 0
+    assert len(record["seconds"]["plain"]) == len(record["seconds"]["fast"]) == 2
 
 
 @pytest.mark.parametrize("questions", [1, 3])
@@ -39,12 +47,13 @@ def test_pairs_per_second(bench, questions):
     record = bench(pairs_per_second, "pairs_per_second", "--encoder", "tiny", "--questions", str(questions))
     assert record["relative_difference"] < 1e-4
     assert record["gflop"] > 0 and record["judge_tokens_per_s"] > 0 and 0 < record["share_of_matmul_rate"] < 1
+    assert record["seeds"]["count"] == 3 and record["seeds"]["ratio"] > 0 and record["pairs_per_s"]["later"] > 0
     assert record["pairs_per_s"]["fast"] == pytest.approx(questions / record["median_s"]["fast"], rel=0.05)
 
 
 def test_dream_over_infonce(bench):
     record = bench(dream_over_infonce, "dream_over_infonce", "--encoder", "tiny")
-    assert len(record["measured"]) == 4 and all(m["ratio"] > 0 for m in record["measured"].values())
+    assert len(record["measured"]) == 4 and all(min(m["ratio"], m["ratio_later"]) > 0 for m in record["measured"].values())
     # the judge is the same for all sizes: the larger the encoder, the less it adds
     ratios = [record["counted_for_the_paper"][size]["1"] for size in ("0.5b", "1b", "3b", "8b")]
     assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1

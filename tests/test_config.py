@@ -198,6 +198,69 @@ def test_the_judge_has_the_heads_that_are_asked_for():
             heads(strategy="explicit", explicit=[[0, 0], pair]).require(30, 9)
 
 
+def test_a_range_of_layers_holds_layers_of_the_judge():
+    for wrong in ([3, 2], [1], [1, 2, 3], [-1, 2], 3):
+        assert refused({"heads.layers": wrong}).startswith("params.yaml: heads")
+    assert "explicit: [1, 0] lies outside of layers [2, 3]" in refused(
+        {"heads.layers": [2, 3], "heads.strategy": "explicit", "heads.explicit": [[2, 0], [1, 0]]}
+    )
+
+    def heads(count, layers):
+        return config.load(overrides={"heads.count": count, "heads.layers": layers}).heads
+
+    heads(18, [28, 29]).require(30, 9)
+    with pytest.raises(DreamError, match=r"heads.layers \[28, 29\] hold 18 heads \(2 layers of 9\)"):
+        heads(19, [28, 29]).require(30, 9)
+    with pytest.raises(DreamError, match="heads.layers: the judge has no layer 30. It has 30 layers, from 0"):
+        heads(3, [2, 30]).require(30, 9)
+
+
+@pytest.mark.parametrize(
+    ("able", "dtype"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")]
+)
+def test_auto_is_what_the_machine_computes_in_and_is_written_down(monkeypatch, able, dtype):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    found = config.load(overrides={"models.smollm2.dtype": "auto"})
+    assert found.roles["judge"].dtype == dtype and found.roles["encoder"].dtype == "float32"
+    assert stages.files(found)["train-dream"]["roles"]["judge"]["dtype"] == dtype
+    assert "auto" not in str(stages.files(found)["heads"])
+
+
+def test_the_room_for_readings_is_in_no_stages_file():
+    """It changes no result, so nothing is run again for it, and no resume point is lost."""
+    before, after = (stages.files(config.load(overrides={"judge.cache_gib": gib})) for gib in (0.0, 3.5))
+    assert {name for name in before if before[name] != after[name]} == {"readings"}
+    assert stages.read(after["readings"]).judge.cache_gib == 3.5
+    assert config.load(overrides={"recipe": "paper"}).judge.cache_gib == 0
+    assert "cache_gib: Input should be greater than or equal to 0" in refused({"judge.cache_gib": -1})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "off"),
+    [
+        ({}, ""),
+        ({"judge.cache_gib": 0}, "judge.cache_gib is 0"),
+        ({"judge.cache_gib": 1}, "they would take more than judge.cache_gib (1)"),
+        ({"models.smollm2.quantization": "4bit"}, "a judge in 4bit promises no stable bytes"),
+        ({"dream.judge": "lora"}, "dream.judge=lora trains the judge"),
+        ({"model.size": "8b"}, "judge.cache_gib is 0"),
+        ({"model.size": "8b", "judge.cache_gib": 1000}, "they would take more than judge.cache_gib (1000)"),
+    ],
+)
+def test_the_plan_says_what_the_judges_readings_take_and_whether_they_are_kept(overrides, off):
+    from dream.planning import plan
+
+    found = plan.estimate(config.load(overrides=overrides), 100)
+    kept, paper = found["readings"], "model.size" in overrides
+    assert kept["off"] == off and (found["disk_gib"]["judge's readings"] > 0) == (not off)
+    assert kept["sets"] == (48_000 + 5_000 if paper else 144 + 24)
+    token = 32 * 2 * 8 * 128 * 2 if paper else 30 * 2 * 3 * 64 * 4
+    assert kept["gib"] == pytest.approx(kept["sets"] * (16 * 193 + 16 if paper else 8 * 49 + 16) * token / 2**30)
+    (line,) = [note for table in plan.tables(found, 80, "x") for note in table.notes if "readings" in note]
+    assert (f"off ({off})" in line) if off else ("the store is on" in line)
+
+
 # YAML 1.2
 
 

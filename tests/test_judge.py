@@ -503,6 +503,10 @@ def test_auto_dtype_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
     assert (pick_dtype("auto"), pick_dtype("auto", "cuda")) == (torch.float32, torch.bfloat16)
     for name in ("float16", "bfloat16", "float32", "float64"):
         assert pick_dtype(name, "cuda") == getattr(torch, name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for able in (True, False):  # an old card emulates it
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able or including_emulation)
+        assert pick_dtype("auto", "cuda") == (torch.bfloat16 if able else torch.float32)
 
 
 def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
@@ -534,6 +538,7 @@ def test_a_quantized_judge_is_made_by_bitsandbytes_on_its_device(tmp_path, monke
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **how: asked.append(how) or model)
     monkeypatch.setattr(model, "to", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     for there in (None, True):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, *_, there=there: there if name == "bitsandbytes" else None)
         if not there:

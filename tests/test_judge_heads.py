@@ -22,7 +22,7 @@ def knobs(**more):
     from dream.config.sections import Heads
 
     values = {"strategy": "query_focused", "count": 3, "explicit": [], "probes": 4, "drop_low_tokens": False}
-    values |= {"bootstrap": 50, "seed": 0}
+    values |= {"bootstrap": 50, "seed": 0, "layers": None}
     return Heads(**{**values, **more})
 
 
@@ -189,6 +189,19 @@ def test_strategies():
     assert heads.select(scores, knobs(strategy="explicit", explicit=[[1, 2]])) == [(1, 2)]
     with pytest.raises(DreamError, match="can choose from 9"):
         heads.select(scores, knobs(strategy="random_middle", count=21))
+
+
+@pytest.mark.parametrize(("strategy", "count"), [("query_focused", 3), ("random", 6), ("random_middle", 3), ("all", 1)])
+def test_heads_come_from_a_range_of_layers_with_both_ends(strategy, count):
+    scores = np.arange(24.0).reshape(8, 3)  # the best heads lie above the range
+    chosen = heads.select(scores, knobs(strategy=strategy, count=count, layers=[2, 3]))
+    assert {layer for layer, _ in chosen} <= {2, 3} and len(chosen) == (6 if strategy == "all" else count)
+    if strategy == "query_focused":
+        assert chosen == [(3, 2), (3, 1), (3, 0)]
+    if strategy == "random_middle":
+        assert sorted(chosen) == [(2, 0), (2, 1), (2, 2)], "the range's own best are left out"
+    with pytest.raises(DreamError, match="heads.count is 7, but random can choose from 6 heads"):
+        heads.select(scores, knobs(strategy="random", count=7, layers=[2, 3]))
 
 
 def test_a_judge_with_too_few_heads_is_refused():

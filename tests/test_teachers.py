@@ -31,16 +31,16 @@ model = pytest.fixture(scope="module")(toy.model)
 
 
 @pytest.mark.parametrize("kind", reference.CONFIGS)
-@pytest.mark.parametrize("chunk", [None, 3])
-def test_the_likelihoods_are_those_of_one_passage_at_a_time(kind, chunk):
+@pytest.mark.parametrize(("chunk", "questions"), [(None, 3), (3, 3), (None, 1)])
+def test_the_likelihoods_are_those_of_one_passage_at_a_time(kind, chunk, questions):
     """Side by side, of ragged lengths, against every passage as a prompt of its own."""
     judge, slow = reference.both(kind)
     judge.chunk = chunk
-    candidates = reference.candidate_set(questions=3)
+    candidates = reference.candidate_set(questions=questions)
     found = judge.passage_log_likelihood(candidates)
     one_by_one = [-judge.target_losses(candidates, reading=judge.read(d)) for d in judge.prompt.documents(candidates).alone()]
     torch.testing.assert_close(found, torch.stack(one_by_one, dim=1), **EXACT)
-    for i in range(3):
+    for i in range(questions):
         for j, alone in enumerate(judge.prompt.documents(candidates).alone()):
             layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone)
             torch.testing.assert_close(found[i, j], -reference.target_loss(slow, layout), **EXACT)

@@ -100,7 +100,19 @@ def _roles(config: Config) -> dict[str, Model]:
     for key, name in named.values():
         if name not in config.models:
             raise DreamError(f"{key}: {name!r} is no entry of models", names.hint(name, config.models))
-    return {role: config.models[name] for role, (_, name) in named.items()}
+    return {role: _computing(config.models[name]) for role, (_, name) in named.items()}
+
+
+def _computing(record: Model) -> Model:
+    """A record with the dtype that ``auto`` stands for on this machine: so it is written into every result."""
+    if record.dtype != "auto":
+        return record
+    import torch
+
+    from dream.judge.model import pick_dtype
+
+    dtype = pick_dtype("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    return record.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
 
 
 def _knobs(config: Config, carried: dict[str, Any]) -> dict[str, knobs.Knobs]:

@@ -110,11 +110,13 @@ class Judge(Section):
     passage_tokens: Positive
     query_tokens: Positive
     target_tokens: Positive
+    cache_gib: Annotated[float, Field(ge=0, exclude=True)]  # it changes no result: only the file `readings` has it
 
 
 class Heads(Section):
     strategy: Literal["query_focused", "random", "random_middle", "all", "explicit"]
     count: Positive
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None
     explicit: Annotated[
         list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]], AfterValidator(distinct)
     ]
@@ -129,6 +131,19 @@ class Heads(Section):
             raise ValueError("strategy is explicit, but explicit is empty. List [layer, head] pairs")
         return self
 
+    @model_validator(mode="after")
+    def _layers_are_a_range(self) -> Heads:
+        if self.layers and self.layers[0] > self.layers[1]:
+            raise ValueError(f"layers: {self.layers} holds no layer. Give [first, last], both included")
+        outside = [pair for pair in self.explicit if self.strategy == "explicit" and not self.may_use(pair[0])]
+        if outside:
+            raise ValueError(f"explicit: {outside[0]} lies outside of layers {self.layers}. Widen layers, or leave the head out")
+        return self
+
+    def may_use(self, layer: int) -> bool:
+        """Whether heads of a layer may be selected."""
+        return not self.layers or self.layers[0] <= layer <= self.layers[1]
+
     def require(self, layers: int, heads: int) -> None:
         """Stop if a judge with so many layers, and heads in each, cannot give what is asked for."""
         missing = [pair for pair in self.explicit if pair[0] >= layers or pair[1] >= heads]
@@ -136,9 +151,13 @@ class Heads(Section):
             raise DreamError(
                 f"heads.explicit: {missing[0]} is no head of the judge", f"It has {layers} layers of {heads} heads, from 0"
             )
-        if self.strategy not in ("explicit", "all") and self.count > layers * heads:
+        if self.layers and self.layers[1] >= layers:
+            raise DreamError(f"heads.layers: the judge has no layer {self.layers[1]}", f"It has {layers} layers, from 0")
+        there = sum(map(self.may_use, range(layers)))
+        if self.strategy not in ("explicit", "all") and self.count > there * heads:
+            where = f"heads.layers {self.layers} hold" if self.layers else "the judge has"
             raise DreamError(
-                f"heads.count is {self.count}, but the judge has {layers * heads} heads ({layers} layers of {heads})", "Lower it"
+                f"heads.count is {self.count}, but {where} {there * heads} heads ({there} layers of {heads})", "Lower it"
             )
 
 
@@ -256,3 +275,8 @@ class Config(Section):
     def size(self) -> Size:
         """The entry of ``sizes`` that ``model.size`` names."""
         return self.sizes[self.model.size]
+
+    @property
+    def sets_read(self) -> int:
+        """Candidate sets that the judge reads in one run, at most: those that are trained on and the probes."""
+        return min(self.training.steps * self.training.batch, self.data.instances) + self.probes

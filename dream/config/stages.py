@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 JUDGE = ("roles.judge", "judge", "training.threads")
 TEACHER = ("training.threads", "training.steps", "training.batch", "training.block", "probes")
 ASSETS = ("references", "candidates.source", "candidates.count", "judge", "heads", "encoder")
+READINGS = ("judge.cache_gib", "training.steps", "training.batch", "data.instances", "probes")  # no stage depends on it
 QUESTIONS = ("roles.generator", "questions", "data.seed")
 
 
@@ -46,6 +47,7 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
         "candidates": _part(config, "candidates", "bm25", "own", *dense),
         "heads": _part(config, *JUDGE, "heads"),
         "signal": _part(config, *JUDGE, "heads.seed", *_named("injection", "rows", "budget", "gate_init", "diagnostic")),
+        "readings": _part(config, *READINGS),
         "report": config.model_dump(mode="json"),
     }
     for name in config.objectives:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,10 +106,10 @@ class Spans:
 
 @dataclass
 class Scores:
-    """What one forward call injects.
+    """What one forward call injects; indices lie on the device of ``rows`` once a call.
 
     Attributes:
-        heads: layer → selected heads.
+        heads: layer → selected heads; becomes layer → index ``[n]``.
         rows: ``[R]`` injected rows of the call's queries.
         spans: the documents among the keys.
         p: ``[R, K]`` the retriever's distribution for each row's question.
@@ -116,12 +117,15 @@ class Scores:
         budget: see :class:`Injection`.
     """
 
-    heads: dict[int, list[int]]
+    heads: dict[int, Any]
     rows: Tensor
     spans: Spans
     p: Tensor
     gate: Tensor
     budget: str
+
+    def __post_init__(self) -> None:
+        self.heads = {layer: torch.tensor(heads, device=self.rows.device) for layer, heads in self.heads.items()}
 
 
 @dataclass
@@ -151,7 +155,7 @@ def judge_attention(module, query, key, value, attention_mask, scaling=None, dre
         module: the attention layer; its ``layer_idx`` tells the layer.
         query: ``[1, H, S, d]`` after position encoding (and after q/k norms where a model has them).
         key, value: ``[1, H_kv, T, d]``, with the documents among the first keys.
-        attention_mask: None (causal) or additive ``[1, 1, S, T]``.
+        attention_mask: None (causal) or additive ``[1, 1, S, T]``, or :func:`folded` once for all layers.
         dream: :class:`Scores` to inject, :class:`Masses` to fill, or None.
 
     Returns:
@@ -175,19 +179,23 @@ def _stock(module, query, key, value, attention_mask, scaling, **kwargs) -> Tens
     groups = heads // key.shape[1]
     if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
-    folded = torch.nn.functional.scaled_dot_product_attention(
+    mixed = torch.nn.functional.scaled_dot_product_attention(
         query.reshape(batch, heads // groups, groups * length, width),
         key,
         value,
-        attn_mask=attention_mask.expand(-1, groups, length, -1).reshape(len(attention_mask), 1, groups * length, -1),
+        attn_mask=attention_mask if attention_mask.shape[2] == groups * length else folded(attention_mask, groups),
         scale=scaling,
     )
-    return folded.view(batch, heads, length, value.shape[-1]).transpose(1, 2)
+    return mixed.view(batch, heads, length, value.shape[-1]).transpose(1, 2)
 
 
-def _inject(scores: Scores, selected: list[int], output, query, key, value, attention_mask, scaling) -> Tensor:
+def folded(mask: Tensor, groups: int) -> Tensor:
+    """A mask ``[B, 1, S, T]`` for the rows of G heads, one head after the other: ``[B, 1, G·S, T]``."""
+    return mask.repeat(1, 1, groups, 1)
+
+
+def _inject(scores: Scores, heads: Tensor, output, query, key, value, attention_mask, scaling) -> Tensor:
     """Replace ``o(a)`` by ``o'(a)`` in the selected heads and rows. Shapes: n selected heads, R rows, K documents."""
-    heads = torch.tensor(selected, device=query.device)
     shared = heads // (query.shape[1] // key.shape[1])  # the key/value head of each selected head
     q = wide(query[0].index_select(0, heads).index_select(1, scores.rows)) * scaling  # [n, R, d]
     k, v = (wide(x[0].index_select(0, shared)) for x in (key, value))  # [n, T, d]
@@ -211,11 +219,12 @@ def _inject(scores: Scores, selected: list[int], output, query, key, value, atte
 
 def _record(masses: Masses, query, key, attention_mask, scaling) -> None:
     """Append this layer's mean attention on document tokens, ``[questions, H, P]``; only these rows are computed."""
-    k = wide(key[0].repeat_interleave(query.shape[1] // key.shape[1], dim=0))
+    k = wide(key[0])
     means = []
     for rows in masses.groups:
         q = wide(query[0].index_select(1, rows)) * scaling
-        alpha = (q @ k.transpose(1, 2) + wide(_mask_rows(attention_mask, rows, k))).softmax(-1)  # [H, R, T]
+        logits = q.view(len(k), -1, q.shape[-1]) @ k.transpose(1, 2)  # the heads of a key head stand behind one another
+        alpha = (logits.view(*q.shape[:2], -1) + wide(_mask_rows(attention_mask, rows, k))).softmax(-1)  # [H, R, T]
         means.append(alpha.mean(1).index_select(-1, masses.documents))
     masses.found.append(torch.stack(means))
 
@@ -225,7 +234,7 @@ def _mask_rows(attention_mask: Tensor | None, rows: Tensor, k: Tensor) -> Tensor
     if attention_mask is None:
         later = torch.arange(k.shape[-2], device=k.device) > rows[:, None]
         return torch.zeros(later.shape, dtype=k.dtype, device=k.device).masked_fill(later, float("-inf"))
-    return attention_mask[0, 0].index_select(0, rows)
+    return attention_mask[0, 0].index_select(0, rows)  # of a folded mask, the first head's
 
 
 AttentionInterface.register(NAME, judge_attention)

@@ -111,13 +111,14 @@ def select(scores: np.ndarray, knobs: Heads) -> list[tuple[int, int]]:
     """The heads that carry the retriever's scores.
 
     ``query_focused``: the best ``count``. ``random``: as many of all heads. ``random_middle``: as many of the middle
-    half of the layers, without the best ones [open]. ``all``. ``explicit``: ``heads.explicit``.
+    half of the layers, without the best ones [open]. ``all``. ``explicit``: ``heads.explicit``. Each of them within
+    ``heads.layers``: the judge's gradient ends at the lowest selected layer.
 
     Args:
         scores: ``[layers, heads]``.
         knobs: the section ``heads``.
     """
-    order, layers = ranked(scores), len(scores)
+    order, layers = [head for head in ranked(scores) if knobs.may_use(head[0])], len(scores)
     every, best = sorted(order), order[: knobs.count]
     if knobs.strategy == "explicit":
         return [(layer, head) for layer, head in knobs.explicit]

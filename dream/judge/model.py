@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from dream.errors import DreamError
 from dream.instances import CandidateSet
 from dream.judge import definition
-from dream.judge.attention import NAME, Injection, Masses, Scores, Spans
+from dream.judge.attention import NAME, Injection, Masses, Scores, Spans, folded
 from dream.judge.loss import target_losses
 from dream.judge.prompt import DEFAULT_LIMITS, EMPTY_QUERY, Documents, Limits, Prompt, Suffix
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from dream.config import Config
+    from dream.judge.store import Store
 
 
 CHUNK = 512  # document tokens read at a time on a CPU in float32; in bfloat16 one piece is a third faster (AMX)
@@ -50,9 +51,14 @@ def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
     """``auto`` is bfloat16 where the processor computes in it (CUDA, AVX-512 BF16, AMX), else float32."""
     if name != "auto":
         return DTYPES[name]
-    able = torch.cpu.get_capabilities()
-    gains = torch.device(device).type == "cuda" or able.get("avx512_bf16") or able.get("amx_bf16")
+    if torch.device(device).type == "cuda":
+        gains = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        gains = bool({"avx512_bf16", "amx_bf16"} & {name for name, able in torch.cpu.get_capabilities().items() if able})
     return torch.bfloat16 if gains else torch.float32
+
+
+Layers = tuple[tuple[Tensor, Tensor], ...]  # of every layer read: keys and values, [1, H_kv, P, d] each
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Reading:
     """
 
     documents: Documents
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: Layers
 
     @property
     def length(self) -> int:
@@ -115,7 +121,7 @@ class _Packed:
 
     ids: Tensor  # [B, S]
     positions: Tensor  # [B, S]
-    mask: Tensor  # additive [B, 1, S, P + S]
+    mask: Tensor  # additive [B, 1, G·S, P + S], see :func:`dream.judge.attention.folded`
     starts: tuple[int, ...]  # first row of every suffix
     question: Tensor  # [S] which question a row belongs to
 
@@ -129,7 +135,10 @@ class Judge:
         reference: what was loaded, as params names it.
         weights: content hash of what was loaded.
         chunk: document tokens read in one piece (None: all).
+        store: where readings of documents are kept; None: nowhere.
     """
+
+    store: Store | None = None
 
     def __init__(
         self, model: Any, tokenizer: Any, limits: Limits = DEFAULT_LIMITS, reference: str = "", weights: str = ""
@@ -183,11 +192,21 @@ class Judge:
         return judge
 
     @classmethod
-    def build(cls, config: Config, device: torch.device | str | None = None) -> Judge:
-        """The judge of a configuration: the record ``roles.judge`` with the lengths of the section ``judge``."""
+    def build(cls, config: Config, device: torch.device | str | None = None, store: Store | None = None) -> Judge:
+        """The judge of a configuration: the record ``roles.judge`` with the lengths of the section ``judge``.
+
+        Args:
+            config: the settings.
+            device: see :meth:`load`.
+            store: keeps what it reads, unless it is quantized.
+        """
         record, knobs = config.roles["judge"], config.judge
         limits = Limits(knobs.passage_tokens, knobs.query_tokens, knobs.target_tokens)
-        return cls.load(record.model, record.dtype, device, limits, record.quantization)
+        judge = cls.load(record.model, record.dtype, device, limits, record.quantization)
+        judge.store = store
+        if store and record.quantization != "none":
+            store.close(f"a judge in {record.quantization} promises no stable bytes")
+        return judge
 
     @property
     def device(self) -> torch.device:
@@ -215,6 +234,8 @@ class Judge:
 
         if hasattr(self.model, "peft_config"):
             raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")
+        if self.store:
+            self.store.close("the judge is trained")
         targets = targets or attention_projections(self.model, self.reference)
         check_targets(self.model, targets, self.reference)
         settings = LoraConfig(
@@ -223,11 +244,19 @@ class Judge:
         return get_peft_model(self.model, settings).eval()
 
     def read(self, candidates: CandidateSet | Documents, depth: int | None = None) -> Reading:
-        """Keys and values of a set's documents in every layer, or in the lowest ``depth``, once. See :class:`Reading`."""
-        documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
-        return Reading(documents, self._read(torch.tensor([documents.ids]), depth or self.layers))
+        """Keys and values of a set's documents in every layer, or in the lowest ``depth``, once. See :class:`Reading`.
 
-    def _read(self, ids: Tensor, depth: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        They come from the store, where there is one, or are computed now: the bytes are the same.
+        """
+        documents = candidates if isinstance(candidates, Documents) else self.prompt.documents(candidates)
+        depth = depth or self.layers
+
+        def make() -> Layers:
+            return self._read(torch.tensor([documents.ids]), depth)
+
+        return Reading(documents, self.store.layers(self, documents.ids, depth, make) if self.store else make())
+
+    def _read(self, ids: Tensor, depth: int) -> Layers:
         """Keys and values of token ids ``[B, P]`` in the lowest ``depth`` layers."""
         self._assert_ours()
         recorder = _Recorder(depth)
@@ -266,12 +295,15 @@ class Judge:
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes])
         hidden = self._forward(reading, packed, self._scores(reading, packed, suffixes, p, gate, injection))
-        losses = [tokens[0] for tokens in self._token_losses(hidden, packed, suffixes)]
+        losses = [tokens[0] for tokens in self._token_losses(hidden, packed.starts, suffixes)]
         return losses if per_token else torch.stack([tokens.mean() for tokens in losses])
 
-    def _token_losses(self, hidden: Tensor, packed: _Packed, suffixes: Sequence[Suffix]) -> list[Tensor]:
-        """Cross-entropy of every question's target tokens, ``[B, tokens]`` each, from hidden states ``[B, S, hidden]``."""
-        spans = [(start + s.target[0], start + s.target[1]) for start, s in zip(packed.starts, suffixes, strict=True)]
+    def _token_losses(self, hidden: Tensor, starts: Sequence[int], suffixes: Sequence[Suffix]) -> list[Tensor]:
+        """Cross-entropy of every question's target tokens, ``[B, tokens]`` each, from hidden states ``[B, S, hidden]``.
+
+        ``starts`` are the first rows of the suffixes.
+        """
+        spans = [(start + s.target[0], start + s.target[1]) for start, s in zip(starts, suffixes, strict=True)]
         rows = [t - 1 for span in spans for t in range(*span)]  # the row before a token predicts it
         labels = [token for s in suffixes for token in s.ids[slice(*s.target)]]
         losses = target_losses(
@@ -289,14 +321,27 @@ class Judge:
     def passage_log_likelihood(self, candidates: CandidateSet) -> Tensor:
         """REPLUG's teacher: mean log-likelihood of y given q and one passage at a time, ``[Q, K]``.
 
-        The passages are read side by side, the shorter ones padded behind; a suffix follows each where it ends.
+        The passages are read side by side, the shorter ones padded behind; a suffix follows each where it ends. Several
+        questions share what was read; with one, passage and suffix are one causal pass, which needs no mask.
         """
-        alone = self.prompt.documents(candidates).alone()
+        alone, suffixes = self.prompt.documents(candidates).alone(), self.prompt.suffixes(candidates)
+        if len(suffixes) == 1:
+            return -self._behind_each(alone, suffixes[0])[None]
         lengths = torch.tensor([len(one.ids) for one in alone])
         longest = max(alone, key=lambda one: len(one.ids))
         ids = torch.tensor([[*one.ids, *longest.ids[len(one.ids) :]] for one in alone])
         seen = torch.arange(len(longest.ids)) < lengths[:, None]
         return -self._in_sight(candidates, Reading(longest, self._read(ids, self.layers)), seen, lengths)
+
+    def _behind_each(self, alone: Sequence[Documents], suffix: Suffix) -> Tensor:
+        """Mean cross-entropy of the target with a suffix behind each of K passages, ``[K]``. No row sees what pads its end."""
+        self._assert_ours()
+        lines = [(*one.ids, *suffix.ids[:-1]) for one in alone]
+        longest = max(map(len, lines))
+        ids = torch.tensor([(*line, *[0] * (longest - len(line))) for line in lines], device=self.device)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        rows = torch.stack([h[len(one.ids) : len(line)] for h, one, line in zip(hidden, alone, lines, strict=True)])
+        return self._token_losses(rows, [0], [suffix])[0].mean(1)
 
     @torch.no_grad()
     def leave_one_out(self, candidates: CandidateSet, reading: Reading | None = None) -> Tensor:
@@ -323,7 +368,7 @@ class Judge:
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes], seen, ends)
         hidden = self._forward(reading, packed, None)
-        return torch.stack([tokens.mean(1) for tokens in self._token_losses(hidden, packed, suffixes)])
+        return torch.stack([tokens.mean(1) for tokens in self._token_losses(hidden, packed.starts, suffixes)])
 
     @torch.no_grad()
     def document_masses(self, candidates: CandidateSet, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
@@ -388,10 +433,11 @@ class Judge:
         seen = torch.ones(1, reading.length, dtype=torch.bool) if seen is None else seen
         ends = torch.tensor([reading.length]) if ends is None else ends
         sight = torch.cat([seen[:, None].expand(-1, len(own), -1), own.expand(len(seen), -1, -1)], dim=2)
-        mask = torch.zeros(sight.shape, dtype=self.dtype).masked_fill(~sight, float("-inf"))
+        mask = torch.zeros(sight.shape, dtype=self.dtype).masked_fill(~sight, float("-inf"))[:, None]
         ids = torch.tensor([token for ids in suffixes for token in ids]).expand(len(seen), -1)
         device, positions = self.device, ends[:, None] + offset
-        return _Packed(ids.to(device), positions.to(device), mask[:, None].to(device), starts, question.to(device))
+        mask = folded(mask.to(device), self.heads // reading.layers[0][0].shape[1])
+        return _Packed(ids.to(device), positions.to(device), mask, starts, question.to(device))
 
     def _forward(self, reading: Reading, packed: _Packed, dream: Scores | Masses | None) -> Tensor:
         """Final hidden states ``[B, S, hidden]`` of packed suffixes."""

@@ -163,7 +163,7 @@ def estimate(config: Config, tflops: float) -> dict[str, Any]:
         "flops": flops, "memory_gib": {k: v / GIB for k, v in memory.items()},
         "disk_gib": {k: v / GIB for k, v in _disk(config, encoder, judge).items()},
         "hours": {k: v / tflops / 1e12 / 3600 for k, v in flops.items()}, "tflops": tflops,
-        "documents": _documents(config),
+        "documents": _documents(config), "readings": _readings(config, judge),
     }  # fmt: skip
 
 
@@ -216,6 +216,25 @@ def _memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
     }  # fmt: skip
 
 
+def _readings(config: Config, judge: Model) -> dict[str, Any]:
+    """The store of the judge's readings (``dream/judge/store.py``): sets, GiB of all, and why none is kept, if none is.
+
+    A token takes layers × 2 (key, value) × key/value heads × width of a head × bytes of the dtype.
+    """
+    record, sets, budget = config.roles["judge"], config.sets_read, config.judge.cache_gib
+    tokens = config.candidates.count * (config.judge.passage_tokens + 1) + LABELS
+    gib = sets * tokens * judge.layers * 2 * judge.kv_heads * judge.head_dim * BYTES[record.dtype] / GIB
+    dream = config.knobs.get("dream")
+    off = (
+        "judge.cache_gib is 0" if not budget
+        else f"a judge in {record.quantization} promises no stable bytes" if record.quantization != "none"
+        else f"they would take more than judge.cache_gib ({budget:g})" if gib > budget
+        else "dream.judge=lora trains the judge" if dream and dream.judge == "lora"
+        else ""
+    )  # fmt: skip
+    return {"sets": sets, "gib": gib, "off": off}
+
+
 def _documents(config: Config) -> tuple[int, int]:
     """Documents of the tasks whose size is known, and how many tasks are not known."""
     import csv
@@ -238,6 +257,7 @@ def _disk(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
         "adapters": runs * 4.0 * encoder.lora(config.training.lora.r, config.roles["encoder"].lora_targets),
         "embeddings (fp16)": 2.0 * known * encoder.hidden * systems,
         "evaluation corpora (about)": 1200.0 * known,
+        "judge's readings": 0.0 if (kept := _readings(config, judge))["off"] else kept["gib"] * GIB,
     }
 
 
@@ -275,6 +295,10 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
         + (f"; {unknown} tasks of unknown size are not counted." if unknown else "."),
     ]
 
+    kept = found["readings"]
+    state = f"off ({kept['off']})" if kept["off"] else "on: a later epoch, seed or sweep reads no document anew"
+    store = f"The judge's readings of {grouped(kept['sets'])} sets take {kept['gib']:.1f} GiB; the store is {state}."
+
     def table(name: str, title: str, head: list[str], rows: list[tuple], notes: list[str]) -> Table:
         data = pd.DataFrame(rows, columns=[h.lower() for h in head])
         shown = [fields(r[0], *(_amount(kind, v) for kind, v in zip(head[1:], r[1:], strict=True))) for r in rows]
@@ -292,7 +316,7 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
             memory,
             [f"Verdict: {verdict} (10 % kept free)."],
         ),
-        table("disk", "Disk", ["Part", "GiB"], list(found["disk_gib"].items()), []),
+        table("disk", "Disk", ["Part", "GiB"], list(found["disk_gib"].items()), [store]),
     ]
 
 
