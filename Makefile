@@ -3,11 +3,12 @@
 # make slow    the tests that need the packaged models
 # make bench   the benchmarks, results under reports/bench/
 # make lint    style, format and types
+# make docs   the documentation as a site, build/site; a dead link stops it
 # make mutants what the tests of judge, objectives, statistics and stages do not notice; FILE=dream/judge/heads.py: one module
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: repro test slow bench mutants lint clean
+.PHONY: repro test slow bench docs mutants lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +36,10 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.data_size
 	$(BIN)/python -m benchmarks.coverage
 
+docs: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 mutants: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,mutants]'
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutants.py $(FILE)
@@ -45,4 +50,4 @@ lint: .venv/installed
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf work .dream dvc_plots
+	rm -rf work .dream dvc_plots build

@@ -216,6 +216,13 @@ def _for_page(file: Path) -> Path:
     return file
 
 
+def _for_document(file: Path) -> Path:
+    """The file itself, if its name says that it is Markdown."""
+    if file.suffix != ".md":
+        raise DreamError(f"{str(file)!r} is no name of a Markdown file", "Name one that ends in .md")
+    return file
+
+
 def _for_tables(folder: Path) -> Path:
     """The folder itself, if nothing but tables is lost when it is replaced."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -354,7 +361,14 @@ def runs(
     print_tables([experiments.collect(commits, params, cells)], format, json)
 
 
-@app.command(epilog=examples("dream-report sweep", "dream-report sweep heads", "dream-report sweep heads --run --collect"))
+@app.command(
+    epilog=examples(
+        "dream-report sweep",
+        "dream-report sweep heads",
+        "dream-report sweep heads --run --collect",
+        "dream-report sweep --out docs/ablations.md",
+    )
+)
 def sweep(
     name: Annotated[
         str | None, typer.Argument(help="A sweep of sweeps.yaml; without it all are listed.", autocompletion=completion.sweeps)
@@ -362,18 +376,30 @@ def sweep(
     run: Annotated[bool, typer.Option("--run", help="Run the points that have not been run, one after another.")] = False,
     queue: Annotated[bool, typer.Option("--queue", help="Put them in DVC's queue instead: `dvc queue start`.")] = False,
     collect: Annotated[bool, typer.Option("--collect", help="Read the results into reports/sweeps.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", parser=place, metavar="PATH", help="Write all questions and outcomes as a Markdown document."),
+    ] = None,
     json: Json = False,
     file: Annotated[Path, typer.Option("--file", help="Where the sweeps stand.")] = Path("sweeps.yaml"),
 ) -> None:
-    """Print, run, queue or collect the experiments of an ablation. Without an option: the commands that it takes."""
-    from dream.report.commands import sweeps
+    """Print, run, queue or collect the experiments of an ablation. Without an option: the commands that it takes.
+
+    Without a name: every sweep with its question and, if it is collected, its outcome."""
+    from dream.report import build
+    from dream.report.commands import ablations, sweeps
 
     if run and queue:
         raise DreamError("--run and --queue are two ways to start the same experiments", "Give one of them")
     if name is None:
         if run or queue or collect:
             raise DreamError("no sweep is named", "Run `dream-report sweep` to see them")
-        return show_tables([sweeps.overview(file)], json)
+        if out is None:
+            return show_tables([ablations.overview(file)], json)
+        build.write_text(_for_document(out), ablations.document(file))
+        return show([str(out)], json, lambda: str(out))
+    if out is not None:
+        raise DreamError("--out writes all sweeps", f"Leave out {name}, or give --collect instead")
     found = sweeps.find(name, file)
     if run or queue:
         count = sweeps.run(found, queue)

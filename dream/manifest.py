@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dream import progress
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256, write_json
+from dream.progress import CONFIG, RUNS
 
-RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "mteb", "beir", "bm25s", "dvc", "numpy", "scipy", "pandas", "pyarrow")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +86,7 @@ def recording(name: str, settings: str = "", inputs: Iterable[Path | str] = ()) 
         inputs: files and folders that the stage reads; their hashes are stored.
     """
     config = read_json(CONFIG / f"{settings or name}.json")
-    print(f"[{name}] {_models(config)}", flush=True)
+    progress.begin(name, progress.models(config))
     code, started = code_hash(), time.perf_counter()
     record = Record(name)
     yield record
@@ -110,15 +111,6 @@ def recording(name: str, settings: str = "", inputs: Iterable[Path | str] = ()) 
             }
         ],
     )
-
-
-def _models(config: dict[str, Any]) -> str:
-    """The models that a stage reads, in words, for its first line."""
-    found = []
-    for role, model in config.get("roles", {}).items():
-        layers = f" (first {model['layers']} layers)" if model["layers"] else ""
-        found.append(f"{role} {model['model']}{layers}, {model['dtype']}")
-    return "; ".join(found) or "no model"
 
 
 def peak_gib() -> float:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from dream import config as configs
+from dream import progress
 from dream.errors import DreamError, exits_cleanly
 from dream.files import replacing_folder, write_json
 
@@ -28,6 +29,7 @@ def main() -> None:
     with replacing_folder(stages.FOLDER) as folder:
         for name, values in stages.files(config).items():
             write_json(folder / f"{name}.json", values)
+    progress.begin("configure")
     size = config.size
     print(f"[configure] size {config.model.size}, recipe {config.recipe}: encoder {size.encoder}, judge {size.judge}; "
           f"{len(config.objectives)} objectives, {len(config.seeds)} seeds, {len(config.tasks)} entries of tasks")  # fmt: skip

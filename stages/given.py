@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from dream import manifest
+from dream import manifest, progress
 from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import read_json, replacing_folder, write_json
@@ -17,6 +17,7 @@ def main() -> None:
     name = parser.parse_args().objective
 
     config, needs = stages.load(f"given-{name}"), read_json(stages.FOLDER / f"given-{name}.json")["needs"]
+    progress.begin(f"given-{name}")
     files = []
     if {"judge", "lm"} & set(needs):
         files.append("reports/assets/judge.json")

@@ -2,6 +2,7 @@
 
 import argparse
 
+from dream import progress
 from dream.config import stages
 from dream.errors import exits_cleanly
 
@@ -11,16 +12,15 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args()
     config = stages.load("report")
     from dream.report import build, verdict
+    from dream.report.commands import closing
     from dream.report.results import cells
-    from dream.report.tables import registry, render
 
-    print(f"[report] size {config.model.size}, recipe {config.recipe}", flush=True)
+    progress.begin("report", f"size {config.model.size}, recipe {config.recipe}")
     results = cells.load(config)
     written = build.write_all(results)
     verdict.write(found := verdict.verdict(results))
-    print(render.plain(registry.main(results)))
-    print("\n".join(verdict.lines(found)))
     print(f"[report] reports/: {', '.join(written)}, verdict")
+    print(*verdict.lines(found), "", *closing.lines(results), sep="\n")
 
 
 if __name__ == "__main__":

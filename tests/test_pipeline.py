@@ -14,7 +14,7 @@ from dream.config import check
 from dream.files import read_yaml
 
 STAGES = read_yaml("dvc.yaml")["stages"]
-PLUMBING = {"dream", "dream.errors", "dream.files", "dream.knobs", "dream.manifest", "dream.names"}
+PLUMBING = {"dream", "dream.errors", "dream.files", "dream.knobs", "dream.manifest", "dream.names", "dream.progress"}
 LONGEST = "0_a." + "x" * 60
 
 

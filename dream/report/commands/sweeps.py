@@ -295,16 +295,6 @@ def _collected(folder: Path | str, path: Path | str) -> list[Sweep]:
     return [sweep for sweep in known if (Path(folder) / sweep.name / f"{sweep.name}.csv").exists()]
 
 
-def overview(path: Path | str = FILE) -> Table:
-    """Every sweep with its question and how many of its points have been run in this clone."""
-    rows, data, names = [], [], experiments()
-    for sweep in load(path).values():
-        ran = len(done(sweep, names))
-        data.append({"sweep": sweep.name, "question": sweep.question, "points": len(sweep.points), "run": ran})
-        rows.append(fields(sweep.name, sweep.question, len(sweep.points), ran))
-    return Table("sweeps", "Sweeps", pd.DataFrame(data), ["Sweep", "Question", "Points", "Run here"], rows)
-
-
 def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None, folder: Path) -> None:
     """nDCG@10 at every point with its interval: a line where the points are numbers, bars of dots where they are names.
 

@@ -102,13 +102,26 @@ class Comparison:
         return head | {"scores": [{**asdict(score), "change": score.change} for score in self.scores]}
 
 
-def verify(config: Config, against: str = "HEAD", tolerance: float = TOLERANCE, folder: Path | str = reading.CELLS) -> Comparison:
+def verify(
+    config: Config,
+    against: str = "HEAD",
+    tolerance: float = TOLERANCE,
+    folder: Path | str = reading.CELLS,
+    wanted: dict[str, dict[str, Any]] | None = None,
+) -> Comparison:
     """Compare the results in a folder with those of a revision.
+
+    Args:
+        config: lists systems, seeds and tasks.
+        against: the revision.
+        tolerance: how far apart two scores may lie.
+        folder: of the small results.
+        wanted: what every stage read, by file of ``reports/config`` (default: what this configuration gives).
 
     Raises:
         DreamError: the revision is unknown, or its results do not belong together.
     """
-    theirs, wanted = runs.open_revision(runs.resolve(against)), stages.files(config)
+    theirs, wanted = runs.open_revision(runs.resolve(against)), wanted or stages.files(config)
     there = {_key(record): record for record in theirs.records.to_dict("records")}
     found: dict[Key, Score] = {}
     for cell in reading.expected(config):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dream.errors import DreamError
+from dream.progress import duration
 from dream.report import curves
 from dream.report.results.cells import METRIC, Results
 from dream.report.tables.measures import (
@@ -273,7 +274,7 @@ def _wall_time(results: Results, row: dict[str, Any]) -> Field:
     system, stage = row["system"], row["stage"]
     seed = [] if stage == "teacher" else [str(seed) for seed in results.seeds(system)[:1]]
     made = f"run-{stage}" if system == "shared" else "-".join(["run", stage, system, *seed])
-    return Field(_duration(row["wall_s"]), source=f"cells-{system}" if stage == "evaluate" else made, sort=row["wall_s"])
+    return Field(duration(row["wall_s"]), source=f"cells-{system}" if stage == "evaluate" else made, sort=row["wall_s"])
 
 
 def cost_rows(results: Results) -> list[dict[str, Any]]:
@@ -323,7 +324,7 @@ def learning_curves(results: Results) -> Table | None:
             data.append(dict(zip(CURVE_COLUMNS, values, strict=True)))
             shown = f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"
             spread = ranged(low, high) if len(results.seeds(system)) > 1 else "–"
-            rows.append(fields(system, grouped(point.pairs), shown, spread, _duration(point.seconds), _power(point.flops)))
+            rows.append(fields(system, grouped(point.pairs), shown, spread, duration(point.seconds), _power(point.flops)))
     levels = [name for name in results.systems if name not in found]
     notes = [
         f"Mean nDCG@10 over {len(tasks)} tasks, interval over {over(results)}; time and operations of training and of the "
@@ -368,20 +369,6 @@ def _gain_per_hour(results: Results, system: str, found: list[dict[str, Any]]) -
     gain = measured(results, system, tasks).value - measured(results, UNTRAINED, tasks).value
     seconds = next(r["wall_s"] for r in found if r["system"] == system and r["stage"] == "train")
     return gain / (seconds / 3600) if seconds else None
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> _duration(42.3), _duration(754), _duration(7500)
-    ('42 s', '12 min 34 s', '2 h 05 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _power(value: float) -> str:

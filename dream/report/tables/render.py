@@ -148,24 +148,24 @@ def markdown(table: Table) -> str:
     widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
     numeric = _numeric_columns(table)
     rule = [("-" * (w - 1) + ":") if numeric[i] else "-" * w for i, w in enumerate(widths)]
-    lines = [f"# {_escape_markdown(table.title)}", ""]
+    lines = [f"# {escape_markdown(table.title)}", ""]
     for row in [head, rule, *rows]:
         padded = [text.rjust(w) if numeric[i] else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("| " + " | ".join(padded) + " |")
-    return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in table.notes)]).rstrip() + "\n"
 
 
 def _markdown_field(one: Field) -> str:
-    text = _escape_markdown(one.text)
+    text = escape_markdown(one.text)
     return f"**{text}**" if one.bold else text
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""Text that Markdown would take for markup, made plain.
 
-    >>> print(_escape_markdown("a|b * <b> query_focused, p < 0.05, &lt;"))
+    >>> print(escape_markdown("a|b * <b> query_focused, p < 0.05, &lt;"))
     a\|b \* \<b> query_focused, p < 0.05, \&lt;
-    >>> print(_escape_markdown("# no head"), _escape_markdown("1. no list"))
+    >>> print(escape_markdown("# no head"), escape_markdown("1. no list"))
     \# no head 1\. no list
     """
     text = re.sub(r"([\\|*`~]|(?<=\])\(|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|#$)", r"\\\1", text)
