@@ -11,8 +11,11 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,6 +32,9 @@ from dream.report.results.collected import BOTH, COLUMNS, FOLDER, read
 from dream.report.tables import measures, registry, render
 from dream.report.tables.notes import untested
 from dream.report.tables.render import Field, Table, fields, number, p_value, ranged, signed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = Path("sweeps.yaml")
 KEYS = {"question", "paper", "base", "points", "against"}
@@ -141,6 +147,8 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     Raises:
         DreamError: a point has not been run, or its results do not belong together.
     """
+    from dream.report import plots
+
     there = done(sweep, experiments())
     if not there:
         remedy = f"They stay in the clone that ran them: `dream-report sweep {sweep.name} --run` runs them here"
@@ -153,7 +161,8 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     table = shown(frame, sweep)
     with replacing_folder(Path(folder) / sweep.name) as temporary:
         build.write_table(table, temporary)
-        _figure(frame, sweep, _floor(opened[sweep.against]), temporary)
+        with plots.mpl.rc_context(plots.STYLE):
+            plots.save(_figure(frame, sweep, _floor(opened[sweep.against])), temporary / sweep.name)
         if len(opened) == 1:
             _whole(next(iter(opened.values())), temporary)
     return table
@@ -283,11 +292,16 @@ def stored(folder: Path | str = FOLDER, path: Path | str = FILE) -> list[Table]:
     ]
 
 
-def figures(folder: Path | str = FOLDER, path: Path | str = FILE) -> dict[str, list[Path]]:
-    """``sweep-<name>`` → the files of its figure (PNG, SVG), for the collected sweeps."""
-    stems = {f"sweep-{sweep.name}": Path(folder) / sweep.name / sweep.name for sweep in _collected(folder, path)}
-    found = {name: [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")] for name, stem in stems.items()}
-    return {name: files for name, files in found.items() if all(file.exists() for file in files)}
+def figures(folder: Path | str = FOLDER, path: Path | str = FILE) -> dict[str, Callable[[Results], Figure]]:
+    """``sweep-<name>`` → its plot, for the collected sweeps: drawn from the table, the untrained encoder from the results."""
+    return {f"sweep-{sweep.name}": partial(_collected_figure, sweep, Path(folder)) for sweep in _collected(folder, path)}
+
+
+def _collected_figure(sweep: Sweep, folder: Path, results: Results) -> Figure:
+    frame = read(folder / sweep.name / f"{sweep.name}.csv")
+    queries = sum(len(results.scores(results.systems[0], task)) for _, task in results.tasks)
+    same = set(frame.queries) == {queries} and not frame.overrides.str.contains(r"model\.|models\.|data\.").any()
+    return _figure(frame, sweep, _floor(results) if same else None)
 
 
 def _collected(folder: Path | str, path: Path | str) -> list[Sweep]:
@@ -295,8 +309,8 @@ def _collected(folder: Path | str, path: Path | str) -> list[Sweep]:
     return [sweep for sweep in known if (Path(folder) / sweep.name / f"{sweep.name}.csv").exists()]
 
 
-def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None, folder: Path) -> None:
-    """nDCG@10 at every point with its interval: a line where the points are numbers, bars of dots where they are names.
+def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None) -> Figure:
+    """nDCG@10 at every point with its interval: a line where the points are numbers, dots where they are names.
 
     ``floor`` is the untrained encoder's value, a thin line.
     """
@@ -304,35 +318,33 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None, folder: Path
 
     labels = [point.label for point in sweep.points]
     numeric = len(labels) > 1 and all(re.fullmatch(r"\d+(\.\d+)?", label) for label in labels)
-    with plots.mpl.rc_context(plots.STYLE):
-        systems = list(dict.fromkeys(frame.system))
-        size = (5.2, 3.4) if numeric else (6.4, 1.2 + 0.28 * len(labels) * max(1, len(systems)))
-        figure, axis = plots.plt.subplots(figsize=size)
-        for index, system in enumerate(systems):
-            part = frame[frame.system == system]
-            place = np.array([labels.index(label) for label in part.point], dtype=float)
-            error = np.abs(part[["ci_low", "ci_high"]].to_numpy().T - part.ndcg_at_10.to_numpy())
-            look = {"color": plots.COLOURS[index], "marker": plots.MARKERS[index], "label": system, "capsize": 2, "markersize": 5}
-            if numeric:
-                axis.errorbar(part.point.astype(float), part.ndcg_at_10, yerr=error, linestyle=plots.LINES[index], **look)
-            else:
-                shift = 0.5 * ((index + 0.5) / len(systems) - 0.5)
-                axis.errorbar(part.ndcg_at_10, place + shift, xerr=error, linestyle="none", **look)
-        if floor is not None:
-            line = axis.axhline if numeric else axis.axvline
-            line(floor, color="#444444", linewidth=0.9, linestyle=":", label=measures.UNTRAINED)
+    systems = list(dict.fromkeys(frame.system))
+    height = 3.6 if numeric else 1.6 + 0.26 * len(labels) * max(1, len(systems))
+    figure, axis = plots.plt.subplots(figsize=(plots.WIDTH, height))
+    for index, system in enumerate(systems):
+        part = frame[frame.system == system]
+        place = np.array([labels.index(label) for label in part.point], dtype=float)
+        error = np.abs(part[["ci_low", "ci_high"]].to_numpy().T - part.ndcg_at_10.to_numpy())
+        look = {**plots.look(system), "label": system, "capsize": 2, "markersize": 5}
         if numeric:
-            axis.set_xscale("log", base=2)
-            axis.set_xticks([float(label) for label in labels], labels)
-            axis.minorticks_off()
-            axis.set(xlabel=sweep.name, ylabel="nDCG@10, mean over tasks")
+            axis.errorbar(part.point.astype(float), part.ndcg_at_10, yerr=error, linestyle=plots.line(system), **look)
         else:
-            axis.set_yticks(range(len(labels)), labels)
-            axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="nDCG@10, mean over tasks")
-            axis.grid(axis="y", visible=False)
-        figure.suptitle(textwrap.fill(sweep.question, round(11 * size[0])), fontsize=9)
-        axis.legend(loc="best", fontsize=8)
-        plots.save(figure, folder / sweep.name)
+            shift = 0.5 * ((index + 0.5) / len(systems) - 0.5)
+            axis.errorbar(part.ndcg_at_10, place + shift, xerr=error, linestyle="none", **look)
+    if floor is not None:
+        line = axis.axhline if numeric else axis.axvline
+        line(floor, color=plots.SOFT, linewidth=0.9, linestyle=":", label=measures.UNTRAINED)
+    if numeric:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([float(label) for label in labels], labels)
+        axis.minorticks_off()
+        axis.set(xlabel=sweep.name, ylabel="nDCG@10, mean over tasks")
+    else:
+        axis.set_yticks(range(len(labels)), [textwrap.fill(label, 26) for label in labels])
+        axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="nDCG@10, mean over tasks")
+        axis.grid(axis="y", visible=False)
+    plots.titled(figure, sweep.question)
+    return figure
 
 
 def _floor(results: Results) -> float | None:
