@@ -42,7 +42,7 @@ def main() -> None:
         sets = used(sets, config.training.steps, config.training.batch)
         rows, record.flops, new = teachers.table(kind(config, heads), sets)
         with replacing_folder(folder) as temporary:
-            pd.DataFrame(rows, columns=["instance_id", "scores", "tokens"]).to_parquet(temporary / "teacher.parquet")
+            pd.DataFrame(rows).to_parquet(temporary / "teacher.parquet")
         record.notes |= {"teacher": asked, "questions": len(rows), "sets": len(sets), "asked_now": new}
     print(f"[{name}] {asked}: {len(sets)} sets, {len(sets) - new} of them from the journal")
 
