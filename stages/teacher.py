@@ -44,7 +44,7 @@ def main() -> None:
         teacher = kind(config, heads, stages.load("readings"))
         rows, record.flops, new = teachers.table(teacher, sets)
         with replacing_folder(folder) as temporary:
-            pd.DataFrame(rows, columns=["instance_id", "scores", "tokens"]).to_parquet(temporary / "teacher.parquet")
+            pd.DataFrame(rows).to_parquet(temporary / "teacher.parquet")
         record.notes |= {"teacher": asked, "questions": len(rows), "sets": len(sets), "asked_now": new}
     print(f"[{name}] {asked}: {len(sets)} sets, {len(sets) - new} of them from the journal")
 

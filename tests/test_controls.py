@@ -358,17 +358,18 @@ MADE = {
     "signal": ("signal", "heads"),
 }
 INPUTS = [(stage, part) for stage in STAGES for part in ("data", "candidates")]
-INPUTS += [(signal_stage, "heads"), (given_stage, "heads"), (given_stage, "signal")]
+INPUTS += [(signal_stage, "heads"), (teacher_stage, "heads"), (given_stage, "heads"), (given_stage, "signal")]
 
 
 @pytest.mark.parametrize(("stage", "part"), INPUTS)
 def test_a_stage_refuses_what_was_made_with_other_settings(project, run, stage, part):
-    folder = project(**{"objectives": ["replug", "dream"]})
+    teacher = "adist" if part == "heads" else "replug"
+    folder = project(**{"objectives": [teacher, "dream"]})
     made, section = MADE[part]
     change(folder / manifest.RUNS / f"{made}.json", lambda record: record[0]["config"][section].update(seed=1))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match=rf"work/{part} was made with {section}.seed = 1, params says 0"):
-        run(stage, folder, "replug" if stage is teacher_stage else "dream")
+        run(stage, folder, teacher if stage is teacher_stage else "dream")
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

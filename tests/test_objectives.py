@@ -417,6 +417,7 @@ def test_revelas_lm_is_that_of_the_paper_with_the_in_batch_attention_registered(
     made = lm.peft_config["default"]
     assert (made.r, made.lora_alpha) == (PAPER["revela"]["r"], PAPER["revela"]["alpha"])
     assert (made.task_type, made.lora_dropout) == ("CAUSAL_LM", 0.0)
+    assert {name.removesuffix("_proj") for name in made.target_modules} == {"q", "k", "v", "o", "gate", "up", "down"}
     stubborn = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
     monkeypatch.setattr(auto, "from_pretrained", lambda *_, **how: stubborn)
     with pytest.raises(DreamError, match="does not take another attention. Choose a decoder"):

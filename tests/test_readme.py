@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import tomllib
 
 README = pathlib.Path("README.md").read_text(encoding="utf-8")
 
@@ -88,3 +89,13 @@ def test_every_test_that_the_fault_report_names_exists():
         assert not name or re.search(rf"^def {name}{'' if open_end else '[(]'}", tests, re.M), place
         named += bool(name)
     assert named > 50
+
+
+def test_the_report_of_mutants_has_the_counts_of_every_module():
+    report = pathlib.Path("docs/mutants.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in report.splitlines() if line.startswith("| ")]
+    modules = tomllib.loads(pathlib.Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
+    counts = {cells[0]: [int(n.replace(",", "")) for n in cells[1:]] for cells in rows if cells[0] in {*modules, "all"}}
+    assert counts.keys() == {*modules, "all"}
+    assert counts.pop("all") == [sum(column) for column in zip(*counts.values(), strict=True)]
+    assert all(count[0] == sum(count[1:]) for count in counts.values())

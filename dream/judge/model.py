@@ -111,9 +111,6 @@ class _Shared:
         before_k, before_v = (x.expand(len(key), -1, -1, -1) for x in self.reading.layers[layer_idx])
         return torch.cat([before_k, key], dim=2), torch.cat([before_v, value], dim=2)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.reading.length
-
 
 @dataclass(frozen=True)
 class _Packed:

@@ -9,18 +9,15 @@ DREAM is its heads' ranking, distilled. The loss reads no target: questions and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from dream.instances import CandidateSet
 from dream.knobs import Recipes, Tuned
-from dream.objectives import Given, register
+from dream.objectives import register
 from dream.objectives.taught import Taught, divergence
-
-if TYPE_CHECKING:
-    from dream.config import Config
 
 
 class ADistKnobs(Tuned):
@@ -59,11 +56,6 @@ class ADist(Taught):
     ) -> None:
         super().__init__(teacher, temperature, learn_temperature)
         self.tau_a, self.standardise = tau_a, standardise
-
-    @classmethod
-    def build(cls, knobs: ADistKnobs, config: Config, given: Given) -> ADist:
-        own = knobs.model_dump(include={"tau_a", "standardise"})
-        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
         if self.standardise == "question":

@@ -180,7 +180,7 @@ class Dream(Objective):
         if self.adapter is None:
             return
         self.adapter.save_pretrained(folder / "judge_adapter", safe_serialization=True, save_embedding_layers=False)
-        (folder / "judge_adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        (folder / "judge_adapter" / "README.md").unlink()  # peft's empty model card
         settings = read_json(folder / "judge_adapter" / "adapter_config.json")
         settings |= {"target_modules": sorted(settings["target_modules"]), "base_model_name_or_path": self.judge.reference}
         write_json(folder / "judge_adapter" / "adapter_config.json", settings)

@@ -11,7 +11,7 @@ Where the target is itself a candidate its likelihood stands above the others by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -65,9 +65,8 @@ class EMDR2(Taught):
         self.tokens, self.per, self.mask_target = tokens or {}, per, mask_target
 
     @classmethod
-    def build(cls, knobs: EMDR2Knobs, config: Config, given: Given) -> EMDR2:
-        own = knobs.model_dump(include={"per", "mask_target"})
-        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, tokens=given.tokens, **own)
+    def build(cls, knobs: EMDR2Knobs, config: Config, given: Given, **more: Any) -> Self:
+        return super().build(knobs, config, given, tokens=given.tokens, **more)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
         if self.per == "sequence":

@@ -8,18 +8,15 @@ target with candidate j hidden and all others in sight (teacher ``leave_one_out`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from dream.instances import CandidateSet
 from dream.knobs import Recipes, Tuned
-from dream.objectives import Given, register
+from dream.objectives import register
 from dream.objectives.taught import Taught, divergence
-
-if TYPE_CHECKING:
-    from dream.config import Config
 
 
 class LoopKnobs(Tuned):
@@ -55,10 +52,6 @@ class Loop(Taught):
     ) -> None:
         super().__init__(teacher, temperature, learn_temperature)
         self.tau_l = tau_l
-
-    @classmethod
-    def build(cls, knobs: LoopKnobs, config: Config, given: Given) -> Loop:
-        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, tau_l=knobs.tau_l)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
         return divergence(student, teacher / self.tau_l)

@@ -11,18 +11,15 @@ it); ``true`` takes it out of both distributions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from dream.instances import CandidateSet
 from dream.knobs import Recipes, Tuned
-from dream.objectives import Given, register
+from dream.objectives import register
 from dream.objectives.taught import Taught, divergence, without_target
-
-if TYPE_CHECKING:
-    from dream.config import Config
 
 
 class RePlugKnobs(Tuned):
@@ -64,11 +61,6 @@ class RePlug(Taught):
     ) -> None:
         super().__init__(teacher, temperature, learn_temperature)
         self.direction, self.tau_lm, self.mask_target = direction, tau_lm, mask_target
-
-    @classmethod
-    def build(cls, knobs: RePlugKnobs, config: Config, given: Given) -> RePlug:
-        own = knobs.model_dump(include={"direction", "tau_lm", "mask_target"})
-        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
         teacher = teacher / self.tau_lm

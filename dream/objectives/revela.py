@@ -180,7 +180,7 @@ class Revela(Objective):
         hidden = self._hidden(padded, chunks)
         logits = at_least_float32(self.lm.get_output_embeddings()(hidden[:, :-1].flatten(0, 1)))
         target = padded[:, 1:].masked_fill(~real[:, 1:], -100)
-        losses = cross_entropy(logits, target.flatten(), ignore_index=-100, reduction="none")
+        losses = cross_entropy(logits, target.flatten(), reduction="none")
         return (losses.view_as(target).sum(1) / real[:, 1:].sum(1).clamp(min=1)).mean()
 
     def operations(self, chunks: int, length: int) -> float:
@@ -204,7 +204,7 @@ class Revela(Objective):
     def _hidden(self, padded: Tensor, chunks: Chunks) -> Tensor:
         """Last hidden states ``[N, T, d]`` of the LM's body."""
         body = self.lm.base_model
-        body = body.model.model if hasattr(body, "peft_config") or hasattr(self.lm, "peft_config") else body
+        body = body.model.model if hasattr(self.lm, "peft_config") else body
         return body(input_ids=padded, chunks=chunks, use_cache=False).last_hidden_state
 
 
@@ -214,22 +214,17 @@ def load_lm(path: str, dtype: str = "float32", lora: tuple[int, int] | None = (2
     Raises:
         DreamError: the model does not take another attention.
     """
-    import copy
-
     from peft import LoraConfig, get_peft_model
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
     AttentionInterface.register(ATTENTION, in_batch_attention)
-    settings = copy.deepcopy(AutoConfig.from_pretrained(path))
     lm: Any = AutoModelForCausalLM.from_pretrained(
-        path, config=settings, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=ATTENTION
+        path, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=ATTENTION
     )
     if lm.config._attn_implementation != ATTENTION:
         raise DreamError(f"{path} does not take another attention", "Choose a decoder that transformers implements")
     lm.requires_grad_(False)
     if lora:
         r, alpha = lora
-        lm = get_peft_model(
-            lm, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
-        )
+        lm = get_peft_model(lm, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules="all-linear"))
     return lm, AutoTokenizer.from_pretrained(path)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from dream.errors import DreamError
 from dream.instances import CandidateSet
-from dream.objectives import Objective, Temperature, ranking_logs, similarities
+from dream.knobs import Tuned
+from dream.objectives import Given, Objective, Temperature, ranking_logs, similarities
+
+if TYPE_CHECKING:
+    from dream.config import Config
 
 
 class Taught(Objective):
@@ -28,6 +33,12 @@ class Taught(Objective):
     def __init__(self, teacher: Mapping[str, Sequence[float]], temperature: float = 0.05, learn_temperature: bool = True) -> None:
         super().__init__()
         self.tau, self.teacher = Temperature(temperature, learn_temperature), teacher
+
+    @classmethod
+    def build(cls, knobs: Tuned, config: Config, given: Given, **more: Any) -> Self:
+        """See :class:`Objective`; knobs that no other objective has are arguments of the same name, ``more`` are further ones."""
+        own = knobs.model_dump(exclude=set(Tuned.model_fields))
+        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, **own, **more)
 
     def from_vectors(
         self, queries: Sequence[Tensor], passages: Sequence[Tensor], sets: Sequence[CandidateSet]
