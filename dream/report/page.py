@@ -61,12 +61,14 @@ def _shown(value: Any) -> Any:
 def _plots(results: Results) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         files = [file for file in plots.draw(results, Path(folder)) if file.suffix == ".png"]
-        return [_image(file, " ".join((plots.PLOTS[file.stem].__doc__ or file.stem).split("\n\n")[0].split())) for file in files]
+        return [
+            _image(file.read_bytes(), " ".join((plots.PLOTS[file.stem].__doc__ or file.stem).split("\n\n")[0].split()))
+            for file in files
+        ]
 
 
-def _image(file: Path, caption: str) -> dict[str, Any]:
+def _image(png: bytes, caption: str) -> dict[str, Any]:
     """A PNG for the page, with the width at which its letters are as large in every plot."""
-    png = file.read_bytes()
     width = round(int.from_bytes(png[16:20], "big") * 100 / plots.DPI)
     return {"data": base64.b64encode(png).decode(), "caption": caption, "width": width}
 
@@ -76,12 +78,15 @@ def _tables(results: Results) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     figures = sweeps.figures()
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = plots.draw(results, Path(folder), list(figures), figures) if figures else []
+        images = {file.stem: file.read_bytes() for file in drawn if file.suffix == ".png"}
     found = [*registry.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
     return [
         {
             "name": table.name, "title": table.title, "notes": table.notes,
             "html": Markup(render.html_table(replace(table, title="", notes=[]))),
-            "figure": _image(figures[table.name][0], table.title) if table.name in figures else None,
+            "figure": _image(images[table.name], table.title) if table.name in images else None,
         }
         for table in found
     ]  # fmt: skip

@@ -407,7 +407,8 @@ def geometry(results: Results) -> Figure | None:
     if found is None:
         return None
     figure, axis = plt.subplots(figsize=(WIDTH, 3.6))
-    for row in geometry_rows(results, ["system", "seed"]).itertuples():
+    seeds = geometry_rows(results, ["system", "seed"])
+    for row in () if seeds is None else seeds.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=10, alpha=0.6, linewidths=0, **look(row.system))
     for row in found.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=45, **look(row.system))
