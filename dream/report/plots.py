@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def plot(name: str) -> Callable[[Plot], Plot]:
     return add
 
 
-def draw(results: Results, folder: Path, names: list[str] | None = None, more: dict[str, Plot] | None = None) -> list[Path]:
+def draw(results: Results, folder: Path, names: list[str] | None = None, more: Mapping[str, Plot] | None = None) -> list[Path]:
     """Draw all plots that have something to show, or the named ones, as PNG and SVG; return the files.
 
     Args:
@@ -78,7 +78,7 @@ def draw(results: Results, folder: Path, names: list[str] | None = None, more: d
         names: these plots only; one that has nothing to show is an error then.
         more: other plots by name (those of sweeps).
     """
-    known = PLOTS | (more or {})
+    known = {**PLOTS, **(more or {})}
     for name in names or []:
         if name not in known:
             raise DreamError(f"plot {name!r} is unknown", f"Choose one of {', '.join(known)}")
