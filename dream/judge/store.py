@@ -163,5 +163,5 @@ def checksum(layers: Layers) -> str:
     """CRC-32 of all keys and values, in hexadecimal."""
     found = 0
     for x in (x for layer in layers for x in layer):
-        found = zlib.crc32(memoryview(x.cpu().contiguous().view(torch.uint8).numpy()), found)
+        found = zlib.crc32(x.cpu().contiguous().view(torch.uint8).numpy().data, found)
     return f"{found:08x}"

@@ -65,7 +65,7 @@ class EMDR2(Taught):
         self.tokens, self.per, self.mask_target = tokens or {}, per, mask_target
 
     @classmethod
-    def build(cls, knobs: EMDR2Knobs, config: Config, given: Given, **more: Any) -> Self:
+    def build(cls, knobs: Tuned, config: Config, given: Given, **more: Any) -> Self:
         return super().build(knobs, config, given, tokens=given.tokens, **more)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
