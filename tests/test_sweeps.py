@@ -1,9 +1,9 @@
 """Sweeps: what sweeps.yaml says becomes commands that resolve, and experiments become a table and a figure."""
 
 import json
+import re
 import shlex
 import shutil
-import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
