@@ -75,16 +75,26 @@ def _tables(results: Results) -> list[dict[str, Any]]:
     """Every table that there is; a sweep's with its figure."""
     from markupsafe import Markup
 
-    figures = sweeps.figures()
     found = [*registry.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
+    figures = _sweep_figures(results, {table.name: table.title for table in found})
     return [
         {
             "name": table.name, "title": table.title, "notes": table.notes,
             "html": Markup(render.html_table(replace(table, title="", notes=[]))),
-            "figure": _image(figures[table.name][0], table.title) if table.name in figures else None,
+            "figure": figures.get(table.name),
         }
         for table in found
     ]  # fmt: skip
+
+
+def _sweep_figures(results: Results, titles: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The figures of collected sweeps by the names of their tables."""
+    drawn = sweeps.figures()
+    if not drawn:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = plots.draw(results, Path(folder), list(drawn), drawn)
+        return {file.stem: _image(file, titles[file.stem]) for file in files if file.suffix == ".png"}
 
 
 def _changed(results: Results, ours: str, theirs: str | None, work: Path) -> tuple[list[dict[str, Any]], str]:
