@@ -61,14 +61,12 @@ def _shown(value: Any) -> Any:
 def _plots(results: Results) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         files = [file for file in plots.draw(results, Path(folder)) if file.suffix == ".png"]
-        return [
-            _image(file.read_bytes(), " ".join((plots.PLOTS[file.stem].__doc__ or file.stem).split("\n\n")[0].split()))
-            for file in files
-        ]
+        return [_image(file, " ".join((plots.PLOTS[file.stem].__doc__ or file.stem).split("\n\n")[0].split())) for file in files]
 
 
-def _image(png: bytes, caption: str) -> dict[str, Any]:
+def _image(file: Path, caption: str) -> dict[str, Any]:
     """A PNG for the page, with the width at which its letters are as large in every plot."""
+    png = file.read_bytes()
     width = round(int.from_bytes(png[16:20], "big") * 100 / plots.DPI)
     return {"data": base64.b64encode(png).decode(), "caption": caption, "width": width}
 
@@ -77,19 +75,26 @@ def _tables(results: Results) -> list[dict[str, Any]]:
     """Every table that there is; a sweep's with its figure."""
     from markupsafe import Markup
 
-    figures = sweeps.figures()
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = plots.draw(results, Path(folder), list(figures), figures) if figures else []
-        images = {file.stem: file.read_bytes() for file in drawn if file.suffix == ".png"}
     found = [*registry.build(results, None, sweeps.stored()), paper.table(results), paper.ablations(), paper.scaling()]
+    figures = _sweep_figures(results, {table.name: table.title for table in found})
     return [
         {
             "name": table.name, "title": table.title, "notes": table.notes,
             "html": Markup(render.html_table(replace(table, title="", notes=[]))),
-            "figure": _image(images[table.name], table.title) if table.name in images else None,
+            "figure": figures.get(table.name),
         }
         for table in found
     ]  # fmt: skip
+
+
+def _sweep_figures(results: Results, titles: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The figures of collected sweeps by the names of their tables."""
+    drawn = sweeps.figures()
+    if not drawn:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = plots.draw(results, Path(folder), list(drawn), drawn)
+        return {file.stem: _image(file, titles[file.stem]) for file in files if file.suffix == ".png"}
 
 
 def _changed(results: Results, ours: str, theirs: str | None, work: Path) -> tuple[list[dict[str, Any]], str]:

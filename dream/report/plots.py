@@ -127,7 +127,13 @@ def titled(figure: Figure, title: str) -> None:
     figure.suptitle(textwrap.fill(title, round(12.5 * figure.get_figwidth())))
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), fontsize=9)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=2 if len(handles) == 4 else min(3, len(handles)),
+            fontsize=9,
+        )
 
 
 def _seeds(axis, across: list[float], up: list[float], system: str) -> None:
@@ -165,9 +171,9 @@ def systems(results: Results) -> Figure:
         is_last_task = boundary == len(results.tasks) - 0.5
         axis.axhline(boundary, color=SOFT if is_last_task else LINE, linewidth=0.9 if is_last_task else 0.5)
     axis.set_yticks(range(len(scopes)), [label for label, _ in scopes])
-    axis.set(ylim=(len(scopes) - 0.5, -0.5), xlim=(0, 1), xlabel="nDCG@10")
+    axis.set(ylim=(len(scopes) - 0.5, -0.5), xlim=(0, 1.02), xlabel=f"nDCG@10, {results.config.report.confidence:.0%} interval")
     axis.grid(axis="y", visible=False)
-    titled(figure, f"nDCG@10 with {results.config.report.confidence:.0%} interval over {measures.over(results)}")
+    titled(figure, "Every system on every task; a thin mark is one seed")
     return figure
 
 
@@ -271,10 +277,9 @@ def scatter(results: Results, ours: str, theirs: str) -> Figure:
         axis.tick_params(labelbottom=index + width >= len(tasks))
         counts = f"{won.sum()} won, {lost.sum()} lost, {(~won & ~lost).sum()} level"
         axis.set_title(f"{tasks[index]}\n{counts}", fontsize=9)
-        axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), aspect="equal")
-    figure.supxlabel(f"nDCG@10 of {theirs}", fontsize=9.5)
-    figure.supylabel(f"nDCG@10 of {ours}", fontsize=9.5)
-    titled(figure, f"{ours} against {theirs}, query by query")
+        axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), aspect="equal", ylabel=ours if index % width == 0 else "")
+        axis.set_xlabel(theirs if index + width >= len(tasks) else "")
+    titled(figure, f"nDCG@10 of every query: {ours} against {theirs}")
     return figure
 
 
@@ -369,7 +374,7 @@ def cost(results: Results) -> Figure | None:
     axis.margins(y=0.12)
     axis.set_ylim(bottom=0)
     axis.set_xlim(0, 1.15 * max(spent.values()))
-    titled(figure, "Quality against the computation of training; a thin mark is one seed")
+    titled(figure, "Quality against the computation of training")
     return figure
 
 
@@ -411,8 +416,7 @@ def geometry(results: Results) -> Figure | None:
     for row in () if seeds is None else seeds.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=10, alpha=0.6, linewidths=0, **look(row.system))
     for row in found.itertuples():
-        axis.scatter(row.uniformity, row.alignment, s=45, **look(row.system))
-        axis.annotate(row.system, (row.uniformity, row.alignment), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        axis.scatter(row.uniformity, row.alignment, s=45, label=row.system, **look(row.system))
     axis.margins(0.2)
     axis.set(xlabel="uniformity, log of a mean (lower spreads wider)", ylabel="alignment, squared distance (lower is closer)")
     titled(figure, "Geometry of the embeddings, mean over tasks")
