@@ -162,7 +162,8 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
     with replacing_folder(Path(folder) / sweep.name) as temporary:
         build.write_table(table, temporary)
         with plots.mpl.rc_context(plots.STYLE):
-            plots.save(_figure(frame, sweep, _floor(opened[sweep.against])), temporary / sweep.name)
+            stored = read(temporary / f"{sweep.name}.csv")  # rounded as the report will find it
+            plots.save(_figure(stored, sweep, _floor(opened[sweep.against])), temporary / sweep.name)
         if len(opened) == 1:
             _whole(next(iter(opened.values())), temporary)
     return table
