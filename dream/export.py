@@ -290,7 +290,7 @@ def model_card(
         kind=kind, name=name, system=system, description=objective_line(system), rules=rules, seed=seed,
         base=None if _carried(rules) else reference, revision=revision, encoder=_encoder_line(rules),
         head=[(kind, f"{i}_{kind}") for i, (kind, _) in enumerate(rules.folder.head, start=2)],
-        data=data, synthetic=any(row["generated"] for row in data), generator=config.roles["generator"].model,
+        data=data, synthetic=any(row["generated"] for row in data), generator=_generator(config),
         candidates=config.candidates.count, judge=judge if needs & {"judge", "teacher"} else None,
         state=read_json(folder / "state.json"),
         recipe=yaml.safe_dump(recipe, sort_keys=True, allow_unicode=True, width=100),
@@ -333,6 +333,11 @@ def objective_line(system: str) -> str:
 
     text = inspect.getdoc(sys.modules[objectives.find(system).__module__]) or f"{system}."
     return re.sub(r" \([^)]*\)\.", ".", " ".join(text.split("\n\n")[0].split()))
+
+
+def _generator(config: Config) -> str:
+    """The model that wrote questions, where some were written."""
+    return (config.questions.endpoint_model or "") if config.questions.endpoint else config.roles["generator"].model
 
 
 def _data(config: Config, cells: Path | str) -> list[dict[str, Any]]:

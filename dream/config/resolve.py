@@ -100,6 +100,8 @@ def _roles(config: Config) -> dict[str, Model]:
     for key, name in named.values():
         if name not in config.models:
             raise DreamError(f"{key}: {name!r} is no entry of models", names.hint(name, config.models))
+    if config.questions.endpoint:  # another machine's model writes the questions
+        del named["generator"]
     return {role: _computing(config.models[name]) for role, (_, name) in named.items()}
 
 

@@ -86,6 +86,14 @@ class Questions(Section):
     max_new_tokens: Positive
     batch: Positive
     round_trip: Annotated[int, Field(ge=0, lt=2**31)]
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None
+    endpoint_model: str | None
+
+    @model_validator(mode="after")
+    def _endpoint_has_a_model(self) -> Questions:
+        if self.endpoint and not self.endpoint_model:
+            raise ValueError("endpoint is set, but endpoint_model is not. Name the model as the server does")
+        return self
 
 
 class Candidates(Section):

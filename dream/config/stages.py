@@ -37,7 +37,8 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
     evaluated, trained_on = _tasks(config, config.tasks), _part(config, *sources.reads(config))
     roles = needs.roles(config)
     used = [f"roles.{role}" for role in roles]
-    asked = QUESTIONS if "generator" in roles else ()
+    remote = config.questions.endpoint and any(sources.get(name, config).needs_questions for name in sources.of(config))
+    asked = QUESTIONS if "generator" in roles else QUESTIONS[1:] if remote else ()
     filtered = ("bm25",) if asked and config.questions.round_trip else ()
     dense = ("roles.dense",) if "dense" in roles else ()
     found = {

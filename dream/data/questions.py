@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,8 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
     """Write one question for every passage.
 
     Args:
-        config: ``questions`` holds the prompt and the limits, ``roles["generator"]`` is the instruct model.
+        config: ``questions`` holds the prompt and the limits, and the endpoint that writes, if any; else
+            ``roles["generator"]`` is the instruct model.
         passages: rows with passage_id, source, title, text.
         journal: JSON-lines file of answers already written; by default under ``.dream`` in the project's root.
 
@@ -64,7 +66,7 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
     todo = passages[~passages["passage_id"].isin(list(kept.done))]
     todo = todo.iloc[todo["text"].str.len().argsort(kind="stable")]
     if len(todo):
-        write = Writer(config.roles["generator"], config.questions)
+        write = writer(config)
         with tqdm(total=len(todo), desc="questions", unit="question") as bar:
             for start in range(0, len(todo), config.questions.batch):
                 batch = todo.iloc[start : start + config.questions.batch]
@@ -77,6 +79,17 @@ def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None
         if re.search(r"\w", kept.done[name])
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def writer(config: Config) -> Callable[[list[str]], list[str]]:
+    """What turns passages into questions: a model in this process, or one behind ``questions.endpoint``."""
+    asked = config.questions
+    if not asked.endpoint:
+        return Writer(config.roles["generator"], asked)
+    from dream.data.endpoint import Endpoint
+
+    server = Endpoint(asked)
+    return lambda texts: [clean(a) for a in server.answers([asked.prompt.replace("{passage}", text) for text in texts])]
 
 
 class Writer:
@@ -140,7 +153,11 @@ def clean(answer: str) -> str:
 
 def _journal(config: Config) -> Path:
     """Answers by passage: what else they depend on is in the folder's name."""
-    writer, asked = config.roles["generator"], config.questions
-    model = [writer.model, writer.adapter, writer.layers, writer.dtype]
-    key = value_hash([*model, asked.prompt, asked.max_new_tokens, asked.batch])[:16]
+    asked = config.questions
+    if asked.endpoint:
+        model = [asked.endpoint, asked.endpoint_model]
+    else:
+        local = config.roles["generator"]
+        model = [local.model, local.adapter, local.layers, local.dtype, asked.batch]
+    key = value_hash([*model, asked.prompt, asked.max_new_tokens])[:16]
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
