@@ -462,6 +462,33 @@ def plan(
     show_tables(planning.tables(found, memory, name), False)
 
 
+@app.command(
+    epilog=examples("dream-report fetch SciFact NFCorpus", "dream-report fetch SciFact --from scifact.zip --to tasks --json")
+)
+def fetch(
+    task: Annotated[list[str], typer.Argument(help="Tasks of mteb, by name.")],
+    to: Annotated[
+        Path, typer.Option("--to", parser=place, metavar="PATH", envvar="DREAM_TASKS", help="The mirror: a folder in it a task.")
+    ] = Path("tasks"),
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="PATH", help="Read a BEIR-format folder or zip, in place of the model hub.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Save tasks of mteb for machines without network, which serve them from the folder in DREAM_TASKS.
+
+    A task that differs from mteb's published counts is served as NAME-local."""
+    from tqdm import tqdm
+
+    from dream.data.tasks import mirror
+
+    if source is not None and len(task) > 1:
+        raise DreamError("--from names the data of one task", "Fetch one at a time")
+    bar = tqdm(task, desc="tasks", unit="task", disable=len(task) < 2, leave=False)
+    found = [mirror.save(name, to, source) for name in bar]
+    show(found, json, lambda: "\n".join(mirror.line(record) for record in found))
+
+
 @app.command(epilog=examples("dream-report doctor", "dream-report doctor --json"))
 def doctor(json: Json = False, params: Params = PARAMS) -> None:
     """Check packages, devices, hub, disk, checksums, and which sizes can run here. Exit code 1 if there is a

@@ -23,7 +23,9 @@ def main() -> None:
             "Run it through `dvc repro`",
         )
     from dream.config import stages
+    from dream.data import tasks
 
+    config = tasks.mirrored(config)
     if (settings := config.training.accelerate) and not Path(settings).is_file():
         raise DreamError(f"training.accelerate: {settings} is missing", "configs/accelerate holds some")
     with replacing_folder(stages.FOLDER) as folder:

@@ -219,7 +219,7 @@ def mteb_part(**tables):
         }}},
         ignore_identical_ids=True,
     )  # fmt: skip
-    return mteb_tasks._part("Fake", fake, "default", "test")
+    return mteb_tasks.made("Fake", "test", *mteb_tasks.tables("Fake", fake, "default", "test"), **mteb_tasks.facts(fake))
 
 
 def test_an_mteb_part_keeps_positive_judgements_only():

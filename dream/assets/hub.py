@@ -77,21 +77,21 @@ def check_model(reference: str) -> None:
         raise DreamError(f"model {reference} has no safetensors weights on the hub", "Choose another model or revision")
 
 
-def check_dataset(name: str, revision: str | None = None, wanted_by: str = "") -> None:
+def check_dataset(name: str, revision: str | None = None, wanted_by: str = "", instead: str = INSTEAD) -> None:
     """Return if a hub data set is in the cache, at its revision, or can be reached; :class:`DreamError` otherwise."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     snapshots = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
     if (snapshots / revision if revision else snapshots).exists():
         return
-    _ask("dataset", name, revision, f"hf download --repo-type dataset {name}{_at(revision)}", wanted_by)
+    _ask("dataset", name, revision, f"hf download --repo-type dataset {name}{_at(revision)}", wanted_by, instead)
 
 
 def _at(revision: str | None) -> str:
     return f" --revision {revision}" if revision else ""
 
 
-def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = "") -> Any:
+def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = "", instead: str = INSTEAD) -> Any:
     """Metadata of a hub repository, asked once with a short time limit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -101,7 +101,7 @@ def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: st
         api = HfApi()
         return (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=revision, timeout=TIMEOUT)
     except GatedRepoError:
-        raise DreamError(f"{thing} is gated", f"Accept its licence on the hub and run `hf auth login`, {INSTEAD}") from None
+        raise DreamError(f"{thing} is gated", f"Accept its licence on the hub and run `hf auth login`, {instead}") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise DreamError(
             f"{thing} is not on the hub, or it is private", "Check the name and revision, or run `hf auth login`"
@@ -109,7 +109,7 @@ def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: st
     except Exception as error:  # the HTTP library and its errors differ between releases of huggingface_hub
         raise DreamError(
             f"{thing} is not in the local Hugging Face cache and the hub cannot be reached ({type(error).__name__})",
-            f"Run on a machine with network access, download it first with `{command}`, {INSTEAD}",
+            f"Run on a machine with network access, download it first with `{command}`, {instead}",
         ) from None
 
 

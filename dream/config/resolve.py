@@ -67,7 +67,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         raise DreamError(f"recipe {recipe!r} is not defined", f"Choose auto, {', '.join(RECIPES)}")
     values = {key: pick(value, recipe, str(key)) for key, value in raw.items()} | {"recipe": recipe}
     carried = {key: values.pop(key) for key in check.carriers() & set(values) - set(Config.model_fields)}
-    if odd := {"roles", "knobs", "probes"} & set(values):
+    if odd := {"roles", "knobs", "probes", "mirror"} & set(values):
         raise DreamError(f"{min(odd)} is not a known setting", "Remove it")
     try:
         config = Config.model_validate(values)

@@ -244,7 +244,8 @@ class Config(Section):
     ``probes`` counts the candidate sets at the end that no run trains on: heads are scored, and the gap before training is
     measured, on them. ``roles`` holds the records of the models in use: ``encoder`` (trained, and ``untrained``), ``judge``,
     ``generator`` of questions, ``dense`` of candidates, and every reference that is a model under its own name. ``knobs``
-    holds the settings that objectives and systems carry in their own files, by name.
+    holds the settings that objectives and systems carry in their own files, by name. ``mirror`` holds the tasks that a mirror of
+    mteb's serves, each with its content hash (:func:`dream.data.tasks.mirrored`).
     """
 
     model: Choice
@@ -273,6 +274,7 @@ class Config(Section):
     probes: int = 0
     roles: dict[str, Model] = Field(default_factory=dict)
     knobs: dict[str, Any] = Field(default_factory=dict)
+    mirror: dict[str, str] = Field(default_factory=dict)
 
     @property
     def evaluated_only(self) -> list[str]:

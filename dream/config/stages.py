@@ -49,7 +49,7 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
         "heads": _part(config, *JUDGE, "heads"),
         "signal": _part(config, *JUDGE, "heads.seed", *_named("injection", "rows", "budget", "gate_init", "diagnostic")),
         "readings": _part(config, *READINGS),
-        "report": config.model_dump(mode="json"),
+        "report": config.model_dump(mode="json", exclude={"mirror"}),
     }
     for name in config.objectives:
         found |= _of_objective(config, name)
@@ -130,10 +130,12 @@ def _reads(config: Config, name: str) -> tuple[str, ...]:
 
 
 def _tasks(config: Config, entries: Iterable[str]) -> dict[str, Any]:
-    """Entries of ``tasks`` with their members written out, and the own sets among them."""
+    """Entries of ``tasks`` with their members written out, and the own sets and those of a mirror among them."""
     lists = {entry: tasks.resolve([entry], config) for entry in entries}
     members = {name for names in lists.values() for name in names}
+    mirrored = {name: state for name, state in config.mirror.items() if name in members}
     return {
+        **({"mirror": mirrored} if mirrored else {}),
         "tasks": list(lists),
         "task_lists": {entry: names for entry, names in lists.items() if names != [entry]},
         "own": {name: path for name, path in config.own.items() if name in members},

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+from tqdm import tqdm
 
 from dream.assets.wheels import build_once
 from dream.data.tables import CORPUS, QRELS, QUERIES, blank, check_id, copies, grade
@@ -121,16 +122,9 @@ def read(path: str, split: str = "test") -> BeirSet:
     Raises:
         DreamError: a file is missing, a line is malformed (file:line), an id is unknown or repeated, nothing is left.
     """
-    folder, label = folder_of(path), Path(path).name
-    counts: Counter[str] = Counter()
-    for name in ("queries.jsonl", f"qrels/{split}.tsv"):
-        if not (folder / name).is_file():
-            raise DreamError(f"{path} holds no {name}", FORM)
-    corpus = _table(folder / "corpus.jsonl", label, CORPUS, counts)
-    queries = _table(folder / "queries.jsonl", label, QUERIES, counts)
-    qrels = _qrels(folder / "qrels" / f"{split}.tsv", label, set(queries["id"]), set(corpus["id"]), counts)
-
-    notes = [f"{count} {what}" for what, count in counts.items()]
+    label = Path(path).name
+    whole = tables(path, split)
+    corpus, queries, qrels, notes = whole.corpus, whole.queries, whole.qrels, list(whole.notes)
     empty = corpus["title"].map(blank) & corpus["text"].map(blank)
     if empty.any():
         notes.append(f"{int(empty.sum())} documents without title and text left out")
@@ -149,6 +143,30 @@ def read(path: str, split: str = "test") -> BeirSet:
     if queries.empty:
         raise DreamError(f"{path} has no query with a relevant document in qrels/{split}.tsv", "An empty set cannot be used")
     return BeirSet(corpus.reset_index(drop=True), queries, qrels, notes)
+
+
+def tables(path: str, split: str = "test") -> BeirSet:
+    """A set as its files hold it: all documents, all queries, and the split's judgements of every grade."""
+    folder, label = folder_of(path), Path(path).name
+    counts: Counter[str] = Counter()
+    for name in ("queries.jsonl", f"qrels/{split}.tsv"):
+        if not (folder / name).is_file():
+            raise DreamError(f"{path} holds no {name}", FORM)
+    corpus = _table(folder / "corpus.jsonl", label, CORPUS, counts)
+    queries = _table(folder / "queries.jsonl", label, QUERIES, counts)
+    qrels = _qrels(folder / "qrels" / f"{split}.tsv", label, set(queries["id"]), set(corpus["id"]), counts)
+    return BeirSet(corpus, queries, qrels, [f"{count} {what}" for what, count in counts.items()])
+
+
+def write(folder: Path, corpus: pd.DataFrame, queries: pd.DataFrame, qrels: pd.DataFrame, split: str = "test") -> None:
+    """Write tables as a set that :func:`tables` reads back as they are."""
+    for name, table in (("corpus", corpus), ("queries", queries)):
+        with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as stream:
+            for row in tqdm(table.itertuples(index=False), desc=name, total=len(table), unit="text", leave=False):
+                named = {"_id" if key == "id" else key: value for key, value in row._asdict().items()}
+                stream.write(json.dumps(named) + "\n")
+    (folder / "qrels").mkdir()
+    qrels.to_csv(folder / "qrels" / f"{split}.tsv", sep="\t", index=False, header=["query-id", "corpus-id", "score"], quoting=3)
 
 
 def _table(path: Path, label: str, columns: list[str], counts: Counter[str]) -> pd.DataFrame:

@@ -240,13 +240,13 @@ def recipes(config: Config | None) -> Iterator[Check]:
     if config is None:
         return
     from dream import config as configs
-    from dream.data import needs
+    from dream.data import needs, tasks
 
     found: dict[tuple[str, str, str], list[str]] = {}  # what is said of several sizes is said once
     for size in config.sizes if Path("params.yaml").exists() else []:
         try:
             resolved = configs.load("params.yaml", {"model.size": size, "recipe": "auto"})
-            needs.check_available(resolved)
+            needs.check_available(tasks.mirrored(resolved))
             said = (OK, f"recipe {resolved.recipe}: everything it needs is at hand or can be fetched", "")
         except DreamError as error:
             said = (PROBLEM if size == config.model.size else NOTE, error.what, error.remedy)

@@ -1,9 +1,9 @@
 """Evaluation tasks: one registry of packaged tasks, a user's own sets and mteb's tasks by name.
 
 A new packaged task is one entry in ``tasks/packaged.py``. Names in params are single tasks, lists of ``task_lists`` or
-lists of ``dream/data/lists.py``; a set under ``own`` joins the list ``general`` by itself. Packaged and own tasks are written
-once for every entry of ``tasks``, to ``work/tasks/<entry>/<task>``, so that an entry's evaluation depends on its own folder
-alone; :func:`load` reads them back. mteb keeps its own cache.
+lists of ``dream/data/lists.py``; a set under ``own`` joins the list ``general`` by itself. Packaged and own tasks, and mteb's
+that a mirror serves (``DREAM_TASKS``), are written once for every entry of ``tasks``, to ``work/tasks/<entry>/<task>``, so that
+an entry's evaluation depends on its own folder alone; :func:`load` reads them back. mteb keeps its own cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from dream.data import beir, sources
 from dream.data.lists import of, resolve
-from dream.data.tasks import mteb, own, packaged
+from dream.data.tasks import mirror, mteb, own, packaged
 from dream.data.tasks.base import Task
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
@@ -34,6 +34,7 @@ __all__ = [
     "check",
     "kind",
     "load",
+    "mirrored",
     "of",
     "parts",
     "reads",
@@ -45,8 +46,16 @@ __all__ = [
 
 
 def kind(name: str, config: Config) -> str:
-    """``packaged``, ``own`` or ``mteb``."""
-    return "packaged" if name in PACKAGED else "own" if name in config.own else "mteb"
+    """``packaged``, ``own``, ``mirror`` or ``mteb``."""
+    if name in PACKAGED or name in config.own:
+        return "packaged" if name in PACKAGED else "own"
+    return "mirror" if name in config.mirror or name.endswith(mirror.LOCAL) else "mteb"
+
+
+def mirrored(config: Config) -> Config:
+    """The configuration with the tasks that the mirror at ``DREAM_TASKS`` serves, and the content of each."""
+    names = [name for name in of(config) if kind(name, config) in ("mirror", "mteb")]
+    return config.model_copy(update={"mirror": mirror.found(names)})
 
 
 def assets(name: str) -> tuple[str, ...]:
@@ -69,16 +78,21 @@ def check(names: list[str], config: Config) -> None:
         match kind(name, config):
             case "own":
                 beir.check(config.own[name])
+            case "mirror":
+                mirror.check(name)
             case "mteb":
                 mteb.check(name)
 
 
 def build(name: str, config: Config) -> Task:
-    """Make a packaged or own task from its source. Use :func:`load` to read what ``prepare`` wrote."""
-    if kind(name, config) == "own":
-        return own.build(name, config.own[name])
-    if name not in PACKAGED:
-        raise DreamError(f"{name} is not a packaged task", f"Choose from {', '.join(PACKAGED)}")
+    """Make a packaged or own task, or one of a mirror, from its source. :func:`load` reads what was written."""
+    match kind(name, config):
+        case "own":
+            return own.build(name, config.own[name])
+        case "mirror":
+            return mirror.build(name, config.mirror[name])
+        case "mteb":
+            raise DreamError(f"{name} is not a packaged task", f"Choose from {', '.join(PACKAGED)}")
     return packaged.build(name, config)
 
 
@@ -88,11 +102,12 @@ def write(task: Task, folder: Path) -> None:
         for table in TABLES:
             getattr(task, table).to_parquet(temporary / f"{table}.parquet", index=False)
         facts = ("name", "suite", "description", "licence", "revision", "notes", "drop_identical_ids")
-        write_json(temporary / "task.json", {name: getattr(task, name) for name in facts})
+        part = {"part": task.part} if task.part else {}
+        write_json(temporary / "task.json", {name: getattr(task, name) for name in facts} | part)
 
 
 def write_entry(entry: str, config: Config, folder: Path) -> list[str]:
-    """Build the packaged and own tasks of one entry of ``tasks`` into ``folder``, one corpus in memory at a time.
+    """Build all tasks but those that mteb loads of one entry of ``tasks`` into ``folder``, one corpus in memory at a time.
 
     Returns:
         The names of all its tasks, mteb's too, as ``folder/entry.json`` holds them.
@@ -112,7 +127,7 @@ def written(root: Path = FOLDER) -> dict[str, Path]:
 
 
 def parts(name: str, config: Config, root: Path = FOLDER) -> Iterator[Task]:
-    """A task's parts, one at a time: one for packaged and own tasks, one or more for mteb's (scores are averaged).
+    """A task's parts, one at a time: one of a task that was written, one or more of mteb's (scores are averaged).
 
     Args:
         name: a task of an entry of ``config.tasks``; the first entry that holds it is read.
@@ -121,10 +136,10 @@ def parts(name: str, config: Config, root: Path = FOLDER) -> Iterator[Task]:
     Raises:
         DreamError: ``prepare`` has not written the task, the name is unknown, or mteb's data cannot be had.
     """
-    if kind(name, config) == "mteb":
+    entry = next((entry for entry in config.tasks if name in resolve([entry], config)), None)
+    if kind(name, config) == "mteb" and not (entry and (Path(root) / entry / name).exists()):
         yield from mteb.parts(name)
         return
-    entry = next((entry for entry in config.tasks if name in resolve([entry], config)), None)
     if entry is None:
         raise DreamError(f"task {name} is in no entry of tasks", "List it under `tasks` in params.yaml")
     place = Path(root) / entry / name

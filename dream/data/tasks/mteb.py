@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from dream.assets import hub
-from dream.data.lists import LISTS, suite
+from dream.data import lists
+from dream.data.lists import LISTS
 from dream.data.tables import CORPUS, QRELS, QUERIES, copies, grade
 from dream.data.tasks.base import Task, make
 from dream.data.tasks.packaged import PACKAGED
@@ -22,7 +23,7 @@ from dream.errors import DreamError
 SUBSETS = {"CUREv1": ["en"]}  # what the paper evaluates
 
 
-def _get(name: str) -> list[Any]:
+def get(name: str) -> list[Any]:
     """mteb's task object(s) of one name.
 
     Raises:
@@ -47,9 +48,10 @@ def _get(name: str) -> list[Any]:
 
 def check(name: str) -> None:
     """Stop with one line if a task's data is neither cached nor reachable."""
-    for task in _get(name):
+    for task in get(name):
         place = task.metadata.dataset
-        hub.check_dataset(place["path"], place.get("revision"), wanted_by=f" (task {name})")
+        instead = f"or serve it from DREAM_TASKS, a folder that `dream-report fetch {name}` filled"
+        hub.check_dataset(place["path"], place.get("revision"), f" (task {name})", instead)
 
 
 def parts(name: str) -> Iterator[Task]:
@@ -58,8 +60,14 @@ def parts(name: str) -> Iterator[Task]:
     Raises:
         DreamError: the data cannot be had (offline and not cached), or a part is empty.
     """
+    for task, subset, split in loaded(name):
+        yield made(name, label(name, task.metadata.name, subset, split), *tables(name, task, subset, split), **facts(task))
+
+
+def loaded(name: str) -> Iterator[tuple[Any, str, str]]:
+    """mteb's task object with its data, a subset and a split, for every part of a task; errors as :func:`parts`."""
     check(name)
-    for task in _get(name):
+    for task in get(name):
         try:
             task.load_data()
             if hasattr(task, "convert_v1_dataset_format_to_v2"):
@@ -71,36 +79,48 @@ def parts(name: str) -> Iterator[Task]:
             ) from None
         for subset in task.hf_subsets:
             for split in task.eval_splits:
-                yield _part(name, task, subset, split)
+                yield task, subset, split
         task.unload_data()
 
 
-def _part(name: str, task: Any, subset: str, split: str) -> Task:
+def label(name: str, member: str, subset: str, split: str) -> str:
+    """Name of a part: what tells it from the task's others, and its split."""
+    return "/".join(p for p in ("" if member == name else member, subset if subset != "default" else "", split) if p)
+
+
+def tables(name: str, task: Any, subset: str, split: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Documents, queries and judgements of every grade, as mteb loads them."""
     data = task.dataset[subset][split]
     pairs = ((q, d, g) for q, docs in data["relevant_docs"].items() for d, g in docs.items())
     judged = pd.DataFrame(((q, d, grade(str(g), f"task {name}, query {q!r}")) for q, d, g in pairs), columns=QRELS)
-    qrels = judged[judged["relevance"] > 0]
-    relevant = set(qrels["query_id"])
     corpus = pd.DataFrame(
         ((str(row["id"]), row.get("title") or "", row.get("text") or "") for row in data["corpus"]), columns=CORPUS
     )
-    queries = pd.DataFrame(((str(row["id"]), row["text"]) for row in data["queries"] if row["id"] in relevant), columns=QUERIES)
+    queries = pd.DataFrame(((str(row["id"]), row["text"]) for row in data["queries"]), columns=QUERIES)
+    return corpus, queries, judged
+
+
+def facts(task: Any) -> dict[str, Any]:
+    """What a task says of itself: description, licence, its rule on identical ids, and a note on its data set."""
+    return {
+        "description": " ".join(task.metadata.description.split()),
+        "licence": str(task.metadata.license or "unknown"),
+        "drop_identical_ids": bool(getattr(task, "ignore_identical_ids", False)),
+        "notes": [f"mteb data set {task.metadata.dataset['path']} @ {task.metadata.dataset.get('revision')}"],
+    }
+
+
+def made(
+    name: str, part: str, corpus: pd.DataFrame, queries: pd.DataFrame, judged: pd.DataFrame, *, suite: str = "", **facts: Any
+) -> Task:
+    """A task of mteb's from its tables: relevant documents only, and the queries that have one.
+
+    Raises:
+        DreamError: nothing is left, or what :func:`dream.data.tasks.base.make` refuses.
+    """
+    qrels = judged[judged["relevance"] > 0]
+    queries = queries[queries["id"].isin(set(qrels["query_id"]))]
     if queries.empty or corpus.empty:
-        raise DreamError(f"task {name}: subset {subset}, split {split} is empty", "Choose other tasks")
-    own = task.metadata.name
-    label = "/".join(p for p in ("" if own == name else own, subset if subset != "default" else "", split) if p)
-    return make(
-        name,
-        suite(name),
-        corpus,
-        queries,
-        qrels,
-        description=" ".join(task.metadata.description.split()),
-        licence=str(task.metadata.license or "unknown"),
-        part=label,
-        drop_identical_ids=bool(getattr(task, "ignore_identical_ids", False)),
-        notes=[
-            f"mteb data set {task.metadata.dataset['path']} @ {task.metadata.dataset.get('revision')}",
-            *copies(corpus, judged),
-        ],
-    )
+        raise DreamError(f"task {name}: {part} is empty", "Choose other tasks")
+    facts["notes"] = [*facts["notes"], *copies(corpus, judged)]
+    return make(name, suite or lists.suite(name), corpus, queries, qrels, part=part, **facts)

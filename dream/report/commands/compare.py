@@ -18,6 +18,7 @@ import pandas as pd
 
 from dream.data.tasks import written
 from dream.errors import DreamError
+from dream.files import read_json
 from dream.report import stats
 from dream.report.results import runs
 from dream.report.results.cells import Results
@@ -179,6 +180,8 @@ def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     if not all(path.exists() for path in paths.values()):
         return None
     queries, corpus, qrels = (pd.read_parquet(path) for path in paths.values())
+    if part := read_json(folder / "task.json").get("part"):  # as a cell names its queries
+        queries["id"], qrels["query_id"] = f"{part}:" + queries["id"], f"{part}:" + qrels["query_id"]
     titles = corpus["title"].fillna("") if "title" in corpus.columns else [""] * len(corpus)
     relevant: dict[str, set[str]] = {}
     for row in qrels[qrels["relevance"] > 0].itertuples():
