@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -155,7 +155,7 @@ def _journal(config: Config) -> Path:
     """Answers by passage: what else they depend on is in the folder's name."""
     asked = config.questions
     if asked.endpoint:
-        model = [asked.endpoint, asked.endpoint_model]
+        model: list[Any] = [asked.endpoint, asked.endpoint_model]
     else:
         local = config.roles["generator"]
         model = [local.model, local.adapter, local.layers, local.dtype, asked.batch]
