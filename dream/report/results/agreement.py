@@ -15,7 +15,7 @@ HARMLESS = {
 
 
 def settings(record: dict[str, Any]) -> dict[str, Any]:
-    """The flat ``{knob: value}`` of what a stage read (a file of ``reports/config``), without hashes of content and harmless knobs."""
+    """The flat ``{knob: value}`` of what a stage read (``reports/config``), without hashes of content and harmless knobs."""
     found = {
         k: v for name, part in record.items() if name not in ("code", "needs", "mirror") for k, v in flat(part, name).items()
     }
