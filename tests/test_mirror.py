@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from dream import cli, manifest, systems
+from dream import cli, systems
 from dream import config as configs
 from dream.config import stages
 from dream.data import tasks
