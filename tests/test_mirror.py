@@ -246,7 +246,7 @@ def test_a_fetch_that_fails_leaves_what_was_there(toy, monkeypatch):
         self.dataset["default"]["test"]["relevant_docs"]["NA"]["d 9"] = 1
 
     monkeypatch.setattr(Toy, "load_data", unknown)
-    with pytest.raises(DreamError, match="task Toy: its judgements name 'd 9', which it does not hold"):
+    with pytest.raises(DreamError, match="task Toy: its judgements name 'd 9', which is not there"):
         mirror.save("Toy", toy)
     assert {path: path.read_bytes() for path in toy.rglob("*") if path.is_file()} == before
     monkeypatch.setattr(Toy, "eval_splits", ["test", "dev"])

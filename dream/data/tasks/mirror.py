@@ -65,9 +65,7 @@ def save(name: str, folder: Path, source: str | None = None) -> dict[str, Any]:
     mteb.made(name, part, *tables, **facts)  # what cannot be served is not saved
     for column, table in (("query_id", tables[1]), ("doc_id", tables[0])):
         if unknown := sorted(set(tables[2][column]) - set(table["id"])):
-            raise DreamError(
-                f"task {name}: its judgements name {unknown[0]!r}, which it does not hold", "A mirror cannot hold it"
-            )
+            raise DreamError(f"task {name}: its judgements name {unknown[0]!r}, which is not there", "A mirror cannot hold it")
     record = {"name": name, "split": split, "source": origin, "revision": revision, **counts(*tables), **facts, "part": part}
     del record["notes"]
     with replacing_folder(folder / name) as temporary:

@@ -15,10 +15,9 @@ HARMLESS = {
 
 
 def settings(record: dict[str, Any]) -> dict[str, Any]:
-    """The flat ``{knob: value}`` of what a stage read (``reports/config``), without hashes of content and harmless knobs."""
-    found = {
-        k: v for name, part in record.items() if name not in ("code", "needs", "mirror") for k, v in flat(part, name).items()
-    }
+    """The flat ``{knob: value}`` of what a stage read (a file of ``reports/config``): no code, no mirror, no harmless knobs."""
+    read = {name: part for name, part in record.items() if name not in ("code", "needs", "mirror")}
+    found = {key: leaf for name, part in read.items() for key, leaf in flat(part, name).items()}
     return {key: value for key, value in found.items() if key not in HARMLESS}
 
 
