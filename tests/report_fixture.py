@@ -54,7 +54,8 @@ def make_config(**overrides):
 
 def write_params(folder: Path, config) -> None:
     """A params.yaml that resolves to exactly this config."""
-    plain = config.model_dump(mode="json", exclude={"roles", "knobs", "probes"})
+    plain = config.model_dump(mode="json", exclude={"roles", "knobs", "probes", "mirror"})
+    plain["judge"]["cache_gib"] = config.judge.cache_gib  # changes no number, so no record holds it
     text = yaml.safe_dump(plain | {name: own.model_dump(mode="json") for name, own in config.knobs.items()}, sort_keys=False)
     (folder / "params.yaml").write_text(text)
 

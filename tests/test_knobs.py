@@ -28,7 +28,7 @@ def test_every_setting_has_a_sentence(found):
 
 def test_every_setting_of_params_and_of_every_file_is_there_once(found):
     whole = config.load(ROOT / "params.yaml", {"own": {"mine": "x"}})
-    values = whole.model_dump(mode="json", exclude={*NAMED, "roles", "knobs", "probes"})
+    values = whole.model_dump(mode="json", exclude={*NAMED, "roles", "knobs", "probes", "mirror"})
     expected = {name for key, value in values.items() for name in flat(value, key)}
     expected |= {f"{section}.NAME" for section in ("task_lists", "own")} | {"judge.cache_gib"}  # in no stage's file
     expected |= {f"models.NAME.{key}" for key in whole.models["smollm2"].model_dump()}
@@ -42,7 +42,7 @@ def test_every_setting_of_params_and_of_every_file_is_there_once(found):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_values_are_those_that_a_recipe_resolves_to(found, recipe):
     whole = config.load(ROOT / "params.yaml", {"recipe": recipe})
-    values = flat(whole.model_dump(mode="json", exclude={*NAMED, "roles", "knobs", "probes", "recipe"}), "")
+    values = flat(whole.model_dump(mode="json", exclude={*NAMED, "roles", "knobs", "probes", "mirror", "recipe"}), "")
     for name, value in values.items():
         assert found[name.removeprefix(".")].values[recipe] == value, name
     for name, knobs in whole.knobs.items():

@@ -31,7 +31,7 @@ from dream.report.tables.render import Line
 
 ENTRIES: dict[str, type[Section]] = {"sizes": Size, "models": Model}  # sections that hold named entries
 NAMED = ("task_lists", "own")  # and those that hold one value under each name
-COMPUTED = ("roles", "knobs", "probes")
+COMPUTED = ("roles", "knobs", "probes", "mirror")
 WIDE = 2**31  # an upper limit from here on is the machine's, not the setting's
 
 
