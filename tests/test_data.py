@@ -473,7 +473,10 @@ ASKED = (
     "roles",
     "bm25",
     "data.seed",
-    *(f"questions.{knob}" for knob in ("prompt", "per_set", "max_new_tokens", "batch", "round_trip")),
+    *(
+        f"questions.{knob}"
+        for knob in ("prompt", "per_set", "max_new_tokens", "batch", "round_trip", "endpoint", "endpoint_model")
+    ),
 )
 
 

@@ -30,7 +30,7 @@ def test_the_papers_probes_are_beside_its_training_sets():
     paper = configs.load(overrides={"recipe": "paper"})
     sets = range(paper.data.instances)
     trained, kept = split(sets, paper.probes)
-    taken = used(trained, paper.training.steps, paper.training.batch)
+    taken = used(trained, paper.training.steps, paper.training.batch, paper.training.block)
     assert len(kept) == 5000 and len(taken) == len(set(taken)) == 48_000
 
 

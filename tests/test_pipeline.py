@@ -29,7 +29,9 @@ def test_only_configure_reads_params_and_every_other_stage_its_own_file(name):
     (file,) = [dep for dep in stage["deps"] if dep.startswith("reports/config")]
     script = pathlib.Path("stages", re.search(r"stages\.(\w+)", stage["cmd"])[1] + ".py").read_text(encoding="utf-8")
     assert "stages.load(" in script and not re.search(r"configs?\.load\(|read_yaml|params\.yaml", script)
-    assert pathlib.Path(file).name.startswith({"reference": "evaluate-", "rerank": "evaluate-"}.get(name, name))
+    assert pathlib.Path(file).name.startswith(
+        {"reference": "evaluate-", "rerank": "evaluate-", "snapshot": "evaluate-"}.get(name, name)
+    )
 
 
 def test_no_other_parameter_has_a_name_that_dvc_forgets():
@@ -61,7 +63,7 @@ def test_what_reaches_a_command_is_a_name(name):
     placeholders = set(re.findall(r"\$\{([^}]*)\}", stage["cmd"]))
     assert placeholders == ({"model.size"} if name == "configure" else {f"item.{key}" for key in stage.get("matrix", {})})
     for reference in stage.get("matrix", {}).values():
-        assert re.fullmatch(r"\$\{(objectives|seeds|references|rerankers|tasks)\}", reference)
+        assert re.fullmatch(r"\$\{(objectives|seeds|references|rerankers|tasks|training\.snapshots)\}", reference)
 
 
 def test_dvc_makes_of_every_accepted_name_one_stage_and_one_word(tmp_path, monkeypatch):
@@ -111,7 +113,9 @@ def module_path(name: str) -> pathlib.Path | None:
 
 def hashed(name: str) -> list[pathlib.Path]:
     """The code that `configure` hashes into a stage's file, because only one objective or system uses it."""
-    room = {"train": "objectives", "evaluate": "systems", "reference": "systems", "rerank": "systems"}.get(name)
+    room = {"train": "objectives", "evaluate": "systems", "reference": "systems", "rerank": "systems", "snapshot": "systems"}.get(
+        name
+    )
     kinds = [check.carrier(n) for found in (check.trained(), check.built_in(), check.rerankers()) for n in found] if room else []
     kinds = [kind for kind in kinds if kind.__module__.startswith(f"dream.{room}.")]
     return [module_path(kind.__module__) for kind in kinds] + [pathlib.Path(p) for kind in kinds for p in kind.uses]

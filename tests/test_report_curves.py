@@ -7,9 +7,9 @@ from report_fixture import edit_json, make_cells, make_config
 
 from dream.errors import DreamError
 from dream.files import write_json
-from dream.report import curves, plots
+from dream.report import plots
 from dream.report.results import cells
-from dream.report.tables import measures, registry, render
+from dream.report.tables import curves, measures, registry, render
 
 SNAPSHOTS = {"training.snapshots": [96, 192]}
 

@@ -112,7 +112,7 @@ def test_two_processes_train_the_model_of_one_and_only_the_main_one_writes(model
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, atol=WEIGHTS, rtol=0)
     assert toy.outs(alone).keys() == toy.outs(together).keys()
-    assert log.count("[train-infonce-0] encoder ") == 1 and "train infonce seed 0" not in toy.log(together, 1)
+    assert log.count("[train-infonce-0] stage ") == 1 and "train infonce seed 0" not in toy.log(together, 1)
     records = sorted(p.name for p in (together / "reports" / "results" / "runs").iterdir())
     assert records == [*BEFORE, "train-infonce-0.json"] and toy.checkpoints(together) == [12], "for a longer run"
     pd.testing.assert_frame_equal(table(alone), table(together))

@@ -49,7 +49,7 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
         "heads": _part(config, *JUDGE, "heads"),
         "signal": _part(config, *JUDGE, "heads.seed", *_named("injection", "rows", "budget", "gate_init", "diagnostic")),
         "readings": _part(config, *READINGS),
-        "report": config.model_dump(mode="json", exclude={"mirror"}),
+        "report": _join(config.model_dump(mode="json", exclude={"mirror"}), _part(config, "judge.cache_gib")),
     }
     for name in config.objectives:
         found |= _of_objective(config, name)

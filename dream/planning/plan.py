@@ -224,13 +224,14 @@ def _readings(config: Config, judge: Model) -> dict[str, Any]:
     record, sets, budget = config.roles["judge"], config.sets_read, config.judge.cache_gib
     tokens = config.candidates.count * (config.judge.passage_tokens + 1) + LABELS
     gib = sets * tokens * judge.layers * 2 * judge.kv_heads * judge.head_dim * BYTES[record.dtype] / GIB
-    dream = config.knobs.get("dream")
+    training = [
+        f"{name}.judge=lora trains the judge" for name, own in config.knobs.items() if getattr(own, "judge", "") == "lora"
+    ]
     off = (
         "judge.cache_gib is 0" if not budget
         else f"a judge in {record.quantization} promises no stable bytes" if record.quantization != "none"
         else f"they would take more than judge.cache_gib ({budget:g})" if gib > budget
-        else "dream.judge=lora trains the judge" if dream and dream.judge == "lora"
-        else ""
+        else next(iter(training), "")
     )  # fmt: skip
     return {"sets": sets, "gib": gib, "off": off}
 

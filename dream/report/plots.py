@@ -28,9 +28,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dream.errors import DreamError
-from dream.report import curves
 from dream.report.results.cells import Results
-from dream.report.tables import measures, registry
+from dream.report.tables import curves, measures, registry
 
 Plot = Callable[[Results], Figure | None]
 PLOTS: dict[str, Plot] = {}

@@ -16,8 +16,8 @@ import pandas as pd
 
 from dream.errors import DreamError
 from dream.progress import duration
-from dream.report import curves
 from dream.report.results.cells import METRIC, Results
+from dream.report.tables import curves
 from dream.report.tables.measures import (
     LEVEL,
     MAIN_COLUMNS,
