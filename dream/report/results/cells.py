@@ -218,7 +218,8 @@ def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str,
         raise DreamError("params lists nothing to report", "Name systems in references or objectives, and tasks in tasks")
     if not folder.is_dir() or not any(folder.rglob("*")):
         raise DreamError(f"{folder} holds no results", "Run `dvc repro` first, or check out a commit that has results")
-    snapshots = {pairs: after(config, pairs) for pairs in sorted(config.training.snapshots)}
+    kept = getattr(config.training, "snapshots", [])  # a commit from before the knob has none
+    snapshots = {pairs: after(config, pairs) for pairs in sorted(kept)}
     every = [*cells, *(cell for group in snapshots.values() for cell in group)]
     runs = {f"evaluate-{c.name}": _read_run(folder / "runs" / f"evaluate-{c.name}.json", _command(c)) for c in every}
     trained = list(dict.fromkeys(cell.run for cell in cells if cell.seed is not None))
