@@ -153,8 +153,8 @@ def build(config: Config, passages: pd.DataFrame, instances: pd.DataFrame) -> tu
     """
     tables, summary = [], []
     for source in dict.fromkeys(instances["source"]):
-        strategy = _strategy(config, source)
         pool, asked = _of(source, passages), _of(source, instances)
+        strategy = _strategy(config, source, pool, asked)
         found = _same_document(config, pool, asked) if strategy == "same_document" else _retrieved(
             config, strategy, pool, asked
         )  # fmt: skip
@@ -185,10 +185,16 @@ def mixed(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return joined.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
 
 
-def _strategy(config: Config, source: str) -> str:
+def _strategy(config: Config, source: str, pool: pd.DataFrame, asked: pd.DataFrame) -> str:
+    """``candidates.source``, or what suits the source; ``fitting`` looks at its documents."""
     from dream.data import sources
+    from dream.data.sources.base import FITTING
 
-    return sources.get(source, config).natural if config.candidates.source == "auto" else config.candidates.source
+    natural = sources.get(source, config).natural if config.candidates.source == "auto" else config.candidates.source
+    if natural != FITTING:
+        return natural
+    large = pool["group"].value_counts() >= config.candidates.count
+    return "same_document" if asked["group"].map(large).mean() > 0.5 else "bm25"
 
 
 def _same_document(config: Config, pool: pd.DataFrame, instances: pd.DataFrame) -> Found:

@@ -12,7 +12,8 @@ from typing import Any
 
 from dream import names as rules
 from dream.config.sections import Config
-from dream.data.lists import LISTS
+from dream.data import own
+from dream.data.lists import HELD_OUT, LISTS
 from dream.data.sources import SOURCES
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
@@ -109,6 +110,10 @@ def _known(config: Config) -> None:
                 place = "rerankers" if name in rerankers() else "objectives" if name in trained() else "references"
                 raise DreamError(f"{key}: {name!r} belongs to `{place}`", "List it there")
             raise DreamError(f"{key}: {name!r} is unknown", hint(name, known))
+    if HELD_OUT in config.tasks and not own.documents(config):
+        raise DreamError(
+            f"tasks: {HELD_OUT} is empty: no own set is documents without queries", "Name a folder of documents under `own`"
+        )
     if not config.data.sources and not config.own:
         raise DreamError("data.sources is empty and there is no own set to train on", "Name a source")
 
@@ -123,6 +128,9 @@ def _one_thing(config: Config) -> None:
             if other:
                 raise DreamError(f"{section}: {name!r} is already the name of {other}", "Choose another name")
             taken[name.casefold()] = f"{what} ({name})"
+    for name in config.own:
+        if other := taken.get(f"{name}{own.HELD_OUT}".casefold()):
+            raise DreamError(f"own: the held-out part of {name!r} would have the name of {other}", "Choose another name")
 
 
 def _given() -> Iterator[tuple[str, str]]:
@@ -130,7 +138,7 @@ def _given() -> Iterator[tuple[str, str]]:
     for what, found in (
         ("a recipe", RECIPES), ("a file beside the tasks", ["entry.json"]), ("a system", [*built_in(), *rerankers(), "hybrid"]),
         ("an objective", trained()), ("a packaged training source", SOURCES), ("a packaged task", PACKAGED),
-        ("a list of mteb tasks", LISTS),
+        ("a list of mteb tasks", LISTS), ("the list of held-out documents", [HELD_OUT]),
     ):  # fmt: skip
         yield from ((name, what) for name in found)
 
@@ -148,7 +156,8 @@ def _cells(config: Config) -> None:
         (name, None, None) for name in (*built_in(), *rerankers(), *config.models)
     ]
     systems += [(name, seed, at) for name in trained() for seed in config.seeds for at in (None, *config.training.snapshots)]
-    entries = dict.fromkeys([*config.tasks, *config.task_lists, *config.own, *PACKAGED, *LISTS])
+    held_out = [HELD_OUT, *(f"{name}{own.HELD_OUT}" for name in config.own)]
+    entries = dict.fromkeys([*config.tasks, *config.task_lists, *config.own, *held_out, *PACKAGED, *LISTS])
     seen: dict[str, tuple[str, int | None, str, int | None]] = {}
     for system, seed, pairs in systems:
         for entry in entries:

@@ -75,14 +75,25 @@ class Data(Section):
     task_queries: Positive | None
     task_documents: Positive | None
     passage_words: Positive
+    passage_overlap: Annotated[int, Field(ge=0, lt=2**31)]
+    boilerplate: Annotated[float, Field(gt=0, le=1)]
     development: Annotated[float, Field(ge=0, lt=1)]
     seed: Seed
+
+    @model_validator(mode="after")
+    def _overlap_is_short(self) -> Data:
+        if 2 * self.passage_overlap > self.passage_words:
+            raise ValueError(
+                f"passage_overlap is {self.passage_overlap}, more than half of passage_words ({self.passage_words}). Lower it"
+            )
+        return self
 
 
 class Questions(Section):
     generator: Name
     prompt: Annotated[str, Field(pattern=r"\{passage\}")]
     per_set: Positive
+    limit: Positive | None
     max_new_tokens: Positive
     batch: Positive
     round_trip: Annotated[int, Field(ge=0, lt=2**31)]

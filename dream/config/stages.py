@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from dream.config import check
 from dream.config.sections import Config
 from dream.data import needs, sources, tasks
+from dream.data.own import HELD_OUT
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256
 from dream.names import cell
@@ -29,6 +30,7 @@ JUDGE = ("roles.judge", "judge", "training.threads")
 TEACHER = ("training.threads", "training.steps", "training.batch", "training.block", "probes")
 ASSETS = ("references", "candidates.source", "candidates.count", "judge", "heads", "encoder")
 READINGS = ("judge.cache_gib", "training.steps", "training.batch", "data.instances", "probes")  # no stage depends on it
+PREPARE = ("sources", "instances", "task_queries", "task_documents", "passage_words", "development", "seed")
 QUESTIONS = ("roles.generator", "questions", "data.seed")
 
 
@@ -44,7 +46,7 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
     found = {
         "assets": _join(_part(config, *used, *ASSETS), evaluated, trained_on),
         "questions": _join(_part(config, *asked, *filtered), trained_on if asked else _part(config, "data.sources", "own")),
-        "prepare": _join(_part(config, "data"), evaluated, trained_on),
+        "prepare": _join(_part(config, *_named("data", *PREPARE)), evaluated, trained_on),
         "candidates": _part(config, "candidates", "bm25", "own", *dense),
         "heads": _part(config, *JUDGE, "heads"),
         "signal": _part(config, *JUDGE, "heads.seed", *_named("injection", "rows", "budget", "gate_init", "diagnostic")),
@@ -138,7 +140,7 @@ def _tasks(config: Config, entries: Iterable[str]) -> dict[str, Any]:
         **({"mirror": mirrored} if mirrored else {}),
         "tasks": list(lists),
         "task_lists": {entry: names for entry, names in lists.items() if names != [entry]},
-        "own": {name: path for name, path in config.own.items() if name in members},
+        "own": {name: path for name, path in config.own.items() if {name, f"{name}{HELD_OUT}"} & members},
     }
 
 

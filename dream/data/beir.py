@@ -25,12 +25,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
 from dream.assets.wheels import build_once
+from dream.data.own import hidden, place_of
 from dream.data.tables import CORPUS, QRELS, QUERIES, blank, check_id, copies, grade
 from dream.errors import DreamError
 from dream.files import cache_folder, sha256, unpacked_size, unzip
@@ -45,7 +47,7 @@ HEADER = (  # words that a column's name may be, letters alone
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-class _Number(str):
+class Number(str):
     """A JSON number by its digits in the file."""
 
 
@@ -56,7 +58,17 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-_parse = json.JSONDecoder(object_pairs_hook=_object, parse_int=_Number, parse_float=_Number).decode
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_int=Number, parse_float=Number).decode
+
+
+def parse(line: str, place: str) -> Any:
+    """The JSON value of a line, its numbers by their digits; what is none is an error that names the place."""
+    try:
+        return _decode(line)
+    except ValueError as error:
+        raise DreamError(f"{place}: not valid JSON ({getattr(error, 'msg', error)})", "Correct this line") from None
+    except RecursionError:
+        raise DreamError(f"{place}: JSON nested too deeply", "Leave out what no column needs, such as metadata") from None
 
 
 @dataclass(frozen=True)
@@ -69,20 +81,34 @@ class BeirSet:
     notes: list[str]
 
 
+def unpacked(path: str, as_zip: bool = False) -> Path:
+    """What a path under ``own`` stands for: a folder, a file, or the folder in the cache that a zip is unpacked to once.
+
+    Args:
+        path: as in params.yaml.
+        as_zip: a file can only be a zip.
+
+    Raises:
+        DreamError: the path is missing, or the zip is damaged.
+    """
+    place = place_of(path)
+    if not place.exists():
+        raise DreamError(f"own data {path} is missing", "Correct its path under `own` in params.yaml")
+    if place.is_dir() or not (as_zip or place.suffix.lower() == ".zip"):
+        return place
+    archive, place = place, cache_folder() / "own" / sha256(place)[:24]
+    if not place.exists():
+        build_once(place, unpacked_size(archive), lambda temporary: unzip(archive, temporary))
+    return place
+
+
 def folder_of(path: str) -> Path:
     """The one folder that holds ``corpus.jsonl``, at whatever depth: a zip is unpacked once into the cache.
 
     Raises:
         DreamError: the path is missing, is neither folder nor zip, or does not hold one corpus.jsonl.
     """
-    place = Path(os.environ.get("DVC_ROOT", ".")) / Path(path).expanduser()
-    if not place.exists():
-        raise DreamError(f"own data {path} is missing", "Correct its path under `own` in params.yaml")
-    if place.is_file():
-        archive = place
-        place = cache_folder() / "own" / sha256(archive)[:24]
-        if not place.exists():
-            build_once(place, unpacked_size(archive), lambda temporary: unzip(archive, temporary))
+    place = unpacked(path, as_zip=True)
     if (place / "corpus.jsonl").is_file():
         return place
     inside = [folder.relative_to(place) for folder in _sets(place)]
@@ -95,17 +121,13 @@ def folder_of(path: str) -> Path:
 def _sets(place: Path) -> Iterator[Path]:
     """Folders below ``place`` that hold a corpus.jsonl."""
     for folder, names, _ in os.walk(place):
-        names[:] = sorted(name for name in names if not _hidden(Path(name)))
+        names[:] = sorted(name for name in names if not hidden(Path(name)))
         yield from (Path(folder, name) for name in names if Path(folder, name, "corpus.jsonl").is_file())
-
-
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def splits(path: str) -> list[str]:
     """Names of the splits that have judgements, e.g. ``['test', 'train']``."""
-    return sorted(p.stem for p in (folder_of(path) / "qrels").glob("*.tsv") if not _hidden(p))
+    return sorted(p.stem for p in (folder_of(path) / "qrels").glob("*.tsv") if not hidden(p))
 
 
 def check(path: str) -> None:
@@ -114,6 +136,16 @@ def check(path: str) -> None:
     for name in ("queries.jsonl", "qrels/test.tsv"):
         if not (folder / name).is_file():
             raise DreamError(f"{path} holds no {name}", FORM)
+
+
+def test_queries(path: str) -> list[str]:
+    """Texts of all queries that the set judges in its test split; nothing where there is no such split."""
+    folder, label = folder_of(path), Path(path).name
+    judged = folder / "qrels" / "test.tsv"
+    if not judged.is_file() or not (folder / "queries.jsonl").is_file():
+        return []
+    names = {line.split("\t", 1)[0] for _, line in lines(judged, label)}
+    return [query["text"] for query in _records(folder / "queries.jsonl", label, QUERIES, Counter()) if query["id"] in names]
 
 
 def read(path: str, split: str = "test") -> BeirSet:
@@ -183,13 +215,8 @@ def _table(path: Path, label: str, columns: list[str], counts: Counter[str]) -> 
 def _records(path: Path, label: str, columns: list[str], counts: Counter[str]) -> Iterator[dict[str, str]]:
     """The values of every line, by column."""
     seen: set[str] = set()
-    for place, line in _lines(path, label):
-        try:
-            record = _parse(line)
-        except ValueError as error:
-            raise DreamError(f"{place}: not valid JSON ({getattr(error, 'msg', error)})", "Correct this line") from None
-        except RecursionError:
-            raise DreamError(f"{place}: JSON nested too deeply", "Leave out what no column needs, such as metadata") from None
+    for place, line in lines(path, label):
+        record = parse(line, place)
         name = record.get("_id") if isinstance(record, dict) else None
         if not isinstance(name, str) or not name:
             raise DreamError(f"{place}: no _id that is a text or a number", 'A line is {"_id": …, "text": …}')
@@ -213,7 +240,7 @@ def _records(path: Path, label: str, columns: list[str], counts: Counter[str]) -
 
 def _qrels(path: Path, label: str, queries: set[str], corpus: set[str], counts: Counter[str]) -> pd.DataFrame:
     rows: dict[tuple[str, str], tuple[int, str]] = {}
-    for number, (place, line) in enumerate(_lines(path, label)):
+    for number, (place, line) in enumerate(lines(path, label)):
         fields = line.rstrip("\n").split("\t")
         if len(fields) != 3:
             raise DreamError(f"{place}: {len(fields)} columns, expected query-id, corpus-id and score, tab-separated")
@@ -252,8 +279,8 @@ def _remedy(name: str, known: set[str]) -> str:
     return f"{spaced} the id or remove this judgement"
 
 
-def _lines(path: Path, label: str) -> Iterator[tuple[str, str]]:
-    """(place for messages, line) of every line that is not blank."""
+def lines(path: Path, label: str) -> Iterator[tuple[str, str]]:
+    """(place for messages, line) of every line that is not blank; a byte that is not UTF-8 is an error that names the line."""
     name = f"{label}/{path.parent.name + '/' if path.suffix == '.tsv' else ''}{path.name}"
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
         for number, line in enumerate(stream, 1):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from dream.data import own
+
 if TYPE_CHECKING:
     from dream.config import Config
 
@@ -23,6 +25,7 @@ RTEB = ("AILACasedocs", "AILAStatutes", "LegalSummarization", "LegalQuAD", "Fina
         "MBPPRetrieval", "WikiSQLRetrieval", "FreshStackRetrieval", "SWEbenchCodeRetrieval", "ChatDoctorRetrieval",
         "CUREv1", "MIRACLRetrievalHardNegatives")  # fmt: skip
 
+HELD_OUT = "heldout"  # the list of the held-out parts of own documents
 LISTS: dict[str, tuple[str, ...]] = {"beir-paper": BEIR_PAPER, "beir": BEIR, "rteb-paper": RTEB_PAPER, "rteb": RTEB}
 
 
@@ -41,10 +44,14 @@ def of(config: Config) -> list[str]:
 
 
 def resolve(entries: Iterable[str], config: Config) -> list[str]:
-    """Names and lists → task names, each once, in order; an own set joins ``general``. No list holds itself (dream/names.py)."""
+    """Names and lists → task names, each once, in order. No list holds itself (dream/names.py).
+
+    Labelled own sets join ``general``; the held-out parts of own documents are the list ``heldout``.
+    """
     lists: dict[str, list[str]] = {**{name: list(members) for name, members in LISTS.items()}, **config.task_lists}
     if "general" in lists:
-        lists["general"] = [*lists["general"], *config.own]
+        lists["general"] = [*lists["general"], *own.labelled(config)]
+    lists[HELD_OUT] = [f"{name}{own.HELD_OUT}" for name in own.documents(config)]
 
     def flat(names: Iterable[str]) -> Iterator[str]:
         for name in names:

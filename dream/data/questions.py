@@ -34,7 +34,7 @@ def needed(config: Config) -> list[str]:
 
 
 def targets(config: Config) -> pd.DataFrame:
-    """The passages to ask about: ``questions.per_set`` of every group, drawn with ``data.seed``.
+    """The passages to ask about: ``questions.per_set`` of every group, ``questions.limit`` of a source, drawn with ``data.seed``.
 
     Returns:
         Rows of passages (passage_id, source, group, title, text), the same on every run.
@@ -44,7 +44,7 @@ def targets(config: Config) -> pd.DataFrame:
         passages = sources.get(name, config).passages(config)
         generator = rng(config.data.seed, "questions", name)
         order = passages.iloc[generator.permutation(len(passages))]
-        chosen = order.groupby("group", sort=True).head(config.questions.per_set)
+        chosen = order.groupby("group", sort=True).head(config.questions.per_set).iloc[: config.questions.limit]
         tables.append(chosen.sort_values(["group", "passage_id"]))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 

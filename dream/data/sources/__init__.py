@@ -1,7 +1,7 @@
 """Training sources: one file each, registered here. A source gives passages and instances, its own ids, no sampling.
 
 A new source is a file with a :class:`Source` named ``SOURCE`` and one line in ``_ALL``. The names under ``own`` in
-params that have ``qrels/train.tsv`` are sources too.
+params that are documents or have ``qrels/train.tsv`` are sources too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 
 def of(config: Config) -> list[str]:
-    """Names of the sources that the config trains on: ``data.sources`` and the own sets with training judgements."""
+    """Names of the sources that the config trains on: ``data.sources``, own documents and own sets with training judgements."""
     trained = [name for name in config.own if own.has_training(config.own[name])]
     return list(dict.fromkeys([*config.data.sources, *trained]))
 
@@ -64,7 +64,9 @@ def load(name: str, config: Config, questions: pd.DataFrame | None = None) -> tu
         return source.load(config)
     passages = source.passages(config)
     written = pd.DataFrame({"target_id": [], "query": []}) if questions is None else questions
-    return passages, asked(name, passages, written)
+    instances = asked(name, passages, written)
+    instances.attrs["notes"] = passages.attrs.pop("notes", [])
+    return passages, instances
 
 
 def asked(name: str, passages: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from dream.config import Config
 
 
+FITTING = "fitting"  # natural strategy: same_document where the documents have enough passages, else bm25
+
+
 def _nothing(config: Config) -> None:
     """A source that needs nothing beyond its assets."""
 
@@ -28,7 +31,7 @@ class Source:
 
     Attributes:
         name: as in ``data.sources``.
-        natural: candidate strategy that suits it (``candidates.source: auto``).
+        natural: candidate strategy that suits it (``candidates.source: auto``), or :data:`FITTING`.
         load: config → passages and instances (``attrs["notes"]``: what was left out); None where questions have to be generated.
         passages: config → passages alone, of sources whose questions are generated.
         assets: packaged data that it reads.

@@ -1,6 +1,7 @@
-"""A user's own BEIR-format set with ``qrels/train.tsv``: trained on with candidates from its own corpus.
+"""A user's own data as a training source: a BEIR-format set with ``qrels/train.tsv``, or documents without questions.
 
-One instance per training query: its highest-graded document (of equals the first id) is the target. Ids are
+Of documents the group is the document, and the stage ``questions`` writes the questions. Of a BEIR-format set, candidates come
+from its own corpus: one instance per training query: its highest-graded document (of equals the first id) is the target. Ids are
 ``<name>:<id>``: no name of a set holds a colon, so that two sets cannot share one.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dream.data import beir
-from dream.data.sources.base import Source, Tables
+from dream.data import beir, documents
+from dream.data.own import is_documents
+from dream.data.sources.base import FITTING, Source, Tables
 from dream.data.tables import INSTANCES, PASSAGES
 
 if TYPE_CHECKING:
@@ -18,12 +20,22 @@ if TYPE_CHECKING:
 
 
 def has_training(path: str) -> bool:
-    """Whether the set has training judgements."""
-    return "train" in beir.splits(path)
+    """Whether the set can be trained on: it is documents, or has training judgements."""
+    return is_documents(path) or "train" in beir.splits(path)
 
 
 def source(name: str, path: str) -> Source:
     """The source of an own set."""
+    if is_documents(path):
+        return Source(
+            name=name,
+            natural=FITTING,
+            description=f"Own documents {name}: generated questions",
+            licence="as given by its owner",
+            passages=partial(documents.passages, name, path),
+            check=lambda config: documents.check(path),
+            reads=documents.READS,
+        )
     return Source(
         name=name,
         natural="bm25",

@@ -1,9 +1,10 @@
 """Evaluation tasks: one registry of packaged tasks, a user's own sets and mteb's tasks by name.
 
 A new packaged task is one entry in ``tasks/packaged.py``. Names in params are single tasks, lists of ``task_lists`` or
-lists of ``dream/data/lists.py``; a set under ``own`` joins the list ``general`` by itself. Packaged and own tasks, and mteb's
-that a mirror serves (``DREAM_TASKS``), are written once for every entry of ``tasks``, to ``work/tasks/<entry>/<task>``, so that
-an entry's evaluation depends on its own folder alone; :func:`load` reads them back. mteb keeps its own cache.
+lists of ``dream/data/lists.py``; a labelled set under ``own`` joins the list ``general`` by itself, the held-out part of own
+documents is a task of the list ``heldout``. Packaged and own tasks, and mteb's that a mirror serves (``DREAM_TASKS``), are
+written once for every entry of ``tasks``, to ``work/tasks/<entry>/<task>``, so that an entry's evaluation depends on its own
+folder alone; :func:`load` reads them back. mteb keeps its own cache.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dream.data import beir, sources
+from dream.data import beir, documents, sources
 from dream.data.lists import of, resolve
+from dream.data.own import HELD_OUT, held_out, is_documents
 from dream.data.tasks import mirror, mteb, own, packaged
 from dream.data.tasks.base import Task
 from dream.data.tasks.packaged import PACKAGED
@@ -46,9 +48,11 @@ __all__ = [
 
 
 def kind(name: str, config: Config) -> str:
-    """``packaged``, ``own``, ``mirror`` or ``mteb``."""
+    """``packaged``, ``own``, ``heldout`` (of own documents), ``mirror`` or ``mteb``."""
     if name in PACKAGED or name in config.own:
         return "packaged" if name in PACKAGED else "own"
+    if held_out(name, config):
+        return "heldout"
     return "mirror" if name in config.mirror or name.endswith(mirror.LOCAL) else "mteb"
 
 
@@ -66,6 +70,8 @@ def assets(name: str) -> tuple[str, ...]:
 def reads(names: list[str], config: Config) -> list[str]:
     """Settings that :func:`build` reads for these tasks, as ``section.knob``: a stage that writes them may have no others."""
     found = ["own"]
+    for name in filter(None, (held_out(task, config) for task in names)):
+        found += ["data.development", *sources.get(name, config).reads]
     for task in (PACKAGED[name] for name in names if name in PACKAGED):
         found += ["data.task_queries", "data.task_documents", "data.seed"]
         found += [knob for listed in task.reads for knob in (sources.reads(config) if listed == "sources" else [listed])]
@@ -77,7 +83,11 @@ def check(names: list[str], config: Config) -> None:
     for name in names:
         match kind(name, config):
             case "own":
+                if is_documents(config.own[name]):
+                    raise DreamError(f"tasks: {name} has no queries", f"Evaluate its held-out part: {name}{HELD_OUT}")
                 beir.check(config.own[name])
+            case "heldout":
+                documents.check(config.own[name.removesuffix(HELD_OUT)])
             case "mirror":
                 mirror.check(name)
             case "mteb":
@@ -89,6 +99,8 @@ def build(name: str, config: Config) -> Task:
     match kind(name, config):
         case "own":
             return own.build(name, config.own[name])
+        case "heldout":
+            return own.held_out(name.removesuffix(HELD_OUT), config)
         case "mirror":
             return mirror.build(name, config.mirror[name])
         case "mteb":
