@@ -114,7 +114,7 @@ def test_the_key_is_written_nowhere(tmp_path, monkeypatch):
     from stages import questions as stage
 
     monkeypatch.setattr("sys.argv", ["questions"])
-    monkeypatch.setattr(questions, "targets", lambda config: passages(6))
+    monkeypatch.setattr(questions, "targets", lambda config: passages(6).assign(source="squad-generated"))
     with served() as (url, seen):
         config = settings(url)
         assert "generator" not in config.roles

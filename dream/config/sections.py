@@ -89,14 +89,22 @@ class Data(Section):
         return self
 
 
+Prompt = Annotated[str, Field(pattern=r"\{passage\}")]
+
+
 class Questions(Section):
     generator: Name
-    prompt: Annotated[str, Field(pattern=r"\{passage\}")]
+    kinds: Annotated[list[Literal["question", "keywords", "claim"]], Field(min_length=1), AfterValidator(distinct)]
+    prompt: Prompt
+    keywords_prompt: Prompt
+    claim_prompt: Prompt
+    examples: str | list[str | dict[str, str]]
     per_set: Positive
     limit: Positive | None
     max_new_tokens: Positive
     batch: Positive
     round_trip: Annotated[int, Field(ge=0, lt=2**31)]
+    gap_filter: float | None
     endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None
     endpoint_model: str | None
 

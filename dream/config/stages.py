@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from dream.config import check
 from dream.config.sections import Config
-from dream.data import needs, sources, tasks
+from dream.data import examples, needs, sources, tasks
 from dream.data.own import HELD_OUT
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256
@@ -41,11 +41,15 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
     used = [f"roles.{role}" for role in roles]
     remote = config.questions.endpoint and any(sources.get(name, config).needs_questions for name in sources.of(config))
     asked = QUESTIONS if "generator" in roles else QUESTIONS[1:] if remote else ()
+    shown = {"questions": {"examples": examples.read(config.questions.examples)}} if asked else {}
     filtered = ("bm25",) if asked and config.questions.round_trip else ()
+    weighed = JUDGE if asked and config.questions.gap_filter is not None else ()
     dense = ("roles.dense",) if "dense" in roles else ()
     found = {
         "assets": _join(_part(config, *used, *ASSETS), evaluated, trained_on),
-        "questions": _join(_part(config, *asked, *filtered), trained_on if asked else _part(config, "data.sources", "own")),
+        "questions": _join(
+            _part(config, *asked, *filtered, *weighed), shown, trained_on if asked else _part(config, "data.sources", "own")
+        ),
         "prepare": _join(_part(config, *_named("data", *PREPARE)), evaluated, trained_on),
         "candidates": _part(config, "candidates", "bm25", "own", *dense),
         "heads": _part(config, *JUDGE, "heads"),

@@ -1,7 +1,8 @@
-"""Generated questions for sources that have passages but no questions: one chunk of an article, one question.
+"""Generated questions for sources that have passages but no questions: one chunk of an article, one question of each kind.
 
-The prompt, the model and the greedy decoding are fixed by the config. Every answer is appended to a journal outside
-the pipeline's outputs, so that an interrupted run goes on where it stopped.
+The kinds (a full question, keywords, a claim) have a prompt each; own example queries may steer them
+(:mod:`dream.data.examples`). Prompts, model and greedy decoding are fixed by the config. Every answer is appended to a journal
+outside the pipeline's outputs, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from dream import assets
-from dream.data import sources
+from dream.data import examples, sources
 from dream.data.tables import rng
+from dream.errors import DreamError, visible
 from dream.files import Journal, value_hash
 
 if TYPE_CHECKING:
     from dream.config import Config, Model
     from dream.config.sections import Questions
 
-COLUMNS = ["source", "target_id", "query"]
+COLUMNS = ["source", "target_id", "query", "kind"]
+SHOWN = 3  # examples of dropped questions
 PATH = Path("work/questions/questions.parquet")  # what stage questions writes
 
 
@@ -50,46 +53,77 @@ def targets(config: Config) -> pd.DataFrame:
 
 
 def generate(config: Config, passages: pd.DataFrame, journal: Path | None = None) -> pd.DataFrame:
-    """Write one question for every passage.
+    """Write one query of every kind of ``questions.kinds`` for every passage.
 
     Args:
-        config: ``questions`` holds the prompt and the limits, and the endpoint that writes, if any; else
+        config: ``questions`` holds the prompts and the limits, and the endpoint that writes, if any; else
             ``roles["generator"]`` is the instruct model.
         passages: rows with passage_id, source, title, text.
-        journal: JSON-lines file of answers already written; by default under ``.dream`` in the project's root.
+        journal: JSON-lines file of questions already written, other kinds beside it; by default under ``.dream`` in the
+            project's root.
 
     Returns:
-        source, target_id, query: in the order of ``passages``; answers without a word are left out.
+        source, target_id, query, kind: in the order of ``passages``; answers without a word are left out.
     """
-    kept = Journal(journal or _journal(config))
+    kept = {kind: Journal(_journal(config, kind, journal)) for kind in config.questions.kinds}
     # sorted by length: a batch is padded to its longest prompt
-    todo = passages[~passages["passage_id"].isin(list(kept.done))]
-    todo = todo.iloc[todo["text"].str.len().argsort(kind="stable")]
-    if len(todo):
+    ordered = passages.iloc[passages["text"].str.len().argsort(kind="stable")]
+    todo = {kind: ordered[~ordered["passage_id"].isin(list(journal.done))] for kind, journal in kept.items()}
+    if total := sum(map(len, todo.values())):
         write = writer(config)
-        with tqdm(total=len(todo), desc="questions", unit="question") as bar:
-            for start in range(0, len(todo), config.questions.batch):
-                batch = todo.iloc[start : start + config.questions.batch]
-                for name, question in zip(batch["passage_id"], write(list(batch["text"])), strict=True):
-                    kept.add(name, question)
-                bar.update(len(batch))
-    rows = [
-        (source, name, kept.done[name])
+        with tqdm(total=total, desc="questions", unit="question") as bar:
+            for kind, rows in todo.items():
+                for start in range(0, len(rows), config.questions.batch):
+                    batch = rows.iloc[start : start + config.questions.batch]
+                    for name, question in zip(batch["passage_id"], write(list(batch["text"]), kind), strict=True):
+                        kept[kind].add(name, question)
+                    bar.update(len(batch))
+    found = [
+        (source, name, kept[kind].done[name], kind)
         for source, name in zip(passages["source"], passages["passage_id"], strict=True)
-        if re.search(r"\w", kept.done[name])
+        for kind in kept
+        if re.search(r"\w", kept[kind].done[name])
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
-def writer(config: Config) -> Callable[[list[str]], list[str]]:
-    """What turns passages into questions: a model in this process, or one behind ``questions.endpoint``."""
+def dropped(why: str, before: pd.DataFrame, after: pd.DataFrame) -> str:
+    """What a filter dropped, in a line: how many, which share, and the first three."""
+    gone = before.merge(after, how="left_anti")
+    shown = "; ".join(visible(query[:100]) for query in gone["query"].head(SHOWN))
+    return (
+        f"{why}: {len(gone)} of {len(before)} dropped ({len(gone) / max(1, len(before)):.0%}){', such as: ' * bool(shown)}{shown}"
+    )
+
+
+def require(kept: pd.DataFrame, written: pd.DataFrame, needed: list[str]) -> None:
+    """Stop if the filters leave a source without a question.
+
+    Raises:
+        DreamError: names the source.
+    """
+    for name in needed:
+        if name not in set(kept["source"]):
+            raise DreamError(
+                f"source {name}: the filters leave none of its {(written['source'] == name).sum()} questions",
+                "Raise questions.round_trip (0: off), lower questions.gap_filter (null: off), or another generator",
+            )
+
+
+def writer(config: Config) -> Callable[[list[str], str], list[str]]:
+    """What turns passages into queries of a kind: a model in this process, or one behind ``questions.endpoint``."""
     asked = config.questions
     if not asked.endpoint:
         return Writer(config.roles["generator"], asked)
     from dream.data.endpoint import Endpoint
 
-    server = Endpoint(asked)
-    return lambda texts: [clean(a) for a in server.answers([asked.prompt.replace("{passage}", text) for text in texts])]
+    server, shown = Endpoint(asked), examples.read(asked.examples)
+
+    def write(texts: list[str], kind: str) -> list[str]:
+        prompts = [examples.as_text(examples.turns(prompt(asked, kind), text, shown)) for text in texts]
+        return [clean(answer) for answer in server.answers(prompts)]
+
+    return write
 
 
 class Writer:
@@ -112,11 +146,11 @@ class Writer:
         if torch.cuda.is_available():
             self.model = self.model.cuda()
 
-    def __call__(self, texts: list[str]) -> list[str]:
-        """One question a text: the first line that the model writes."""
+    def __call__(self, texts: list[str], kind: str) -> list[str]:
+        """One query of a kind for every text: the first line that the model writes."""
         import torch
 
-        prompts = [self._prompt(text) for text in texts]
+        prompts = [self._prompt(text, kind) for text in texts]
         inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
         with torch.inference_mode():
             out = self.model.generate(
@@ -131,12 +165,17 @@ class Writer:
         answers = self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [clean(answer) for answer in answers]
 
-    def _prompt(self, text: str) -> str:
-        prompt = self.settings.prompt.replace("{passage}", text)
+    def _prompt(self, text: str, kind: str) -> str:
+        said = examples.turns(prompt(self.settings, kind), text, examples.read(self.settings.examples))
         if not self.tokenizer.chat_template:
-            return (self.tokenizer.bos_token or "") + prompt
-        turn = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+            return (self.tokenizer.bos_token or "") + examples.as_text(said)
+        turns = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(said)]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+
+
+def prompt(settings: Questions, kind: str) -> str:
+    """The request for a kind of query."""
+    return str(getattr(settings, "prompt" if kind == "question" else f"{kind}_prompt"))
 
 
 def clean(answer: str) -> str:
@@ -147,17 +186,20 @@ def clean(answer: str) -> str:
     """
     answer = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.S).strip()
     line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
-    line = re.sub(r"^(question|q)\s*:\s*", "", line, flags=re.I).strip(" \"'“”*")
+    line = re.sub(r"^(question|q|keywords|statement|claim|query)\s*:\s*", "", line, flags=re.I).strip(" \"'“”*")
     return line[: line.index("?") + 1] if "?" in line else line
 
 
-def _journal(config: Config) -> Path:
+def _journal(config: Config, kind: str, given: Path | None) -> Path:
     """Answers by passage: what else they depend on is in the folder's name."""
+    if given:
+        return given if kind == "question" else given.with_stem(f"{given.stem}-{kind}")
     asked = config.questions
     if asked.endpoint:
         model: list[Any] = [asked.endpoint, asked.endpoint_model]
     else:
         local = config.roles["generator"]
         model = [local.model, local.adapter, local.layers, local.dtype, asked.batch]
-    key = value_hash([*model, asked.prompt, asked.max_new_tokens])[:16]
+    shown = examples.read(asked.examples)
+    key = value_hash([*model, prompt(asked, kind), asked.max_new_tokens, *([shown] if shown else [])])[:16]
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"

@@ -190,6 +190,8 @@ def _words(kind: Any, limits: Iterable[Any] = ()) -> str:
         return " | ".join("null" if one is type(None) else _words(one, limits) for one in inside)
     if origin is list:
         return f"list of: {_words(inside[0])}"
+    if origin is dict:
+        return f"mapping to: {_words(inside[1])}"
     said = {bool: "true | false", int: "whole number", float: "number", str: "text"}[kind]
     return ", ".join([said, *_bounds(limits, whole=kind is int)])
 
