@@ -149,8 +149,8 @@ def _tasks(config: Config, entries: Iterable[str]) -> dict[str, Any]:
 
 
 def _own(config: Config, reads: list[str]) -> dict[str, Any]:
-    """All own sets, for an entry that asks about the training sources: those with training judgements are sources too."""
-    return {"own": dict(config.own)} if "data.sources" in reads else {}
+    """All own sets, for an entry that asks about held-out groups: a set may be a source, and no test query of one is asked."""
+    return {"own": dict(config.own)} if "data.development" in reads else {}
 
 
 def _named(section: str, *keys: str) -> list[str]:

@@ -68,10 +68,9 @@ def _is_documents(place: str, changed: int) -> bool:
     if zipfile.is_zipfile(place):
         with zipfile.ZipFile(place) as opened:
             names = [PurePosixPath(name) for name in opened.namelist()]
-        return not any(map(_is_label, names))
+        return not any(_is_label(name) for name in names if not any(map(hidden, (name, *name.parents))))
     return not (os.path.isdir(place) and any(map(_is_label, below(Path(place)))))
 
 
 def _is_label(path: Path | PurePosixPath) -> bool:
-    judged = path.suffix == ".tsv" and path.parent.name == "qrels"
-    return not hidden(path) and (path.name == "queries.jsonl" or judged)
+    return path.name == "queries.jsonl" or (path.suffix == ".tsv" and path.parent.name == "qrels")
