@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ["source", "target_id", "query", "kind"]
 SHOWN = 3  # examples of dropped questions
+_ABOUT = re.compile(  # what small models put before a claim or a topic
+    r"^(the|this) (topic( of (the|this) passage)? is"
+    r"|(passage|statement|text) (is about|(supports|states)( the (claim|idea|fact))?( that)?)):? ",
+    re.IGNORECASE,
+)
 PATH = Path("work/questions/questions.parquet")  # what stage questions writes
 
 
@@ -179,14 +184,15 @@ def prompt(settings: Questions, kind: str) -> str:
 
 
 def clean(answer: str) -> str:
-    """The question in a model's answer: thoughts, labels and quotes removed, first line, up to its question mark.
+    """The query in a model's answer: thoughts, labels and quotes removed, first line, up to its question mark.
 
-    >>> clean('<think>hm</think> Question: "What is an atom?" It asks …')
-    'What is an atom?'
+    >>> clean('<think>hm</think> Question: "What is an atom?" It asks …'), clean("The passage supports the claim that bees see.")
+    ('What is an atom?', 'bees see.')
     """
     answer = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.S).strip()
     line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
-    line = re.sub(r"^(question|q|keywords|statement|claim|query)\s*:\s*", "", line, flags=re.I).strip(" \"'“”*")
+    line = re.sub(r"^(question|q|topic|keywords|statement|claim|query)\s*:\s*", "", line, flags=re.I).strip(" \"'“”*")
+    line = _ABOUT.sub("", line).strip(" \"'“”*")
     return line[: line.index("?") + 1] if "?" in line else line
 
 
