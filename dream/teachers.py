@@ -123,7 +123,7 @@ def table(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None = 
 class OfJudge(Teacher):
     """A teacher that is the frozen judge."""
 
-    code = ("judge",)
+    code: ClassVar[tuple[str, ...]] = ("judge",)
 
     @classmethod
     def reads(cls, name: str) -> tuple[str, ...]:
@@ -196,6 +196,41 @@ class Attention(OfJudge):
 
     def tokens(self, candidates: CandidateSet) -> list[int]:
         return []
+
+
+@register("lexical_attention")
+class LexicalAttention(Attention):
+    """t_j = z(b_j) + z(r_j): BM25's score of candidate j and :class:`Attention`'s, each less its mean over the question's
+    candidates, by its standard deviation (0 where all are alike). BM25 counts words in the set alone. It reads no target."""
+
+    code = ("judge", "candidates")
+
+    @classmethod
+    def reads(cls, name: str) -> tuple[str, ...]:
+        return (*super().reads(name), "bm25")
+
+    def identity(self) -> Any:
+        return [super().identity(), self.config.bm25.model_dump()]
+
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        masses, took = super().ask(candidates)
+        return standardised(self.lexical(candidates).to(masses)) + standardised(masses), took
+
+    def lexical(self, candidates: CandidateSet) -> Tensor:
+        """b: BM25 score of every candidate, ``[Q, K]``; 0 where it shares no word with the question."""
+        from dream.candidates.bm25 import BM25Index
+
+        index = BM25Index(candidates.passages, self.config.bm25)
+        scores = torch.zeros(len(candidates.questions), len(index))
+        for row, places, found in zip(scores, *index.search([q.text for q in candidates.questions], len(index)), strict=True):
+            row[list(map(int, places))] = torch.from_numpy(found).float()
+        return scores
+
+
+def standardised(scores: Tensor) -> Tensor:
+    """Every row less its mean, by its standard deviation; a row of equal numbers is zero."""
+    spread = scores.std(-1, correction=0, keepdim=True)
+    return (scores - scores.mean(-1, keepdim=True)) / spread.clamp(min=1e-12)
 
 
 class Similarity(Teacher):

@@ -7,7 +7,7 @@ from report_fixture import edit_json, make_cells, make_config
 
 from dream.errors import DreamError
 from dream.files import write_json
-from dream.report import plots
+from dream.report import plots, stats
 from dream.report.results import cells
 from dream.report.tables import curves, measures, registry, render
 
@@ -74,6 +74,8 @@ def test_pairs_are_equal_in_what_they_say(results):
 def test_rows_hold_the_paired_difference_and_say_who_is_ahead(results):
     tasks = measures.overall(results)[2]
     rows = curves.rows(results)
+    assert rows[2]["p_holm"] == rows[3]["p_holm"] == rows[4]["p_holm"], "the same two points are one test"
+    assert sorted(row["p_holm"] for row in rows[:3]) == sorted(stats.holm([row["p"] for row in rows[:3]]))
     for row in rows[:2]:
         at = results.snapshots[row["pairs"]]
         change = measures.difference(at, "dream", at, "infonce", tasks)

@@ -723,7 +723,7 @@ def test_csv_reads_back(results):
 @pytest.mark.slow
 def test_every_plot_is_drawn_from_the_fixture(results, tmp_path):
     files = plots.draw(results, tmp_path)
-    assert {file.stem for file in files} == set(plots.PLOTS)
+    assert {file.stem for file in files} == set(plots.PLOTS) - {"curves"}  # these need snapshots: test_report_curves.py
     for file in files:
         assert file.stat().st_size > 5000
         assert file.suffix == ".png" or "<dc:date>" not in file.read_text()

@@ -157,7 +157,7 @@ def test_going_back_runs_nothing_but_restores(project):
     apply_overrides(project / "params.yaml", ["training.learning_rate=0.002"])
     assert any(name.startswith("train@") for name in repro(project))
     (project / "params.yaml").write_bytes(before)
-    assert repro(project) <= {"report"}
+    assert repro(project) <= {"configure", "report"}  # their outs are no plots, which the run-cache would restore
 
 
 def is_file(change):

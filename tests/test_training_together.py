@@ -251,7 +251,7 @@ def test_the_launch_parameter_and_accelerate_launch_start_two_processes(model, t
         env = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "TOKENIZERS_PARALLELISM": "false"}
         ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
-        assert (ran.stdout + ran.stderr).count("[train-infonce-0] encoder ") == 1
+        assert (ran.stdout + ran.stderr).count("[train-infonce-0] stage ") == 1
         for name, weight in adapter(alone).items():
             torch.testing.assert_close(adapter(folder)[name], weight, atol=WEIGHTS, rtol=0)
         assert pathlib.Path(folder, "work/models/infonce-0/state.json").is_file()

@@ -77,7 +77,13 @@ def test_systems_are_compared_as_the_tables_do(results, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "outcome"), [({}, None), ({"difference": -0.2, "diff_low": -0.3, "diff_high": -0.1}, NOT), ({"p": None}, OPEN)]
+    ("change", "outcome"),
+    [
+        ({}, None),
+        ({"difference": -0.2, "diff_low": -0.3, "diff_high": -0.1}, NOT),
+        ({"p_holm": None}, OPEN),
+        ({"p_holm": 0.06}, OPEN),
+    ],
 )
 def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, change, outcome):
     """Only the rival's last point at equal pairs; the claim holds if this and the report's comparison both do."""

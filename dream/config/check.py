@@ -136,7 +136,7 @@ def _one_thing(config: Config) -> None:
 def _given() -> Iterator[tuple[str, str]]:
     """Every name that the code gives, and what it stands for."""
     for what, found in (
-        ("a recipe", RECIPES), ("a file beside the tasks", ["entry.json"]), ("a system", [*built_in(), *rerankers(), "hybrid"]),
+        ("a recipe", RECIPES), ("a file beside the tasks", ["entry.json"]), ("a system", [*built_in(), *rerankers()]),
         ("an objective", trained()), ("a packaged training source", SOURCES), ("a packaged task", PACKAGED),
         ("a list of mteb tasks", LISTS), ("the list of held-out documents", [HELD_OUT]),
     ):  # fmt: skip

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dream.encoder.adapters import with_adapter
+from dream.encoder.adapters import scale, with_adapter
 from dream.encoder.reading import fits, is_causal, is_peft, quiet, readable, room, settings, split_revision
 from dream.encoder.reading import lower_case as put_into_small_letters
 from dream.encoder.texts import POOLINGS, batches, check_finite, pool, tokenizer_content, unique
@@ -127,6 +127,7 @@ class Encoder(nn.Module):
         token_budget: int = 8192,
         gradient_checkpointing: bool = False,
         device: torch.device | str | None = None,
+        strength: float = 1.0,
     ) -> Encoder:
         """Load the model of a record as its rules say.
 
@@ -140,6 +141,7 @@ class Encoder(nn.Module):
             token_budget: padded tokens per batch.
             gradient_checkpointing: recompute activations in the backward pass.
             device: default: the first GPU, else the CPU.
+            strength: see :func:`dream.encoder.adapters.scale`.
 
         Raises:
             DreamError: the record has an adapter of its own and is to be trained; see also :meth:`from_pretrained`.
@@ -164,6 +166,8 @@ class Encoder(nn.Module):
             document_prompt=rules.document_prompt,
         )
         encoder.check_length(rules.max_length, f"{rules.key}.max_length")
+        if strength != 1:
+            scale(encoder.backbone, strength)
         if trainable and adapter is None and lora is not None:
             encoder.add_lora(lora, seed, rules.lora_targets)
         if trainable and gradient_checkpointing:

@@ -122,18 +122,22 @@ def recorded(name: str, config: Config, device: str | None = None) -> Dense:
     return _load(name, config.roles[name], name, config, device)
 
 
-def trained(name: str, seed: int, config: Config, device: str | None = None, pairs: int | None = None) -> Dense:
-    """The encoder of the size with the adapter that a run left, or had after some of its pairs.
+def trained(
+    name: str, seed: int, config: Config, device: str | None = None, pairs: int | None = None, strength: float = 1.0
+) -> Dense:
+    """The encoder of the size with the adapter that a run left, or had after some of its pairs, at some strength.
 
     Raises:
         DreamError: there is none, or it was trained with other settings.
     """
     folder = TRAINED / f"{name}-{seed}" / ("" if pairs is None else f"snapshots/{pairs}")
     manifest.check(f"train-{name}-{seed}", folder)
-    return _load(name, config.roles["encoder"], "encoder", config, device, folder / "adapter")
+    return _load(name, config.roles["encoder"], "encoder", config, device, folder / "adapter", strength)
 
 
-def _load(name: str, record: Model, key: str, config: Config, device: str | None, adapter: Path | None = None) -> Dense:
+def _load(
+    name: str, record: Model, key: str, config: Config, device: str | None, adapter: Path | None = None, strength: float = 1.0
+) -> Dense:
     rules, knobs = models.rules(record, f"models.{key}"), config.evaluate
-    encoder = Encoder.load(rules, adapter=adapter, token_budget=knobs.token_budget, device=device)
+    encoder = Encoder.load(rules, adapter=adapter, token_budget=knobs.token_budget, device=device, strength=strength)
     return Dense(name, encoder, rules, knobs, str(adapter) if adapter else None)

@@ -18,7 +18,7 @@ def lines(results: Results, folder: Path | str = reading.CELLS) -> Iterator[str]
     yield from _verified(results, folder)
     tasks = measures.overall(results)[2]
     scores = [f"{name} {number(measures.measured(results, name, tasks).value)}" for name in results.systems]
-    yield f"nDCG@10, mean over {len(tasks)} tasks: {', '.join(scores)}"
+    yield f"nDCG@10, mean over {len(tasks)} task{'' if len(tasks) == 1 else 's'}: {', '.join(scores)}"
     others = [name for name in reversed(results.systems) if name != results.reference]
     commands = {
         "dream-report page": "all of it in one HTML file",

@@ -94,7 +94,10 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "seeds": min(len(a.results.seeds(a.system)), len(b.results.seeds(b.system))), "tasks": len(tasks),
             "within": measures.within_seeds(a.results, a.system, b.results, b.system, tasks),
         })  # fmt: skip
-    measures.corrected(found)
+    distinct = {(row["pairs"], row["rival"], row["rival_pairs"]): {"p": row["p"], "p_holm": None} for row in found}
+    measures.corrected(list(distinct.values()))  # two points may be equal in several respects: that is one test
+    for row in found:
+        row["p_holm"] = distinct[row["pairs"], row["rival"], row["rival_pairs"]]["p_holm"]
     return found
 
 
