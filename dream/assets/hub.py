@@ -63,7 +63,8 @@ def download(reference: str) -> Path:
     name, revision = split_revision(reference)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except OSError as error:
+    except Exception as error:  # the HTTP library and its errors differ between releases of huggingface_hub
+        _refuse_busy(f"model {reference}", error)
         raise DreamError(f"model {reference} could not be downloaded ({_first(error)})", "Run again: it goes on") from None
 
 
@@ -107,10 +108,20 @@ def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: st
             f"{thing} is not on the hub, or it is private", "Check the name and revision, or run `hf auth login`"
         ) from None
     except Exception as error:  # the HTTP library and its errors differ between releases of huggingface_hub
+        _refuse_busy(thing, error)
         raise DreamError(
             f"{thing} is not in the local Hugging Face cache and the hub cannot be reached ({type(error).__name__})",
             f"Run on a machine with network access, download it first with `{command}`, {instead}",
         ) from None
+
+
+def _refuse_busy(thing: str, error: Exception) -> None:
+    """:class:`DreamError` if the hub is there and refuses for now: too many questions, or a fault of its own."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status == 429:
+        raise DreamError(f"{thing}: the hub is asked too often (429)", "Wait some minutes, or run `hf auth login`; it goes on") from None
+    if status >= 500:
+        raise DreamError(f"{thing}: the hub has a fault of its own ({status})", "Run again in some minutes; it goes on") from None
 
 
 def _first(error: BaseException) -> str:

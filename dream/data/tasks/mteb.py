@@ -72,9 +72,9 @@ def loaded(name: str) -> Iterator[tuple[Any, str, str]]:
             task.load_data()
             if hasattr(task, "convert_v1_dataset_format_to_v2"):
                 task.convert_v1_dataset_format_to_v2(num_proc=None)
-        except (OSError, ConnectionError, ValueError) as error:
+        except Exception as error:  # a task's own loader, the hub's clients: each raises what it likes
             raise DreamError(
-                f"task {name}: its data cannot be loaded ({str(error).splitlines()[0][:150]})",
+                f"task {name}: its data cannot be loaded ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]})",
                 "Run where the hub can be reached, or choose other tasks",
             ) from None
         for subset in task.hf_subsets:
