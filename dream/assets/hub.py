@@ -119,9 +119,9 @@ def _refuse_busy(thing: str, error: Exception) -> None:
     """:class:`DreamError` if the hub is there and refuses for now: too many questions, or a fault of its own."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if status == 429:
-        raise DreamError(f"{thing}: the hub is asked too often (429)", "Wait some minutes, or run `hf auth login`; it goes on") from None
+        raise DreamError(f"{thing}: the hub is asked too often (429)", "Wait some minutes, then run again") from None
     if status >= 500:
-        raise DreamError(f"{thing}: the hub has a fault of its own ({status})", "Run again in some minutes; it goes on") from None
+        raise DreamError(f"{thing}: the hub has a fault of its own ({status})", "Wait some minutes, then run again") from None
 
 
 def _first(error: BaseException) -> str:
