@@ -223,8 +223,9 @@ def load_lm(path: str, dtype: str = "float32", lora: tuple[int, int] | None = (2
     )
     if lm.config._attn_implementation != ATTENTION:
         raise DreamError(f"{path} does not take another attention", "Choose a decoder that transformers implements")
-    lm.requires_grad_(False)
+    model = lm.requires_grad_(False)
     if lora:
         r, alpha = lora
         lm = get_peft_model(lm, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules="all-linear"))
-    return lm, AutoTokenizer.from_pretrained(path)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    return lm.train(), AutoTokenizer.from_pretrained(path)
