@@ -147,16 +147,20 @@ class Writer:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder, remote = assets.model_path(record.model, record.layers), record.trust_remote_code
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=remote)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, record.dtype), use_safetensors=True, trust_remote_code=remote
+            folder,
+            dtype=getattr(torch, record.dtype),
+            use_safetensors=True,
+            trust_remote_code=remote,
+            device_map={"": device},
         ).eval()
         if record.adapter:
             self.model.load_adapter(str(assets.model_path(record.adapter)))
-        self.model = self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def __call__(self, texts: list[str], kind: str) -> list[str]:
         """One query of a kind for every text: the first line that the model writes."""
