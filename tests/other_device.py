@@ -9,6 +9,7 @@ import contextlib
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+from transformers import PreTrainedModel
 
 DEVICE = torch.device("meta")
 MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -88,20 +89,33 @@ def call(func, args, kwargs):
     return tree_map(lambda x: There(x) if isinstance(x, torch.Tensor) and goes else x, out)
 
 
+def _loading(load):
+    """transformers' ``from_pretrained``, for which the device's name is one without memory: loaded here and moved."""
+
+    @classmethod
+    def from_pretrained(cls, *given, device_map=None, **more):
+        found = load.__func__(cls, *given, **more)
+        (found[0] if isinstance(found, tuple) else found).to(next(iter((device_map or {"": "cpu"}).values())))
+        return found
+
+    return from_pretrained
+
+
 @contextlib.contextmanager
 def other_device():
     """Make :data:`DEVICE` a device that computes; modules are moved to it by ``to``, as to any other.
 
     Inference mode, which hands operations over before they are taken apart, is no_grad here.
     """
-    made, mode = torch.tensor, torch._C._InferenceMode
+    made, mode, load = torch.tensor, torch._C._InferenceMode, PreTrainedModel.from_pretrained
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.tensor = lambda data, *, device=None, **more: made(data, **more).to(device)  # torch's own asks no mode
+    PreTrainedModel.from_pretrained = _loading(load)
     torch._C._InferenceMode = lambda on: torch.no_grad() if on else contextlib.nullcontext()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter becomes one of another class
     try:
         with OtherDevice():
             yield DEVICE
     finally:
-        torch.tensor, torch._C._InferenceMode = made, mode
+        torch.tensor, torch._C._InferenceMode, PreTrainedModel.from_pretrained = made, mode, load
         torch.__future__.set_overwrite_module_params_on_conversion(before)

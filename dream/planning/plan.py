@@ -42,8 +42,8 @@ RUNS = Path("reports/results/runs")
 def overrides(settings: list[str]) -> dict[str, Any]:
     """``key=value`` as ``dvc exp run -S`` takes it, with plus signs or without: dotted keys and YAML values.
 
-    >>> overrides(["training.micro_batch=1", "++revela.tau=1e-2", "objectives=[dream]"])
-    {'training.micro_batch': 1, 'revela.tau': 0.01, 'objectives': ['dream']}
+    >>> overrides(["training.micro_batch=1", "++qrhead.depth=20", "seeds=[0, 1]"])
+    {'training.micro_batch': 1, 'qrhead.depth': 20, 'seeds': [0, 1]}
 
     Raises:
         DreamError: there is no equals sign, or the value is no YAML.
