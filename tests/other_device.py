@@ -107,7 +107,7 @@ def other_device():
 
     Inference mode, which hands operations over before they are taken apart, is no_grad here.
     """
-    made, mode, load = torch.tensor, torch._C._InferenceMode, PreTrainedModel.from_pretrained
+    made, mode, load = torch.tensor, torch._C._InferenceMode, vars(PreTrainedModel)["from_pretrained"]
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.tensor = lambda data, *, device=None, **more: made(data, **more).to(device)  # torch's own asks no mode
     PreTrainedModel.from_pretrained = _loading(load)
