@@ -433,7 +433,13 @@ def knobs(
     show(lambda: [asdict(setting) for setting in found], json, lambda: render.joined(lines()), lambda: render.Coloured(lines))
 
 
-@app.command(epilog=examples("dream-report plan --size 3b", "dream-report plan --size 8b --tflops 400 --device-gib 80"))
+@app.command(
+    epilog=examples(
+        "dream-report plan --size 3b",
+        "dream-report plan --size 8b --tflops 400 --device-gib 80",
+        "dream-report plan --size 3b -S training.gradient_checkpointing=true -S objectives=[dream,revela]",
+    )
+)
 def plan(
     size: Annotated[
         str | None,
@@ -442,19 +448,26 @@ def plan(
     recipe: Annotated[
         str, typer.Option("--recipe", help="auto, packaged, smoke or paper.", autocompletion=completion.recipes)
     ] = "auto",
-    tflops: Annotated[float, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s.")] = 100.0,
+    tflops: Annotated[
+        float | None, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s, by default 100.")
+    ] = None,
     device_gib: Annotated[
         float | None, typer.Option("--device-gib", min=0.1, max=1e9, help="Device memory; by default what is here.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set-param", "-S", metavar="KEY=VALUE", help="A setting, as `dvc exp run` takes it.")
     ] = None,
     json: Json = False,
     params: Params = PARAMS,
 ) -> None:
-    """Estimate parameters, FLOPs, hours, memory and disk of a size from configurations alone: no weights are read."""
+    """Estimate parameters, FLOPs, hours, memory and disk of a size from configurations alone: no weights are read.
+
+    Which cards it fits, and what to change where it does not."""
     from dream import config
     from dream.planning import plan as planning
 
-    overrides = {"recipe": recipe} | ({"model.size": size} if size else {})
-    found = planning.estimate(config.load(params, overrides), tflops)
+    overrides = {"recipe": recipe} | ({"model.size": size} if size else {}) | planning.overrides(settings or [])
+    found = planning.estimate(config.load(params, overrides), tflops, params.parent / planning.RUNS, device_gib)
     memory, name = planning.device() if device_gib is None else (device_gib, "the given device")
     if json:
         device = {"device": name, "device_gib": memory, "fits": planning.fits(found, memory)}

@@ -23,18 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
-from dream import config as configs
-from dream import errors, models
-from dream.encoder import Encoder
+from dream import errors
 from dream.errors import DreamError, explain, visible
 from dream.files import write_json
 from dream.manifest import ROOT
 from dream.report import page as paging
 from dream.report.commands import compare
-from dream.report.commands import explain as explaining
 from dream.report.tables import render
 
 TEXTS = st.text(
@@ -345,34 +340,3 @@ def test_two_trainings_of_one_run_at_once_leave_the_bytes_of_one(model, tmp_path
         lines = [line for line in toy.log(folder, rank).splitlines() if line.startswith("error: ")]
         assert len(lines) == code and "Traceback" not in toy.log(folder, rank)
     assert toy.outs(folder) == toy.outs(whole)
-
-
-class Elsewhere(TorchFunctionMode):
-    """Tensors that a file makes without naming a device come out on another one: what mixes them with a model's fails."""
-
-    def __init__(self, file):
-        super().__init__()
-        self.file, self.makers = file, _device_constructors()
-
-    def __torch_function__(self, function, types, arguments=(), options=None):
-        options = dict(options or {})
-        if function in self.makers and sys._getframe(1).f_code.co_filename == self.file:
-            options.setdefault("device", "meta")
-        return function(*arguments, **options)
-
-
-def test_explain_makes_every_tensor_on_the_models_device(model, tmp_path):
-    folder = toy.make(tmp_path, model)
-    config = configs.load(folder / "params.yaml")
-    encoder = Encoder.load(models.rules(config.roles["encoder"], "encoder"), trainable=True, lora=config.training.lora)
-    encoder.save_adapter(folder / "work" / "models" / "dream-0" / "adapter")
-    write_json(folder / "work" / "models" / "dream-0" / "state.json", {"tau": 0.1, "gate": 0.6})
-    wanted = explaining.explain("q0.0", config, "dream", work=folder / "work")
-    with Elsewhere(explaining.__file__):
-        assert explaining.explain("q0.0", config, "dream", work=folder / "work") == wanted
-    assert abs(sum(c["p"] for c in wanted.candidates) - 1) < 1e-5 and set(wanted.losses) == {
-        "plain",
-        "injected",
-        "gold",
-        "uniform",
-    }

@@ -517,7 +517,8 @@ def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
     record = SimpleNamespace(model=str(tmp_path), dtype="float32", quantization="none")
     lengths = SimpleNamespace(passage_tokens=5, query_tokens=3, target_tokens=4)
     judge = Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths), "cpu")
-    assert asked == [{"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}]
+    device = {"": torch.device("cpu")}
+    assert asked == [{"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa", "device_map": device}]
     assert (judge.reference, judge.weights) == (str(tmp_path), assets.content_hash(str(tmp_path)))
     assert (judge.dtype, judge.device.type, judge.layers, judge.heads) == (torch.float32, "cpu", 4, 4)
     assert (judge.prompt.limits, len(judge.prompt.tokens("the cat"))) == (Limits(5, 3, 4), 2)

@@ -16,6 +16,7 @@ import reference
 import torch
 import toy_project as toy
 import transformers
+from memory_peak import Peak
 from safetensors.torch import load_file
 from test_training import config, cut, encoder_folder, make_config, make_sets, run  # noqa: F401
 
@@ -405,6 +406,27 @@ def test_revela_equals_its_definition_in_loss_and_gradient(encoder_folder, norma
     assert (plain - results[0][0]).abs() > 1e-6, "the other chunks matter"
 
 
+@pytest.mark.parametrize("lora", [None, (4, 8)])
+def test_revelas_layers_computed_again_give_the_same_loss_and_gradient_in_less_memory(encoder_folder, lora):  # noqa: F811
+    found, peaks = [], []
+    for again in (True, False):
+        torch.manual_seed(0)
+        objective = Revela(*load_lm(encoder_folder, lora=lora))
+        assert objective.lm.training
+        objective.lm.train(again)  # transformers computes again in training only
+        similarity = torch.full((6, 6), 0.2).fill_diagonal_(0).requires_grad_()
+        with Peak() as memory:
+            loss = objective.modelling_loss([[*range(3, 20)]] * 6, similarity)
+            loss.backward()
+        peaks.append(memory.peak)
+        trained = {n: p.grad for n, p in objective.lm.named_parameters() if p.requires_grad}
+        assert bool(trained) == bool(lora) and similarity.grad.abs().max() > 0
+        found.append({"loss": loss.detach(), "similarity": similarity.grad, **trained})
+    assert found[0].keys() == found[1].keys() and peaks[0] < 0.7 * peaks[1]
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=0, atol=0)
+
+
 def test_revelas_lm_is_that_of_the_paper_with_the_in_batch_attention_registered(encoder_folder, monkeypatch):  # noqa: F811
     asked, auto, interface = [], transformers.AutoModelForCausalLM, transformers.AttentionInterface
     register, load = interface.register, auto.from_pretrained
@@ -469,7 +491,8 @@ def test_revela_trains_encoder_and_lm(encoder_folder, config):  # noqa: F811
 
 @pytest.mark.parametrize("lm", ["frozen", "lora"])
 def test_revelas_operations_equal_what_the_counter_of_torch_counts(encoder_folder, lm):  # noqa: F811
-    """Products with weights exactly, less the gradient of the token embeddings that nobody asks for; other chunks exactly."""
+    """Products with weights exactly, less the gradient of the token embeddings that nobody asks for and, the second time, each
+    layer's last product, which no gradient needs; other chunks exactly."""
     from torch.utils.flop_counter import FlopCounterMode
 
     objective = Revela(*load_lm(encoder_folder, lora=(4, 8) if lm == "lora" else None))
@@ -481,8 +504,10 @@ def test_revelas_operations_equal_what_the_counter_of_torch_counts(encoder_folde
     rows, layers, heads = 3 * 6, shape.num_hidden_layers, shape.num_attention_heads
     first = [(n, p) for n, p in objective.lm.named_parameters() if "layers.0." in n and p.ndim > 1]
     unasked = sum(p.numel() for n, p in first if any(x in n for x in ("q_proj", "k_proj", "v_proj")) and "lora_B" not in n)
-    attention = layers * 4 * 4 * heads * shape.head_dim * 3 * 21  # forward twice, backward as much as two; 21 pairs a chunk
-    other = layers * 2 * 4 * heads * shape.head_dim * rows**2
+    last = "down_proj.lora_B" if lm == "lora" else "down_proj"
+    unasked += sum(p.numel() for n, p in objective.lm.named_parameters() if last in n)
+    attention = layers * 5 * 4 * heads * shape.head_dim * 3 * 21  # forward three times, backward as much as two; 21 pairs a chunk
+    other = layers * 3 * 4 * heads * shape.head_dim * rows**2
     assert objective.operations(3, 6) == products + 2 * rows * unasked + attention + other
     if lm == "frozen":  # nor, then, for that of the first layer's queries
         other -= 2 * heads * shape.head_dim * rows**2

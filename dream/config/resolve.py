@@ -34,12 +34,25 @@ def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = No
     if not isinstance(raw, dict):
         raise DreamError(f"{path} holds no settings", "params.yaml in the repository shows every setting")
     for key, value in (overrides or {}).items():
-        *parents, leaf = key.split(".")
-        place = raw
-        for name in parents:
-            place = place.setdefault(name, {})
-        place[leaf] = value
+        _put(raw, key.split("."), value)
     return resolve(raw, str(path))
+
+
+def _put(place: dict[str, Any], parts: list[str], value: Any) -> None:
+    """Set a value by the parts of its dotted key; a name that holds dots itself is found.
+
+    >>> sizes = {"0.5b": {"judge": "a"}}
+    >>> _put(sizes, ["0", "5b", "judge"], "b")
+    >>> sizes
+    {'0.5b': {'judge': 'b'}}
+    """
+    for n in range(len(parts) - 1, 0, -1):
+        if isinstance(inner := place.get(".".join(parts[:n])), dict):
+            return _put(inner, parts[n:], value)
+    if len(parts) == 1:
+        place[parts[0]] = value
+    else:
+        _put(place.setdefault(parts[0], {}), parts[1:], value)
 
 
 def resolve(raw: dict[str, Any], source: str = "params.yaml") -> Config:

@@ -23,6 +23,8 @@ from dream.errors import DreamError, visible
 from dream.files import Journal, value_hash
 
 if TYPE_CHECKING:
+    import torch
+
     from dream.config import Config, Model
     from dream.config.sections import Questions
 
@@ -132,24 +134,33 @@ def writer(config: Config) -> Callable[[list[str], str], list[str]]:
 
 
 class Writer:
-    """An instruct model that turns passages into questions: left-padded batches, greedy decoding."""
+    """An instruct model that turns passages into questions: left-padded batches, greedy decoding.
 
-    def __init__(self, record: Model, settings: Questions) -> None:
+    Args:
+        record: the model.
+        settings: prompts and limits.
+        device: by default CUDA if there is one, else CPU.
+    """
+
+    def __init__(self, record: Model, settings: Questions, device: torch.device | str | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder, remote = assets.model_path(record.model, record.layers), record.trust_remote_code
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=remote)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, record.dtype), use_safetensors=True, trust_remote_code=remote
+            folder,
+            dtype=getattr(torch, record.dtype),
+            use_safetensors=True,
+            trust_remote_code=remote,
+            device_map={"": device},
         ).eval()
         if record.adapter:
             self.model.load_adapter(str(assets.model_path(record.adapter)))
-        if torch.cuda.is_available():
-            self.model = self.model.cuda()
 
     def __call__(self, texts: list[str], kind: str) -> list[str]:
         """One query of a kind for every text: the first line that the model writes."""

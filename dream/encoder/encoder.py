@@ -200,6 +200,7 @@ class Encoder(nn.Module):
 
         name, revision = split_revision(str(path))
         remote = {"revision": revision, "trust_remote_code": trust_remote_code}
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         with readable(path), quiet():
             backbone, info = AutoModel.from_pretrained(
                 name,
@@ -207,6 +208,7 @@ class Encoder(nn.Module):
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
+                device_map={"": device},
                 **remote,
             )
             tokenizer = AutoTokenizer.from_pretrained(name, **remote)
@@ -222,7 +224,7 @@ class Encoder(nn.Module):
             backbone, base = with_adapter(backbone, str(adapter), adapter_trainable, reference, trust_remote_code)
         encoder = cls(backbone, tokenizer, reference=reference, **rules)
         encoder.adapter_base = base
-        return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        return encoder.to(device).eval()
 
     def add_lora(self, lora: Lora, seed: int, targets: Sequence[str] | None = None) -> None:
         """Wrap the backbone in a new LoRA.

@@ -158,6 +158,8 @@ class Judge:
     ) -> Judge:
         """Load a judge from a packaged name, a hub id or a local folder; safetensors weights only.
 
+        Each weight goes from its file to the device by itself, so that the model never stands whole in the host's memory.
+
         Args:
             reference: see :func:`dream.assets.model_path`.
             dtype: float32, bfloat16, or auto (see :func:`pick_dtype`).
@@ -179,11 +181,10 @@ class Judge:
             dtype=pick_dtype(dtype, device),
             use_safetensors=True,
             attn_implementation="sdpa",
-            **_quantized(quantization, pick_dtype(dtype, device), device),
+            device_map={"": device},
+            **_quantized(quantization, pick_dtype(dtype, device)),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if quantization == "none":
-            model = model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
         judge = cls(model, tokenizer, limits, reference, assets.content_hash(reference))
         definition.check(judge)
         return judge
@@ -482,7 +483,7 @@ def own_attention(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _quantized(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
     """What ``from_pretrained`` needs for 8-bit or 4-bit weights; nothing for none."""
     if quantization == "none":
         return {}
@@ -497,4 +498,4 @@ def _quantized(quantization: str, dtype: torch.dtype, device: torch.device) -> d
         settings = BitsAndBytesConfig(load_in_8bit=True)
     else:
         settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": settings, "device_map": {"": device}}
+    return {"quantization_config": settings}

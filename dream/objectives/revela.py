@@ -186,8 +186,9 @@ class Revela(Objective):
     def operations(self, chunks: int, length: int) -> float:
         """Of one set's step with so many chunks, padded to ``length`` tokens; counted as in ``dream/judge/flops.py``.
 
-        Two forward passes and one backward. Backward: per layer one product with every frozen weight, two per product of the
-        own chunk's attention and one per product with the other chunks' keys and values, which have no graph.
+        Two forward passes, the layers of the second once more, and one backward. Backward: per layer one product with every
+        frozen weight, two per product of the own chunk's attention and one per product with the other chunks' keys and
+        values, which have no graph.
         """
         from dream.judge.flops import attention_flops, pairs, weights_per_layer
 
@@ -198,8 +199,8 @@ class Revela(Objective):
         vocabulary = 2 * shape.hidden_size * shape.vocab_size * chunks * (length - 1)
         adapter = 2 * self.trained_weights * rows
         forward = shape.num_hidden_layers * (dense + own)
-        second = shape.num_hidden_layers * (2 * dense + 3 * own + 2 * other)  # forward and backward
-        return forward + second + 2 * vocabulary + 4 * adapter
+        second = shape.num_hidden_layers * (3 * dense + 4 * own + 3 * other)  # forward, forward again and backward
+        return forward + second + 2 * vocabulary + 5 * adapter
 
     def _hidden(self, padded: Tensor, chunks: Chunks) -> Tensor:
         """Last hidden states ``[N, T, d]`` of the LM's body."""
@@ -211,6 +212,8 @@ class Revela(Objective):
 def load_lm(path: str, dtype: str = "float32", lora: tuple[int, int] | None = (256, 512)) -> tuple[Any, Any]:
     """A causal model as Revela's LM with its tokenizer: own config, in-batch attention, a LoRA (rank, alpha; float32) or frozen.
 
+    Its layers are computed again in the backward pass: one layer's attention over all chunks is kept at a time, not all.
+
     Raises:
         DreamError: the model does not take another attention.
     """
@@ -219,12 +222,18 @@ def load_lm(path: str, dtype: str = "float32", lora: tuple[int, int] | None = (2
 
     AttentionInterface.register(ATTENTION, in_batch_attention)
     lm: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=ATTENTION
+        path,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        attn_implementation=ATTENTION,
+        device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
     )
     if lm.config._attn_implementation != ATTENTION:
         raise DreamError(f"{path} does not take another attention", "Choose a decoder that transformers implements")
-    lm.requires_grad_(False)
+    model = lm.requires_grad_(False)
     if lora:
         r, alpha = lora
         lm = get_peft_model(lm, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules="all-linear"))
-    return lm, AutoTokenizer.from_pretrained(path)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # of the token embeddings nobody asks for a gradient
+    return lm.train(), AutoTokenizer.from_pretrained(path)
