@@ -128,7 +128,14 @@ def _change(one: dict[str, Any]) -> dict[str, Any]:
     ranks = {f"{side}_ranks": ", ".join(one[f"{side}_ranks"]) for side in ("before", "after")}
     scores = {f"{side}_score": number(one[f"{side}_score"]) for side in ("before", "after")}
     outcome = "better" if one["after_score"] > one["before_score"] else "worse"
-    return {**one, **ranks, **scores, "pair": (one["before"], one["after"]), "outcome": outcome, "is_code": bool(re.search(r"\n[ \t]", one["passage"]))}
+    return {
+        **one,
+        **ranks,
+        **scores,
+        "pair": (one["before"], one["after"]),
+        "outcome": outcome,
+        "is_code": bool(re.search(r"\n[ \t]", one["passage"])),
+    }
 
 
 def _cells(results: Results) -> dict[str, list[dict[str, str]]]:

@@ -105,12 +105,12 @@ def _ranks(results: Results, system: str) -> dict[tuple[str, str], list[str]]:
 
 
 def rank(mrr: float, recall: float) -> str:
-    """The rank of the first relevant document as MRR@10 and Recall@100 tell it.
+    """The rank of the first relevant document as far as MRR@10 and Recall@100 tell it.
 
     >>> rank(1.0, 1.0), rank(0.333333, 0.5), rank(0.0, 0.5), rank(0.0, 0.0)
-    ('1', '3', '11 to 100', '> 100')
+    ('1', '3', '> 10', '> 100')
     """
-    return str(round(1 / mrr)) if mrr > 0 else "11 to 100" if recall > 0 else "> 100"
+    return str(round(1 / mrr)) if mrr > 0 else "> 10" if recall > 0 else "> 100"
 
 
 def _check(results: Results, task: str, work: Path) -> None:
