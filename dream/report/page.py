@@ -71,7 +71,7 @@ def _shown(value: Any) -> Any:
 def _figures(results: Results) -> list[dict[str, Any]]:
     """Every plot, the learning curves first: of these results or, where they have none, of the collected sweeps."""
     with tempfile.TemporaryDirectory() as folder:
-        drawn = {file.stem: file for file in plots.draw(results, Path(folder)) if file.suffix == ".svg"}
+        drawn = {file.stem: file for file in plots.draw(results, Path(folder), endings=("svg",))}
         curves = [drawn.pop("curves")] if "curves" in drawn else sorted(Path(collected.FOLDER).glob("*/curves.svg"))
         shown = {(f"{file.parent.name}-{file.stem}" if len(curves) > 1 else file.stem): file for file in curves} | drawn
         return [_figure(file, _caption(file.stem), name) for name, file in shown.items()]
@@ -119,8 +119,8 @@ def _sweep_figures(results: Results, titles: dict[str, str]) -> dict[str, dict[s
     if not drawn:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        files = plots.draw(results, Path(folder), list(drawn), drawn)
-        return {file.stem: _figure(file, titles[file.stem], file.stem) for file in files if file.suffix == ".svg"}
+        files = plots.draw(results, Path(folder), list(drawn), drawn, ("svg",))
+        return {file.stem: _figure(file, titles[file.stem], file.stem) for file in files}
 
 
 def _change(one: dict[str, Any]) -> dict[str, Any]:
