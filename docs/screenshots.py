@@ -51,15 +51,15 @@ def main() -> None:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=PATIENCE)
         for size, (width, height) in SIZES.items():
             scheme = "dark" if size == "dark" else "light"
+            tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            tab.set_default_timeout(PATIENCE)
+            tab.goto(file.as_uri())
             for view in VIEWS:
-                tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-                tab.set_default_timeout(PATIENCE)
-                tab.goto(file.as_uri())
                 view(tab)
                 tab.wait_for_timeout(500)  # the contents list follows
                 picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
                 picture.quantize(64).save(FOLDER / f"{view.__name__}-{size}.png", optimize=True)
-                tab.close()
+            tab.close()
         browser.close()
 
 
