@@ -40,7 +40,7 @@ VIEWS: tuple[Callable[[Page], None], ...] = (top, curve, explorer)
 
 
 def main() -> None:
-    """Write docs/screenshots/<view>-<size>.png, each with at most 64 colours."""
+    """Write docs/screenshots/<view>-<size>.png, each with 256 colours."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         sys.exit("error: no browser. apt-get install chromium")
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         file = Path(folder, "page.html")
         file.write_text(page.html(cells.load(config.load())), encoding="utf-8")
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=PATIENCE)
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE)
         for size, (width, height) in SIZES.items():
             scheme = "dark" if size == "dark" else "light"
             tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -58,7 +58,7 @@ def main() -> None:
                 view(tab)
                 tab.wait_for_timeout(500)  # the contents list follows
                 picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
-                picture.quantize(64).save(FOLDER / f"{view.__name__}-{size}.png", optimize=True)
+                picture.quantize(256).save(FOLDER / f"{view.__name__}-{size}.png", optimize=True)
             tab.close()
         browser.close()
 

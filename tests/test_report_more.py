@@ -383,7 +383,7 @@ def browser():
     """The system's own Chromium."""
     assert BROWSER is not None, "no browser: apt-get install chromium"
     with sync_api.sync_playwright() as play:
-        running = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE)
+        running = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE)
         yield running
         running.close()
 
