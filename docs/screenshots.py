@@ -16,7 +16,7 @@ from dream.report.results import cells
 
 FOLDER = Path(__file__).parent / "screenshots"
 SIZES = {"light": (1280, 860), "dark": (1280, 860), "phone": (400, 860)}
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 600_000  # milliseconds
 
 
 def top(_: Page) -> None:

@@ -24,7 +24,7 @@ from dream.report.tables import measures, render
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted" \x1b]0;pwn\x07 \u202e'
-PATIENCE = 120_000  # milliseconds: beside other work a browser may be slow
+PATIENCE = 600_000  # milliseconds: beside other work a browser may be slow
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
