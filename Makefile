@@ -4,11 +4,12 @@
 # make bench   the benchmarks, results under reports/bench/
 # make lint    style, format and types
 # make docs   the documentation as a site, build/site; a dead link stops it
+# make screenshots   docs/screenshots: pictures of the page, by the system's Chromium
 # make mutants what the tests of judge, objectives, statistics and stages do not notice; FILE=dream/judge/heads.py: one module
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: repro test slow bench docs mutants lint clean
+.PHONY: repro test slow bench docs screenshots mutants lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,6 +40,9 @@ bench: .venv/installed
 docs: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+screenshots: .venv/installed
+	$(BIN)/python docs/screenshots.py
 
 mutants: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,mutants]'

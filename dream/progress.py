@@ -19,7 +19,7 @@ from dream import names
 from dream.files import cache_folder, read_json, write_json
 
 RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
-SILENT = ("configure", "teacher", "given", "report")  # write no run record, or none where there is nothing to do
+SILENT = ("configure", "teacher", "given", "queries", "report")  # write no run record, or none where there is nothing to do
 
 
 def duration(seconds: float) -> str:
@@ -46,7 +46,7 @@ def stages(config: Path = CONFIG) -> list[str]:
         "configure", "assets", "questions", *(f"tasks-{entry}" for entry in tasks), "prepare", "candidates", "heads", "signal",
         *(f"teacher-{name}" for name in objectives), *(f"given-{name}" for name in objectives),
         *(f"train-{name}-{seed}" for name, seed in runs),
-        *(f"evaluate-{names.cell(*cell, entry)}" for cell in cells for entry in tasks), "report",
+        *(f"evaluate-{names.cell(*cell, entry)}" for cell in cells for entry in tasks), "queries", "report",
     ]  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def own(tmp_path, monkeypatch):
 def test_one_line_of_params_trains_and_evaluates_an_own_set(own, tmp_path):
     prepared = prepare.prepare(own, folder=tmp_path / "tasks")
     source, task = prepared.records
+    assert list(source) == list(task) and source["queries"] is None and task["instances"] is None  # one table for DVC
     assert source["instances_available"] == 12 and source["dropped_evaluation_queries"] == 1 and source["instances"] == 8
     assert task["queries"] == 10 and task["documents"] == 30
     assert task["share_in_training"] == 1.0 and task["share_relevant_in_training"] == 1.0

@@ -30,7 +30,7 @@ def test_only_configure_reads_params_and_every_other_stage_its_own_file(name):
     script = pathlib.Path("stages", re.search(r"stages\.(\w+)", stage["cmd"])[1] + ".py").read_text(encoding="utf-8")
     assert "stages.load(" in script and not re.search(r"configs?\.load\(|read_yaml|params\.yaml", script)
     assert pathlib.Path(file).name.startswith(
-        {"reference": "evaluate-", "rerank": "evaluate-", "snapshot": "evaluate-"}.get(name, name)
+        {"reference": "evaluate-", "rerank": "evaluate-", "snapshot": "evaluate-", "queries": "report"}.get(name, name)
     )
 
 
@@ -51,7 +51,7 @@ def test_small_results_are_without_cache_and_outs_of_work_are_cached(name):
     for out in stage.get("outs", []) + stage.get("plots", []) + stage.get("metrics", []):
         path, how = (out, {}) if isinstance(out, str) else next(iter(out.items()))
         assert (how.get("cache") is False) == path.startswith("reports/") and path.startswith(("reports/", "work/")), out
-        assert name in ("configure", "report") or out not in stage.get("outs", []) or path.startswith("work/"), (
+        assert name in ("configure", "queries", "report") or out not in stage.get("outs", []) or path.startswith("work/"), (
             "kept from the run-cache"
         )
 
@@ -81,7 +81,7 @@ def test_dvc_makes_of_every_accepted_name_one_stage_and_one_word(tmp_path, monke
     Repo.init(no_scm=True).close()
     with Repo() as repo:
         commands = {stage.addressing: shlex.split(stage.cmd) for stage in repo.index.stages}
-    assert len(commands) == 8 + 2 * 2 + 6 + 4 + 24 + 6 * (1 + len(models)) + 6
+    assert len(commands) == 9 + 2 * 2 + 6 + 4 + 24 + 6 * (1 + len(models)) + 6
     for tasks in found.tasks:
         for system in found.references:
             assert commands[f"reference@{names.cell(system, None, tasks)}"][-4:] == ["--system", system, "--tasks", tasks]

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from playwright import sync_api
 from report_fixture import OVERRIDES, edit_json, make_cells, make_config, write_params
 
 from dream import config as configs
 from dream.errors import DreamError
 from dream.planning import plan
 from dream.report import page
-from dream.report.commands import compare, experiments, explain, paper
+from dream.report.commands import compare, experiments, explain, paper, queries
 from dream.report.results import cells, collected, runs
 from dream.report.tables import measures, render
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror="document.title = 1"> & "quoted" \x1b]0;pwn\x07 \u202e'
+PATIENCE = 600_000  # milliseconds: beside other work a browser may be slow
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -294,70 +296,221 @@ def test_an_evaluation_query_is_asked_about_what_the_retriever_confused(results,
 @pytest.fixture(scope="module")
 def text(results, work):
     """The page of the synthetic results with hostile texts."""
-    return page.html(results, work)
+    queries.write(queries.find(results, work), work / "queries.json")
+    return page.html(results, work / "queries.json")
 
 
 def test_the_page_escapes_what_data_says_and_asks_for_nothing(text):
-    assert text.count("<script") == 1 and "<img src=x" not in text and "&lt;script&gt;" in text
-    assert not re.findall(r'(?:src|href)="(?!#|data:)', text) and "@import" not in text and "url(" not in text
+    assert text.count("<script") == 1 and "<img" not in text and "&lt;script&gt;" in text
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text) and "@import" not in text and not re.findall(r"url\((?!#)", text)
     assert not set("\x1b\x07\u202e") & set(text)
 
 
-def test_every_link_of_the_page_has_its_target(text, results):
-    anchors = set(re.findall(r'href="#([^"]+)"', text))
-    assert anchors and anchors <= set(re.findall(r'id="([^"]+)"', text))
-    assert {f"cell-{cell.name}" for cell in cells.expected(results.config)} <= set(re.findall(r'id="([^"]+)"', text))
+def test_every_link_of_the_page_has_its_target_and_no_id_stands_twice(text, results):
+    anchors, ids = set(re.findall(r'href="#([^"]+)"', text)), re.findall(r'\bid="([^"]+)"', text)
+    assert anchors and anchors | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids) and len(ids) == len(set(ids))
+    assert {f"cell-{cell.name}" for cell in cells.expected(results.config)} <= set(ids)
 
 
-CATCH = """<head><script>const errors = [], note = what => errors.push(String(what));
-addEventListener("error", e => note(e.message || e.target.outerHTML), true);
-addEventListener("unhandledrejection", e => note(e.reason));
-console.error = note;</script>"""
-PROBE = """<script>
-function sorted(table, name, value) {
-  const head = [...document.querySelectorAll(`#table-${table} th`)].find(h => h.textContent === name);
-  const column = () => [...document.querySelectorAll(`#table-${table} tbody tr`)].map(r => value(r.cells[head.cellIndex]));
-  head.click(); const up = column();
-  head.click(); return { up, down: column() };
-}
-addEventListener("load", () => {
-  const difference = sorted("significance", "Difference", c => parseFloat(c.textContent.replace("−", "-")));
-  const seconds = sorted("cost", "Wall time", c => parseFloat(c.dataset.sort));
-  document.querySelector("#table-main tbody td a").click();
-  setTimeout(() => {
-    const out = document.createElement("pre"); out.id = "probe";
-    out.textContent = JSON.stringify({ errors, difference, seconds, title: document.title, images: document.images.length,
-      broken: [...document.images].filter(i => !i.naturalWidth).length,
-      opened: [...document.querySelectorAll("details[open]")].map(d => d.id),
-      wide: document.documentElement.scrollWidth > innerWidth });
-    document.body.append(out);
-  }, 200);
-});
-</script></body>"""
+def test_figures_follow_the_colours_of_the_page(text):
+    figures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(figures) > 4 and all("var(--ink)" in figure and "#000000" not in figure for figure in figures)
 
 
-@pytest.mark.skipif(BROWSER is None and not os.environ.get("CI"), reason="no browser: apt-get install chromium")
-def test_the_page_works_in_a_browser(text, tmp_path):
-    """No error, images load, a click sorts numbers as numbers and leads to a cell, hostile text stays text."""
+# --------------------------------------------------------------------------------------------------------- queries
+
+
+def test_changed_queries_are_those_of_every_task_and_outcome(results, work):
+    found = queries.find(results, work)
+    assert all(list(one) == queries.KEYS for one in found) and {one["task"] for one in found} == {"boolq", "drop", "mbpp"}
+    assert {(one["before"], one["after"]) for one in found} == {("untrained", "dream"), ("dream", "infonce")}
+    gains = [one["after_score"] - one["before_score"] for one in found]
+    assert min(gains) < 0 < max(gains) and 0 not in gains
+    for task in ("boolq", "drop", "mbpp"):  # each task's largest change is there
+        largest = (results.scores("dream", task) - results.scores("untrained", task)).abs().max()
+        own = [abs(one["after_score"] - one["before_score"]) for one in found if one["task"] == task and one["after"] == "dream"]
+        assert max(own) == pytest.approx(largest, abs=2e-6)
+    one = found[0]
+    number = one["query_id"].rpartition("-")[2]
+    assert one["query"].endswith(f"question {number}") and one["passage"].endswith(f"passage {number}") and one["passages"] == 1
+    assert len(one["after_ranks"]) == 3 and len(one["before_ranks"]) == 1
+
+
+def test_at_most_so_many_queries_of_a_pair_and_of_a_text(results, work, monkeypatch):
+    monkeypatch.setattr(queries, "COUNT", 12)
+    monkeypatch.setattr(queries, "PASSAGE", 20)
+    found = queries.find(results, work)
+    groups = [(one["before"], one["task"], one["after_score"] > one["before_score"]) for one in found]
+    assert len(found) == 24 and len(set(groups)) == 12 and max(map(groups.count, groups)) <= 3  # in turn
+    assert {len(one["passage"]) for one in found} == {20}
+
+
+def test_texts_of_another_revision_are_refused(results, work, monkeypatch):
+    texts = compare.task_texts
+    monkeypatch.setattr(compare, "task_texts", lambda task, work: texts(task, work) | {"revision": "another"})
+    with pytest.raises(DreamError, match=r"holds \w+ as another, evaluated was \w+-revision\. Run `dvc repro`"):
+        queries.find(results, work)
+
+
+def test_queries_of_other_results_are_not_shown(results, work, tmp_path):
+    found = queries.find(results, work)
+    queries.write(found, tmp_path / "queries.json")
+    assert queries.read(results, tmp_path / "queries.json") == (found, "")
+    assert set("\x1b\x07\u202e") & set((tmp_path / "queries.json").read_text(encoding="utf-8")) == set()
+    found[3]["after_score"] += 0.01
+    queries.write(found, tmp_path / "queries.json")
+    assert queries.read(results, tmp_path / "queries.json")[1].endswith(
+        "holds queries of other results: `dvc repro queries` makes it anew."
+    )
+    assert queries.read(results, tmp_path / "none.json")[1].endswith("`dvc repro queries` writes it.")
+    (tmp_path / "queries.json").write_text('[{"before": 1}]', encoding="utf-8")
+    with pytest.raises(DreamError, match="has another schema"):
+        queries.read(results, tmp_path / "queries.json")
+
+
+def test_the_committed_queries_are_those_of_the_committed_results():
+    found, remark = queries.read(
+        cells.load(configs.load(ROOT / "params.yaml"), ROOT / "reports" / "results"), ROOT / "reports" / "queries.json"
+    )
+    assert remark == "" and len(found) == 2 * queries.COUNT and all(one["query"] and one["passage"] for one in found)
+
+
+# --------------------------------------------------------------------------------------------------------- browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's own Chromium."""
     assert BROWSER is not None, "no browser: apt-get install chromium"
-    path = tmp_path / "page.html"
-    path.write_text(text.replace("<head>", CATCH, 1).replace("</body>", PROBE))
-    for width in (1280, 400):
-        flags = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'browser'}",
-            f"--window-size={width},900",
-        ]
-        done = subprocess.run(
-            [BROWSER, *flags, "--virtual-time-budget=5000", "--dump-dom", path.as_uri()],
-            capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)},
-        )  # fmt: skip
-        found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S).group(1).replace("&lt;", "<"))
-        assert found["errors"] == [] and found["broken"] == 0 and found["images"] > 4 and not found["wide"]
-        for column in (found["difference"], found["seconds"]):
-            assert len(set(column["up"])) > 3
-            assert column["up"] == sorted(column["up"]) and column["down"] == sorted(column["down"], reverse=True)
-        assert found["opened"] == ["cell-bm25-general"]
-        assert found["title"].startswith("DREAM benchmark")
+    with sync_api.sync_playwright() as play:
+        running = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def opened(browser, text, tmp_path):
+    """Opens the page at a width; no error may have been said when it is closed."""
+    path, errors, contexts = tmp_path / "page.html", [], []
+    path.write_text(text, encoding="utf-8")
+
+    def at(width, **more):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **more))
+        tab = contexts[-1].new_page()
+        tab.set_default_timeout(PATIENCE)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        tab.goto(path.as_uri())
+        return tab
+
+    yield at
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def column(tab, table, name, value="parseFloat(cell.textContent.replace('−', '-'))"):
+    """Clicks the head of a column twice; its values after each click."""
+    head = tab.locator(f"#table-{table} th", has_text=re.compile(f"^{name}$"))
+    index, found = head.evaluate("head => head.cellIndex"), []
+    for _ in range(2):
+        head.click()
+        rows = tab.locator(f"#table-{table} tbody tr")
+        found.append(
+            rows.evaluate_all(f"(rows, index) => rows.map(row => {{ const cell = row.cells[index]; return {value}; }})", index)
+        )
+    return found
+
+
+NEEDS_BROWSER = pytest.mark.skipif(BROWSER is None and not os.environ.get("CI"), reason="no browser: apt-get install chromium")
+
+
+@NEEDS_BROWSER
+def test_a_click_sorts_numbers_as_numbers_and_hostile_text_stays_text(opened):
+    tab = opened(1280)
+    for up, down in (
+        column(tab, "significance", "Difference"),
+        column(tab, "cost", "Wall time", "parseFloat(cell.dataset.sort)"),
+    ):
+        assert len(set(up)) > 3 and up == sorted(up) and down == sorted(down, reverse=True)
+    assert tab.title().startswith("DREAM benchmark")
+
+
+@NEEDS_BROWSER
+def test_a_score_opens_its_provenance_below_its_row_and_closes_it(opened):
+    tab = opened(1280)
+    row, beside = tab.locator("#table-main tbody tr").first, tab.locator("tr.beside")
+    scores = row.locator("td a")
+    scores.first.click()
+    assert row.evaluate("row => row.nextElementSibling.className") == "beside"
+    assert beside.locator("summary").first.inner_text().startswith("bm25-general: boolq ") and beside.locator("pre").is_visible()
+    scores.last.click()  # of a trained system: a cell for each seed
+    assert beside.count() == 1 and "infonce-2-general" in beside.inner_text() and "bm25" not in beside.inner_text()
+    scores.last.click()
+    assert beside.count() == 0
+    for close in (lambda: tab.keyboard.press("Escape"), lambda: beside.get_by_role("button", name="Close").click()):
+        scores.first.click()
+        assert beside.count() == 1
+        close()
+        assert beside.count() == 0
+
+
+@NEEDS_BROWSER
+def test_filters_leave_the_queries_of_a_task_and_an_outcome(opened, results, work):
+    tab = opened(1280)
+    found = [
+        one for one in queries.find(results, work) if (one["before"], one["after"], one["task"]) == ("dream", "infonce", "drop")
+    ]
+    worse = [one for one in found if one["after_score"] < one["before_score"]]
+    tab.select_option("select[name=pair]", "dream infonce")
+    tab.select_option("select[name=task]", "drop")
+    shown = tab.locator("details.change:visible")
+    assert 0 < len(worse) < len(found) == shown.count()
+    tab.select_option("select[name=outcome]", "worse")
+    assert shown.count() == len(worse) and tab.locator(".filters output").inner_text() in (f"{len(worse)} queries", "1 query")
+    shown.first.locator("summary").click()
+    assert worse[0]["query_id"] in shown.first.inner_text() and "<script>" in shown.first.locator(".text").inner_text()
+
+
+@NEEDS_BROWSER
+def test_what_is_folded_opens_by_a_click_and_by_a_link(opened):
+    tab = opened(1280)
+    assert tab.locator("details[open]").count() == 0
+    notes = tab.locator("details.notes").first
+    assert not notes.locator("li").first.is_visible()
+    notes.locator("summary").click()
+    assert notes.locator("li").first.is_visible()
+    tab.evaluate("location.hash = '#cell-bm25-general'")
+    tab.locator("#cell-bm25-general[open]").wait_for()
+    tab.locator("nav a[aria-current][href='#provenance']").wait_for()
+    assert tab.locator("nav").bounding_box()["y"] == 0  # in sight, wherever one is
+
+
+@NEEDS_BROWSER
+def test_the_dark_is_dark_in_figures_too(opened):
+    paint = """() => ["body", "figure svg", "td.key", "pre"].map(name => {
+      const style = getComputedStyle(document.querySelector(name)), ground = name.includes("svg") ? style.fill : style.backgroundColor;
+      return Math.max(...ground.match(/\\d+/g).slice(0, 3).map(Number)); })"""
+    light, dark = (opened(1280, color_scheme=scheme).evaluate(paint) for scheme in ("light", "dark"))
+    (page_, ink, *grounds), (dark_page, dark_ink, *dark_grounds) = light, dark
+    assert min(page_, *grounds) > 230 and ink < 60 and max(dark_page, *dark_grounds) < 60 and dark_ink > 200
+
+
+@NEEDS_BROWSER
+def test_a_phone_sees_the_figures_whole_the_reference_system_and_the_contents(opened):
+    tab = opened(400)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 400
+    boxes = [figure.bounding_box() for figure in tab.locator(".figures svg").all()]
+    assert boxes and all(box["x"] >= 0 and box["width"] > 340 and box["x"] + box["width"] <= 400 for box in boxes)
+    head = tab.locator("#table-main th", has_text=re.compile("^dream$")).bounding_box()
+    key = tab.locator("#table-main th.key").bounding_box()
+    assert key["x"] >= 0 and key["x"] + key["width"] <= head["x"] + 1 and head["x"] + head["width"] <= 400
+    tab.locator("#table-main").scroll_into_view_if_needed()
+    bar = tab.locator("nav").bounding_box()
+    assert bar["y"] == 0 and bar["height"] < 60 and tab.locator("nav > ul > li").count() == 6
+    tab.emulate_media(media="print")
+    assert (
+        not tab.locator("nav").is_visible()
+        and tab.locator("#table-main").is_visible()
+        and not tab.locator("#provenance").is_visible()
+    )

@@ -152,7 +152,7 @@ def test_file_page_and_terminal_say_the_same(results, tmp_path, monkeypatch):
     lines = verdict.lines(found)
     assert written == "".join(f"- {line}\n" for line in lines) and len(lines) == 6
     monkeypatch.setattr(verdict, "verdict", lambda *_: found)
-    shown = html.unescape(re.sub(r"<[^>]+>", "", page.html(results, tmp_path)))
+    shown = html.unescape(re.sub(r"<[^>]+>", "", page.html(results, tmp_path / "none.json")))
     assert all(line in shown for line in lines)
     monkeypatch.setattr(cli, "load", lambda *_: results)
     for command in ("tables", "verdict"):

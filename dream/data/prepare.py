@@ -50,7 +50,7 @@ def prepare(config: Config, questions: pd.DataFrame | None = None, folder: Path 
         per source ``{kind: "source", name, natural, licence, passages, instances_available, dropped_evaluation_queries,
         instances, notes}``; per task ``{kind: "task", name, suite, part, queries, documents, relevance_judgements, revision,
         licence, description, notes, documents_in_training, share_in_training, relevant_documents,
-        relevant_in_training, share_relevant_in_training}``.
+        relevant_in_training, share_relevant_in_training}``. All have all keys, for DVC's table: None where one has no meaning.
 
     Raises:
         DreamError: unknown names, missing or malformed data, or nothing to train on.
@@ -61,7 +61,8 @@ def prepare(config: Config, questions: pd.DataFrame | None = None, folder: Path 
     passages, instances, records = training(config, questions, queries)
     seen = set(map(fingerprint, tqdm(passages["text"], desc="training passages", unit="passage", leave=False)))
     records += [contamination(task, seen) for task in _tasks(config, folder)]
-    return Prepared(passages, instances, records)
+    keys = list(dict.fromkeys(key for one in records for key in one))
+    return Prepared(passages, instances, [dict.fromkeys(keys) | one for one in records])
 
 
 def _tasks(config: Config, folder: Path) -> Iterator[Task]:

@@ -1,13 +1,14 @@
-"""The whole report as one HTML file that needs no network: tables that sort, plots, cells, settings, provenance.
+"""The whole report as one HTML file that needs no network: verdict, figures, queries, tables, ablations, provenance.
 
 Everything that comes from data is made visible and goes through the template's autoescape (or
 :func:`dream.report.tables.render.html_table`, which escapes): text of queries and passages is shown, never interpreted.
+Figures are the SVGs of :mod:`dream.report.plots` with the page's colours in the place of their black and white.
 """
 
 from __future__ import annotations
 
-import base64
 import json
+import re
 import tempfile
 from dataclasses import replace
 from importlib import resources
@@ -16,59 +17,80 @@ from typing import Any
 
 from dream.errors import visible
 from dream.report import build, plots, verdict
-from dream.report.commands import compare, paper, sweeps
+from dream.report.commands import paper, queries, sweeps
+from dream.report.results import collected
 from dream.report.results.cells import Results, expected
 from dream.report.tables import measures, registry, render
 from dream.report.tables.render import number
 
-CLIP = 300  # characters of a passage shown
+COLOURS = {plots.INK: "ink", plots.SOFT: "soft", plots.LINE: "line", plots.PAPER: "paper"}  # of figures → of the page
+NOTES = 2  # of a table, in sight: how to read it
 
 
-def html(results: Results, work: Path = compare.WORK) -> str:
+def html(results: Results, changed: Path | str = queries.FILE) -> str:
     """The page as text."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True
+    )
     source = resources.files("dream.report").joinpath("templates/page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(**content(results, work))
+    return environment.from_string(source).render(**content(results, changed))
 
 
-def content(results: Results, work: Path = compare.WORK) -> dict[str, Any]:
+def content(results: Results, changed: Path | str = queries.FILE) -> dict[str, Any]:
     """What the template shows."""
     config = results.config
     tasks = measures.overall(results)[2]
-    ours, theirs = plots.pair(results)
-    changed, remark = _changed(results, ours, theirs, work)
     cards = [(system, measures.measured(results, system, tasks)) for system in results.systems]
+    found, remark = queries.read(results, changed)
+    tables = _tables(results)
     return {
         "title": f"DREAM benchmark: size {config.model.size}, recipe {config.recipe}",
         "lead": f"Encoder {config.roles['encoder'].model}"
         + (f" (first {config.roles['encoder'].layers} layers)" if config.roles["encoder"].layers else "")
         + f", judge {config.roles['judge'].model}, seeds {', '.join(map(str, config.seeds))}.",
-        "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}"} for s, v
-        in cards], "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}", "over": measures.over(results),
-        "verdict": [one | {"said": verdict.evidence(one)} for one in verdict.verdict(results)], "tables": _tables(results),
-        "plots": _plots(results), "changed": changed, "remark": remark, "ours": ours, "theirs": theirs,
+        "cards": [{"system": s, "value": number(v.value), "interval": f"{number(v.low)} to {number(v.high)}",
+                   "colour": plots.look(s)["color"]} for s, v in cards],
+        "reference": results.reference, "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
+        "over": measures.over(results),
+        "verdict": [one | {"said": verdict.evidence(one)} for one in verdict.verdict(results)],
+        "figures": _figures(results), "changes": [_change(one) for one in found], "remark": remark, "passage": queries.PASSAGE,
+        "tables": [table for table in tables if not table["name"].startswith("sweep-")],
+        "sweeps": [table for table in tables if table["name"].startswith("sweep-") and not _is_search(table)],
+        "searches": [table for table in tables if _is_search(table)],
         "cells": _cells(results), "stages": _stages(results), "settings": _settings(results),
     }  # fmt: skip
 
 
 def _shown(value: Any) -> Any:
-    """Text in which nothing acts or hides; the markup of the page's own tables as it is."""
+    """Text in which nothing acts or hides; the markup of the page's own tables and figures as it is."""
     return value if not isinstance(value, str) or hasattr(value, "__html__") else visible(value, keep="\n")
 
 
-def _plots(results: Results) -> list[dict[str, Any]]:
+def _figures(results: Results) -> list[dict[str, Any]]:
+    """Every plot, the learning curves first: of these results or, where they have none, of the collected sweeps."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [file for file in plots.draw(results, Path(folder)) if file.suffix == ".png"]
-        return [_image(file, " ".join((plots.PLOTS[file.stem].__doc__ or file.stem).split("\n\n")[0].split())) for file in files]
+        drawn = {file.stem: file for file in plots.draw(results, Path(folder), endings=("svg",))}
+        curves = [drawn.pop("curves")] if "curves" in drawn else sorted(Path(collected.FOLDER).glob("*/curves.svg"))
+        shown = {(f"{file.parent.name}-{file.stem}" if len(curves) > 1 else file.stem): file for file in curves} | drawn
+        return [_figure(file, _caption(file.stem), name) for name, file in shown.items()]
 
 
-def _image(file: Path, caption: str) -> dict[str, Any]:
-    """A PNG for the page, with the width at which its letters are as large in every plot."""
-    png = file.read_bytes()
-    width = round(int.from_bytes(png[16:20], "big") * 100 / plots.DPI)
-    return {"data": base64.b64encode(png).decode(), "caption": caption, "width": width}
+def _caption(name: str) -> str:
+    return " ".join((plots.PLOTS[name].__doc__ or name).split("\n\n")[0].split())
+
+
+def _figure(file: Path, caption: str, name: str) -> dict[str, Any]:
+    """A figure for the page. Its ids are its own there, and what is black, grey or white follows the page."""
+    from markupsafe import Markup
+
+    svg = file.read_text(encoding="utf-8")
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->|^.*?(?=<svg)", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in COLOURS.items():
+        svg = re.sub(colour, f"var(--{variable})", svg, flags=re.IGNORECASE)
+    return {"name": name, "svg": Markup(svg), "caption": caption}
 
 
 def _tables(results: Results) -> list[dict[str, Any]]:
@@ -79,12 +101,16 @@ def _tables(results: Results) -> list[dict[str, Any]]:
     figures = _sweep_figures(results, {table.name: table.title for table in found})
     return [
         {
-            "name": table.name, "title": table.title, "notes": table.notes,
+            "name": table.name, "title": table.title, "notes": table.notes[:NOTES], "more": table.notes[NOTES:],
             "html": Markup(render.html_table(replace(table, title="", notes=[]))),
             "figure": figures.get(table.name),
         }
         for table in found
     ]  # fmt: skip
+
+
+def _is_search(table: dict[str, Any]) -> bool:
+    return table["name"].startswith("sweep-search-")
 
 
 def _sweep_figures(results: Results, titles: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -93,23 +119,23 @@ def _sweep_figures(results: Results, titles: dict[str, str]) -> dict[str, dict[s
     if not drawn:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        files = plots.draw(results, Path(folder), list(drawn), drawn)
-        return {file.stem: _image(file, titles[file.stem]) for file in files if file.suffix == ".png"}
+        files = plots.draw(results, Path(folder), list(drawn), drawn, ("svg",))
+        return {file.stem: _figure(file, titles[file.stem], file.stem) for file in files}
 
 
-def _changed(results: Results, ours: str, theirs: str | None, work: Path) -> tuple[list[dict[str, Any]], str]:
-    if theirs is None:
-        return [], ""
-    sides = compare.Side(ours, ours, results), compare.Side(theirs, theirs, results)
-    found, remark = compare.changes(*sides, 8, work)
-    return [
-        {
-            "task": c.task, "query_id": c.query_id, "ours": number(c.ours), "theirs": number(c.theirs),
-            "text": compare.clip(c.text, CLIP),
-            "hits": {k: [{**hit, "text": compare.clip(hit["text"], CLIP)} for hit in v] for k, v in c.hits.items()},
-        }
-        for c in found
-    ], remark  # fmt: skip
+def _change(one: dict[str, Any]) -> dict[str, Any]:
+    """A changed query as the page shows it; what is code keeps its own letters."""
+    ranks = {f"{side}_ranks": ", ".join(one[f"{side}_ranks"]) for side in ("before", "after")}
+    scores = {f"{side}_score": number(one[f"{side}_score"]) for side in ("before", "after")}
+    outcome = "better" if one["after_score"] > one["before_score"] else "worse"
+    return {
+        **one,
+        **ranks,
+        **scores,
+        "pair": (one["before"], one["after"]),
+        "outcome": outcome,
+        "is_code": bool(re.search(r"\n[ \t]", one["passage"])),
+    }
 
 
 def _cells(results: Results) -> dict[str, list[dict[str, str]]]:
@@ -126,7 +152,7 @@ def _cells(results: Results) -> dict[str, list[dict[str, str]]]:
         run = {k: v for k, v in results.runs[f"evaluate-{cell.name}"].items() if k != "config"}
         summary = ", ".join(f"{r['task']} {number(float(r['ndcg_at_10']))}" for r in records)
         found = {"name": cell.name, "summary": summary, "json": _json({"records": records, "run": run})}
-        shown.setdefault(cell.system, []).append(found)
+        shown.setdefault(cell.system, []).append(found | {"command": f"dvc repro {cell.stage}@{cell.name}"})
     return shown
 
 

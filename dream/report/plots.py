@@ -47,7 +47,9 @@ STYLE: Any = {
     "lines.linewidth": 1.4, "figure.dpi": 100,
     "font.family": "DejaVu Sans",
 }  # fmt: skip
-DPI = 160
+DPI = 160  # of a PNG
+ENDINGS = ("png", "svg")
+METADATA = {".png": ["Software"], ".svg": ["Date", "Creator"]}  # left out of files
 AXES = {"pairs": "(query, target) pairs", "seconds": "seconds of training and teacher", "flops": "operations"}
 CURVES = {  # column of the training curves → title of its panel; the loss of every objective has a panel of its own
     "gap": "gap, wrong − gold (nats)",
@@ -68,14 +70,21 @@ def plot(name: str) -> Callable[[Plot], Plot]:
     return add
 
 
-def draw(results: Results, folder: Path, names: list[str] | None = None, more: Mapping[str, Plot] | None = None) -> list[Path]:
-    """Draw all plots that have something to show, or the named ones, as PNG and SVG; return the files.
+def draw(
+    results: Results,
+    folder: Path,
+    names: list[str] | None = None,
+    more: Mapping[str, Plot] | None = None,
+    endings: tuple[str, ...] = ENDINGS,
+) -> list[Path]:
+    """Draw all plots that have something to show, or the named ones; return the files.
 
     Args:
         results: what is drawn.
         folder: where the files go.
         names: these plots only; one that has nothing to show is an error then.
         more: other plots by name (those of sweeps).
+        endings: of the files of each.
     """
     known = {**PLOTS, **(more or {})}
     for name in names or []:
@@ -85,20 +94,20 @@ def draw(results: Results, folder: Path, names: list[str] | None = None, more: M
     with mpl.rc_context(STYLE):
         for name in names or known:
             if (figure := known[name](results)) is not None:
-                files += save(figure, folder / name)
+                files += save(figure, folder / name, endings)
             elif names:
                 raise DreamError(f"plot {name!r} has nothing to show: what it draws was not measured", "Run `dvc repro`")
     return files
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg`` without anything that differs between two runs."""
+def save(figure: Figure, stem: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
+    """Write ``stem.png`` and ``stem.svg`` (or one of them) without anything that differs between two runs."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg"))
-    figure.savefig(png, dpi=DPI, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    files = [stem.with_name(f"{stem.name}.{ending}") for ending in endings]
+    for file in files:
+        figure.savefig(file, dpi=DPI, metadata=dict.fromkeys(METADATA[file.suffix]))
     plt.close(figure)
-    return [png, svg]
+    return files
 
 
 def look(system: str) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
 
 @cache
 def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
-    """``{"queries": id → text, "documents": id → text, "relevant": query id → ids}`` of a task folder, or None."""
+    """``{"queries": id → text, "documents": id → text, "relevant": query id → ids, "revision"}`` of a task folder, or None."""
     folder = written(work / "tasks").get(task)
     if folder is None:
         return None
@@ -180,7 +180,8 @@ def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     if not all(path.exists() for path in paths.values()):
         return None
     queries, corpus, qrels = (pd.read_parquet(path) for path in paths.values())
-    if part := read_json(folder / "task.json").get("part"):  # as a cell names its queries
+    facts = read_json(folder / "task.json")
+    if part := facts.get("part"):  # as a cell names its queries
         queries["id"], qrels["query_id"] = f"{part}:" + queries["id"], f"{part}:" + qrels["query_id"]
     titles = corpus["title"].fillna("") if "title" in corpus.columns else [""] * len(corpus)
     relevant: dict[str, set[str]] = {}
@@ -189,9 +190,11 @@ def task_texts(task: str, work: Path = WORK) -> dict[str, Any] | None:
     return {
         "queries": dict(zip(queries["id"].astype(str), queries["text"], strict=True)),
         "documents": {
-            str(i): f"{title} {text}".strip() for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+            str(i): f"{title} {text}".strip() if title else text
+            for i, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
         },
         "relevant": relevant,
+        "revision": facts.get("revision"),
     }
 
 
