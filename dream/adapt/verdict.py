@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dream.config.sections import Report
     from dream.report.stats import Difference, Tasks
 
+EQUAL = 1e-9  # means that are equal on paper differ in their last bits
 USE, KEEP, OPEN = "use it", "keep your model", "not enough evidence"
 
 
@@ -78,10 +79,10 @@ def choose(scored: Mapping[Setting, Tasks], report: Report) -> Choice:
     """
     ordered = sorted(scored, key=lambda s: (FREE.index(s) if s in FREE else len(FREE), s.strength or 0, s.pairs or float("inf")))
     changes = compare(scored, report)
-    better = [setting for setting in ordered if setting != UNTOUCHED and changes[setting].low > 0]
+    better = [setting for setting in ordered if setting != UNTOUCHED and changes[setting].low > EQUAL]
 
     def mean(setting: Setting) -> float:
-        return stats.mean(scored[setting])
+        return round(stats.mean(scored[setting]), 9)
 
     best = max([UNTOUCHED, *better], key=mean)  # of equals the first
     return Choice(best, best if best.trained else max((one for one in ordered if one.trained), key=mean), changes)
