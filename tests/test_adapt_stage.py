@@ -1,5 +1,8 @@
 """Adapting to own documents: the rules of choice and verdict, and the stage on a toy project."""
 
+import contextlib
+import dataclasses
+import io
 import pathlib
 import sys
 
@@ -93,19 +96,18 @@ def project(model, tmp_path_factory):
     (labelled / "qrels").mkdir(parents=True)
     (labelled / "corpus.jsonl").write_text("".join(f'{{"_id": "d{i}", "text": "{words[i]} {words[i + 3]}"}}\n' for i in range(8)))
     (labelled / "queries.jsonl").write_text("".join(f'{{"_id": "q{i}", "text": "{words[i + 3]}"}}\n' for i in range(8)))
-    (labelled / "qrels" / "test.tsv").write_text("q\td\ts\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(8)))
+    (labelled / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(8)))
     toy.make(folder, model, **{
-        "recipe": "adapt", "own": {"manuals": str(folder / "manuals"), "labelled": str(labelled)}, "training.steps": 20, "adapt.snapshots": [8],
+        "recipe": "adapt", "objectives": ["infonce"], "own": {"manuals": str(folder / "manuals"), "labelled": str(labelled)}, "training.steps": 20, "adapt.snapshots": [8],
         "adapt.strengths": [0.5, 1.0], "adapt.documents": 20, "adapt.queries": 5, "adapt.control": "docstring-networkx",
         "data.task_queries": 6, "data.task_documents": 10, "data.development": 0.5, "report.resamples": 200,
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         config = configs.load()
-        write_json(
-            manifest.RUNS / "questions.json",
-            [{"settings": "questions", "config": stages.files(config)["questions"], "wall_s": 7.0}],
-        )
+        for name, seconds in (("questions", 7.0), ("heads", 3.0), ("signal", 1.5), ("prepare", 1.0)):
+            run = {"settings": name, "config": stages.files(config)[name], "wall_s": seconds}
+            write_json(manifest.RUNS / f"{name}.json", [run])
         passages = sources.get("manuals", config).passages(config)
         asked = [("manuals", row.passage_id, " ".join(row.text.split()[2:5]), "question") for row in passages.itertuples()]
         pathlib.Path("work/questions").mkdir(parents=True)
@@ -130,6 +132,18 @@ def adapters(config, name, seed, number):
     write_json(manifest.RUNS / f"train-{name}-{seed}.json", [{"settings": f"train-{name}", "config": settings, "wall_s": 2.0}])
 
 
+@pytest.fixture(scope="module")
+def ran(project):
+    """The stage's run: its result, and what it printed."""
+    from stages import adapt
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as said:
+        patched.chdir(project)
+        patched.setattr(sys, "argv", ["adapt"])
+        adapt.main()
+        return read_json("reports/adapt.json"), said.getvalue()
+
+
 @pytest.fixture
 def here(project, monkeypatch):
     monkeypatch.chdir(project)
@@ -137,33 +151,30 @@ def here(project, monkeypatch):
     return project
 
 
-def test_the_stage_scores_every_setting_and_decides(here, capsys):
-    from stages import adapt
-
-    adapt.main()
-    found = read_json("reports/adapt.json")
-    assert f"[adapt] {found['verdict']}: " in capsys.readouterr().out
+def test_the_stage_scores_every_setting_and_decides(here, ran):
+    found, said = ran
+    assert f"[adapt] {found['verdict']}: " in said
     tried = [(row["system"], row["pairs"], row["strength"]) for row in found["held_out"]]
     assert tried[:3] == [("untrained", None, None), ("bm25", None, None), ("hybrid", None, None)]
-    assert set(tried[3:]) == {(n, p, s) for n in ("dream", "infonce") for p in (8, None) for s in (0.5, 1.0)}
+    assert set(tried[3:]) == {(n, p, s) for n in ("infonce",) for p in (8, None) for s in (0.5, 1.0)}
     rows = {tuple(row[key] for key in Setting._fields): row for row in found["held_out"]}
     assert all(len(row["seeds"]) == 3 and 0.2 < row["cosine"] < 1 for key, row in rows.items() if key[2])
-    assert rows["dream", 8, 0.5]["cosine"] > rows["dream", 8, 1.0]["cosine"] > rows["dream", None, 1.0]["cosine"]
+    assert rows["infonce", 8, 0.5]["cosine"] > rows["infonce", 8, 1.0]["cosine"] > rows["infonce", None, 1.0]["cosine"]
     untouched = rows["untrained", None, None]["ndcg_at_10"]
     for row in found["held_out"][1:]:
         assert row["difference"] == pytest.approx(row["ndcg_at_10"] - untouched, abs=2e-6) and row["low"] <= row["high"]
     assert found["test"]["tasks"] == {"labelled": 8} and len(found["test"]["rows"]) == 4
     assert [row["system"] for row in found["control"]["rows"]] == ["untrained", found["trained"]["system"]]
-    assert found["cost"]["questions"] == 7.0 and found["cost"]["training of dream"] == 6.0
+    assert {**found["cost"], "adapt": 0} == {"questions": 7.0, "judge": 4.5, "training of infonce": 6.0, "adapt": 0}
     for one, sign in (*((one, 1) for one in found["better"]), *((one, -1) for one in found["worse"])):
         assert sign * (one["after"] - one["before"]) > 0 and one["query"] in one["passage"]
-    assert read_json("reports/results/runs/adapt.json")[0]["inputs"].keys() > {"work/questions", "work/models/dream-0"}
+    assert read_json("reports/results/runs/adapt.json")[0]["inputs"].keys() > {"work/questions", "work/models/infonce-0"}
 
 
-def test_the_choice_sees_held_out_questions_only(here, monkeypatch):
+def test_the_choice_sees_held_out_questions_only(here, ran, monkeypatch):
     """Other scores on the own test queries and on the control task, and neither choice nor examples change."""
     config = stages.load("adapt")
-    real, first = scoring.measured, scoring.run(config)
+    real, first = scoring.measured, ran[0]
 
     def swapped(system, on, config):
         values = real(system, on, config)
@@ -228,11 +239,8 @@ def test_every_outcome_says_what_to_do_next(word, best, step):
     assert step in text.following({"verdict": word, "best": best._asdict(), "trained": trained})[0]
 
 
-def test_the_command_prints_the_verdict_first_then_before_and_after(here, tmp_path, monkeypatch):
-    from stages import adapt
-
-    adapt.main()
-    found, said = read_json("reports/adapt.json"), CliRunner().invoke(cli.app, ["adapt"]).stdout
+def test_the_command_prints_the_verdict_first_then_before_and_after(here, ran, tmp_path, monkeypatch):
+    found, said = ran[0], CliRunner().invoke(cli.app, ["adapt"]).stdout
     assert said.startswith(f"{found['verdict'].capitalize()}. ") and said.rstrip().splitlines()[-1].startswith("- ")
     for line in ("Held-out questions", "Own test queries: labelled (8 queries)", "Control: docstring-networkx", "Next:"):
         assert line in said, line
@@ -247,19 +255,21 @@ def test_the_command_prints_the_verdict_first_then_before_and_after(here, tmp_pa
 def test_an_exported_model_at_a_strength_is_the_encoder_at_that_strength(here):
     from sentence_transformers import SentenceTransformer
 
-    config, texts = configs.load(), [(path.read_text()) for path in sorted(pathlib.Path("manuals").iterdir())[:4]]
+    config = configs.load()
+    rules, texts = export.encoder_rules(config), [(path.read_text()) for path in sorted(pathlib.Path("manuals").iterdir())[:4]]
     for pairs, adapter in ((None, "adapter"), (8, "snapshots/8/adapter")):
         out = here / "exported" / str(pairs)
-        folders = export.export(config, "dream", 1, out, strength=0.5, pairs=pairs)
-        ours = Encoder.load(export.encoder_rules(config), adapter=TRAINED / "dream-1" / adapter, strength=0.5).encode(texts)
-        whole = Encoder.load(export.encoder_rules(config), adapter=TRAINED / "dream-1" / adapter).encode(texts)
+        folders = export.export(config, "infonce", 1, out, strength=0.5, pairs=pairs)
+        ours = Encoder.load(export.encoder_rules(config), adapter=TRAINED / "infonce-1" / adapter, strength=0.5).encode(texts)
+        whole = Encoder.load(export.encoder_rules(config), adapter=TRAINED / "infonce-1" / adapter).encode(texts)
         merged = SentenceTransformer(str(folders["sentence-transformers"]), device="cpu").encode(texts)
         assert np.abs(ours - merged).max() < 1e-5 < 1e-4 < np.abs(ours - whole).max()
-        peft = Encoder.load(export.encoder_rules(config), adapter=folders["peft"]).encode(texts)
+        base = dataclasses.replace(rules, model=str(folders["peft"] / "base"), path=folders["peft"] / "base")
+        peft = Encoder.load(base, adapter=folders["peft"]).encode(texts)
         assert np.abs(ours - peft).max() < 1e-5
         assert "strength 0.5" in (folders["peft"] / "README.md").read_text()
-    with pytest.raises(DreamError, match="work/models/dream-1/snapshots/9 is missing"):
-        export.export(config, "dream", 1, here / "none", pairs=9)
+    with pytest.raises(DreamError, match="work/models/infonce-1/snapshots/9 is missing"):
+        export.export(config, "infonce", 1, here / "none", pairs=9)
 
 
 # ------------------------------------------------------------------------------------------------------------ the recipe
