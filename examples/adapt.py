@@ -29,12 +29,10 @@ def adapt(folder, encoder="packaged/minilm", writer="packaged/smollm2-135m", out
     rows = [{"query": q, "passage": p, "negative": o[0]} for q, p, o in zip(asked, texts, others, strict=True)]
     held, model = len(texts) // 3, SentenceTransformer(str(model_path(str(encoder))))  # no run trains on the first third
     before, text = found(model, asked[:held], texts), TextCollator(model.preprocess)
-    how = SentenceTransformerTrainingArguments(
-        str(out), max_steps=steps, learning_rate=1e-5, save_strategy="no", report_to="none"
-    )
+    how = SentenceTransformerTrainingArguments(out, max_steps=steps, learning_rate=1e-5, save_strategy="no", report_to="none")
     SentenceTransformerTrainer(model, how, Dataset.from_list(rows[held:]), loss=InfoNCELoss(model), data_collator=text).train()
     change = paired([found(model, asked[:held], texts)], [before])  # one seed: the pipeline takes three
-    model.save_pretrained(str(out))
+    model.save_pretrained(out)
     return f"{'use it' if change.low > 0 else 'keep your model'}: MRR {change.value:+.3f} [{change.low:.3f}, {change.high:.3f}]"
 
 

@@ -317,6 +317,6 @@ def test_the_example_runs(tmp_path, model, monkeypatch):
     ):
         (tmp_path / f"{i}.txt").write_text(words)
     example = runpy.run_path(str(manifest.ROOT / "examples" / "adapt.py"))
-    said = example["adapt"](tmp_path, model, model, tmp_path / "out", steps=2)
+    said = example["adapt"](tmp_path, model, model, str(tmp_path / "out"), steps=2)
     assert re.fullmatch(r"(use it|keep your model): MRR [+-]\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]", said)
     assert len((manifest.ROOT / "examples" / "adapt.py").read_text(encoding="utf-8").splitlines()) <= 40
