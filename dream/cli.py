@@ -195,6 +195,17 @@ def tables(
     print_tables(registry.build(results, table or None, sweeps.stored() if experiment is None else ()), format, json)
 
 
+@app.command(epilog=examples("dream-report adapt", "dream-report adapt --json"))
+def adapt(json: Json = False) -> None:
+    """Say whether the encoder that adapted to your own documents is to be used: before and after, and what to do next.
+
+    Reads reports/adapt.json, which a run with the recipe `adapt` writes."""
+    from dream.adapt import text
+
+    found = text.load()
+    show(found, json, lambda: "\n".join(text.lines(found)))
+
+
 @app.command(epilog=examples("dream-report verdict", "dream-report verdict --json"))
 def verdict(
     experiment: Experiment = None,
@@ -554,12 +565,17 @@ def explain(
         "dream-report export --system dream --seed 0 --out exports/dream-0",
         "dream-report export --format sentence-transformers --out exports/merged --force",
         "dream-report export --system dream --format peft --out exports/dream-0 --push owner/name",
+        "dream-report export --system dream --strength 0.5 --out exports/half",
     )
 )
 def export(
     out: Annotated[Path, typer.Option("--out", parser=place, metavar="PATH", help="Folder; each format is a folder in it.")],
     system: System = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which of its training runs.")] = 0,
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", min=1, help="As it was after so many pairs (training.snapshots).")
+    ] = None,
+    strength: Annotated[float, typer.Option("--strength", min=0, max=1, help="The share of the adapter's change.")] = 1.0,
     format: Annotated[str, typer.Option("--format", "-f", help="both, peft or sentence-transformers.")] = "both",
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the formats' folders.")] = False,
     push: Annotated[
@@ -583,7 +599,9 @@ def export(
         raise DreamError("--push uploads one format", "Add --format peft or --format sentence-transformers")
     whole = config.load(params)
     system = trained(whole, system)
-    folders = exporting.export(whole, system, seed, out, formats, force, push, card.scores(whole, system, seed, cells), cells)
+    partly = pairs is not None or strength != 1  # the scores are those of the whole run
+    scores = exporting.NO_SCORES if partly else card.scores(whole, system, seed, cells)
+    folders = exporting.export(whole, system, seed, out, formats, force, push, scores, cells, strength, pairs)
     found = {name: str(folder) for name, folder in folders.items()}
     if push is not None:
         found["pushed"] = exporting.push(next(iter(folders.values())), push)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import re
 import shutil
 from pathlib import Path
@@ -58,6 +59,8 @@ def export(
     name: str | None = None,
     scores: Scores = NO_SCORES,
     cells: Path | str = CELLS,
+    strength: float = 1.0,
+    pairs: int | None = None,
 ) -> dict[str, Path]:
     """Write a trained system to ``out/<format>/``, each folder whole or not at all.
 
@@ -71,6 +74,8 @@ def export(
         name: what the card's snippets load (default: the folder).
         scores: the card's table of scores as Markdown, or None, why there is none, and the hub's ``model-index``.
         cells: the folder of results, for the counts of the training data.
+        strength: the share of the adapter's change (:func:`dream.encoder.adapters.scale`).
+        pairs: the run after so many of its pairs (``training.snapshots``); default: after all.
 
     Returns:
         Format → folder.
@@ -85,12 +90,14 @@ def export(
     for folder in folders.values():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
             raise DreamError(f"{folder} is not empty", "Choose another --out, or replace it with --force")
-    source = trained(config, system, seed)
+    source = trained(config, system, seed) / ("" if pairs is None else f"snapshots/{pairs}")
+    if not source.exists():
+        raise DreamError(f"{source} is missing", "Choose one of training.snapshots, or leave out --pairs")
     rules = encoder_rules(config)
     for kind, folder in folders.items():
         with replacing_folder(folder) as temporary, quiet():
-            (_write_peft if kind == "peft" else _write_sentence_transformers)(temporary, rules, source)
-            card = model_card(kind, config, rules, system, seed, name or str(folder), scores, cells)
+            (_write_peft if kind == "peft" else _write_sentence_transformers)(temporary, rules, source, strength)
+            card = model_card(kind, config, rules, system, seed, name or str(folder), scores, cells, strength, pairs)
             (temporary / "README.md").write_text(card, encoding="utf-8")
     return folders
 
@@ -155,9 +162,14 @@ def push(folder: Path, repository: str) -> str:
 # ------------------------------------------------------------------------------------------------------ folders
 
 
-def _write_peft(folder: Path, rules: Rules, source: Path) -> None:
+def _write_peft(folder: Path, rules: Rules, source: Path, strength: float) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(source / "adapter" / name, folder / name)
+    if strength != 1:
+        scaled = Encoder.load(rules, adapter=source / "adapter", device="cpu", strength=strength)
+        scaled.save_adapter(folder / "scaled")
+        os.replace(folder / "scaled" / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+        shutil.rmtree(folder / "scaled")
     encoder = Encoder.load(rules, device="cpu")
     if _carried(rules):
         encoder.backbone.save_pretrained(folder / "base")
@@ -167,8 +179,9 @@ def _write_peft(folder: Path, rules: Rules, source: Path) -> None:
     _write_head(folder, rules)
 
 
-def _write_sentence_transformers(folder: Path, rules: Rules, source: Path) -> None:
-    encoder = Encoder.load(dataclasses.replace(rules, dtype="float32"), adapter=source / "adapter", device="cpu")
+def _write_sentence_transformers(folder: Path, rules: Rules, source: Path, strength: float) -> None:
+    exact = dataclasses.replace(rules, dtype="float32")
+    encoder = Encoder.load(exact, adapter=source / "adapter", device="cpu", strength=strength)
     merged = encoder.backbone.merge_and_unload().to(DTYPES[rules.dtype])
     merged.save_pretrained(folder)
     length = _write_tokenizer(folder, encoder, rules)
@@ -270,6 +283,8 @@ def model_card(
     name: str,
     scores: Scores = NO_SCORES,
     cells: Path | str = CELLS,
+    strength: float = 1.0,
+    pairs: int | None = None,
 ) -> str:
     """The README.md of an exported folder: YAML front matter, use, training data, recipe, scores, licence, citation."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -286,7 +301,7 @@ def model_card(
     front = front_matter(kind, config, rules, system) | ({"model-index": index} if index else {})
     return environment.get_template("model_card.md.j2").render(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
-        title=f"{system} on {Path(reference).name}, seed {seed}",
+        title=f"{system} on {Path(reference).name}, seed {seed}" + _partly(strength, pairs),
         kind=kind, name=name, system=system, description=objective_line(system), rules=rules, seed=seed,
         base=None if _carried(rules) else reference, revision=revision, encoder=_encoder_line(rules),
         head=[(kind, f"{i}_{kind}") for i, (kind, _) in enumerate(rules.folder.head, start=2)],
@@ -297,6 +312,11 @@ def model_card(
         scores=table, reason=reason, licence=licence(config), version=__version__, arxiv=ARXIV,
         llama="llama" in f"{rules.model} {judge}".lower(),
     )  # fmt: skip
+
+
+def _partly(strength: float, pairs: int | None) -> str:
+    """What of a run is exported, where it is not all of it."""
+    return (f", after {pairs} pairs" if pairs is not None else "") + (f", at strength {strength:g}" if strength != 1 else "")
 
 
 def front_matter(kind: str, config: Config, rules: Rules, system: str) -> dict[str, Any]:

@@ -18,8 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dream import names
 from dream.errors import DreamError
 
-RECIPES = ("packaged", "smoke", "paper")
-FALLBACK = {"smoke": "packaged", "paper": "packaged"}  # a recipe without a value takes that of the one it builds on
+RECIPES = ("packaged", "smoke", "paper", "adapt")
+FALLBACK = {
+    "smoke": "packaged",
+    "paper": "packaged",
+    "adapt": "packaged",
+}  # a recipe without a value takes that of the one it builds on
 
 
 def distinct(values: list) -> list:

@@ -46,7 +46,7 @@ def stages(config: Path = CONFIG) -> list[str]:
         "configure", "assets", "questions", *(f"tasks-{entry}" for entry in tasks), "prepare", "candidates", "heads", "signal",
         *(f"teacher-{name}" for name in objectives), *(f"given-{name}" for name in objectives),
         *(f"train-{name}-{seed}" for name, seed in runs),
-        *(f"evaluate-{names.cell(*cell, entry)}" for cell in cells for entry in tasks), "queries", "report",
+        *(f"evaluate-{names.cell(*cell, entry)}" for cell in cells for entry in tasks), "adapt", "queries", "report",
     ]  # fmt: skip
 
 

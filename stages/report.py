@@ -11,6 +11,7 @@ from dream.errors import exits_cleanly
 def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args()
     config = stages.load("report")
+    from dream.adapt import text
     from dream.report import build, verdict
     from dream.report.commands import closing
     from dream.report.results import cells
@@ -19,7 +20,8 @@ def main() -> None:
     results = cells.load(config)
     written = build.write_all(results)
     verdict.write(found := verdict.verdict(results))
-    print(f"[report] reports/: {', '.join(written)}, verdict")
+    text.write()
+    print(f"[report] reports/: {', '.join(written)}, verdict, adapt")
     print(*verdict.lines(found), "", *closing.lines(results), sep="\n")
 
 

@@ -72,7 +72,7 @@ def wiki(folder: Path) -> Path:
     """80 articles in rows of 100 words, columns as the real repository has."""
     folder.mkdir()
     drawn = torch.Generator().manual_seed(0)
-    words = "river city music engine garden winter planet council bridge harbour school poem".split()
+    words = ["river", "city", "music", "engine", "garden", "winter", "planet", "council", "bridge", "harbour", "school", "poem"]
     rows = [
         {"docid": f"{i}:{j}", "title": f"article {i}", "text": " ".join(words[k] for k in torch.randint(len(words), (100,), generator=drawn))}
         for i in range(80)

@@ -40,8 +40,8 @@ def test_every_setting_of_params_and_of_every_file_is_there_once(found):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_values_are_those_that_a_recipe_resolves_to(found, recipe):
-    whole = config.load(ROOT / "params.yaml", {"recipe": recipe})
+def test_the_values_are_those_that_a_recipe_resolves_to(found, recipe, tmp_path):
+    whole = config.load(ROOT / "params.yaml", {"recipe": recipe, "own": {"mine": str(tmp_path)}})
     values = flat(whole.model_dump(mode="json", exclude={*NAMED, "roles", "knobs", "probes", "mirror", "recipe"}), "")
     for name, value in values.items():
         assert found[name.removeprefix(".")].values[recipe] == value, name
@@ -53,7 +53,7 @@ def test_the_values_are_those_that_a_recipe_resolves_to(found, recipe):
 
 def test_what_a_setting_may_be_is_said_in_words(found):
     allowed = {
-        "recipe": "auto | packaged | smoke | paper",
+        "recipe": "auto | packaged | smoke | paper | adapt",
         "injection.rows": "query | query+label | all",
         "candidates.count": "whole number, at least 2",
         "training.accelerate": "text | null",
@@ -83,7 +83,7 @@ def test_text_and_json_say_the_same(monkeypatch):
     (one,) = json.loads(as_json)
     assert text.splitlines()[:3] == ["heads.count: 16 (smoke: 8)", "    M, heads", "    whole number, at least 1"]
     assert one == {"name": "heads.count", "meaning": "M, heads", "allowed": "whole number, at least 1",
-                   "values": {"packaged": 16, "smoke": 8, "paper": 16}}  # fmt: skip
+                   "values": {"packaged": 16, "smoke": 8, "paper": 16, "adapt": 16}}  # fmt: skip
 
 
 def test_a_comment_belongs_to_its_line_else_to_the_key_below_it():

@@ -71,10 +71,28 @@ def objectives(config: Config) -> None:
 
 def snapshots(config: Config) -> None:
     """Every snapshot lies within a run, before its end, which is evaluated anyway."""
-    training, most = config.training, max(config.training.snapshots, default=0)
-    pairs = training.steps * training.batch * config.candidates.questions_per_set
-    if most >= pairs:
-        raise DreamError(f"training.snapshots: {most} is not less than the {pairs} pairs of a run", "Raise training.steps")
+    kept = {"training": config.training.snapshots, "adapt": config.adapt.snapshots if config.recipe == "adapt" else []}
+    pairs = config.training.steps * config.training.batch * config.candidates.questions_per_set
+    for section, listed in kept.items():
+        if (most := max(listed, default=0)) >= pairs:
+            raise DreamError(f"{section}.snapshots: {most} is not less than the {pairs} pairs of a run", "Raise training.steps")
+
+
+def adapting(config: Config) -> None:
+    """The recipe ``adapt`` has documents to adapt to, and a packaged control task that is not theirs."""
+    control = config.adapt.control
+    if control not in PACKAGED or control == "development":
+        raise DreamError(
+            f"adapt.control: {control!r} is no packaged task", hint(control, [name for name in PACKAGED if name != "development"])
+        )
+    if config.recipe != "adapt":
+        return
+    if not config.objectives:
+        raise DreamError("recipe adapt trains an objective, and objectives is empty", "Name one in objectives")
+    if all(own.place_of(path).exists() for path in config.own.values()) and not own.documents(config):
+        raise DreamError(
+            "recipe adapt needs documents of your own, and `own` names none", "Add -S +own.NAME=/path/to/documents (docs/own.md)"
+        )
 
 
 def names(config: Config) -> None:
@@ -85,6 +103,7 @@ def names(config: Config) -> None:
     Raises:
         DreamError: one line with the key, the name and the remedy.
     """
+    adapting(config)
     _known(config)
     _one_thing(config)
     for name in config.task_lists:

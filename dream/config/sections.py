@@ -30,7 +30,7 @@ class Size(Section):
     """The model that is trained, an entry of `models`."""
     judge: Name
     """The frozen language model, an entry of `models`."""
-    recipe: Literal["packaged", "smoke", "paper"]
+    recipe: Literal["packaged", "smoke", "paper", "adapt"]
     """The recipe that `recipe: auto` stands for."""
 
 
@@ -250,6 +250,14 @@ class Evaluate(Section):
     workers: Processes
 
 
+class Adapt(Section):
+    snapshots: Annotated[list[Positive], AfterValidator(distinct)]
+    strengths: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(distinct)]
+    documents: Positive
+    queries: Positive
+    control: Name
+
+
 class Report(Section):
     reference_system: str
     resamples: Positive
@@ -268,7 +276,7 @@ class Config(Section):
     """
 
     model: Choice
-    recipe: Literal["packaged", "smoke", "paper"]
+    recipe: Literal["packaged", "smoke", "paper", "adapt"]
     sizes: dict[Name, Size]
     models: dict[Name, Model]
     objectives: Names
@@ -289,6 +297,7 @@ class Config(Section):
     encoder: Encoder
     training: Training
     evaluate: Evaluate
+    adapt: Adapt
     report: Report
     probes: int = 0
     roles: dict[str, Model] = Field(default_factory=dict)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from dream.config import check
 from dream.config.sections import Config
 from dream.data import examples, needs, sources, tasks
-from dream.data.own import HELD_OUT
+from dream.data.own import HELD_OUT, documents
 from dream.errors import DreamError
 from dream.files import folder_hash, read_json, sha256
 from dream.names import cell
@@ -31,6 +31,8 @@ TEACHER = ("training.threads", "training.steps", "training.batch", "training.blo
 ASSETS = ("references", "candidates.source", "candidates.count", "judge", "heads", "encoder")
 READINGS = ("judge.cache_gib", "training.steps", "training.batch", "data.instances", "probes")  # no stage depends on it
 PREPARE = ("sources", "instances", "task_queries", "task_documents", "passage_words", "development", "seed")
+ADAPT = ("adapt", "objectives", "seeds", "roles.encoder", "evaluate", "training.threads", "bm25", "candidates.rrf_k",
+         "questions.round_trip", "report.resamples", "report.confidence", "report.seed")  # fmt: skip
 QUESTIONS = ("roles.generator", "questions", "data.seed")
 
 
@@ -55,6 +57,7 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
         "heads": _part(config, *JUDGE, "heads"),
         "signal": _part(config, *JUDGE, "heads.seed", *_named("injection", "rows", "budget", "gate_init", "diagnostic")),
         "readings": _part(config, *READINGS),
+        "adapt": _adapt(config),
         "report": _join(config.model_dump(mode="json", exclude={"mirror"}), _part(config, "judge.cache_gib")),
     }
     for name in config.objectives:
@@ -116,11 +119,28 @@ def _of_objective(config: Config, name: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def _adapt(config: Config) -> dict[str, Any]:
+    """What the stage ``adapt`` reads: nothing where the recipe is another."""
+    if config.recipe != "adapt":
+        return {}
+    asked = [config.adapt.control, *(f"{name}{HELD_OUT}" for name in documents(config))]
+    reads = [*ADAPT, *tasks.reads(asked, config), *sources.reads(config)]
+    return _join(_part(config, *dict.fromkeys(reads)), {"training": {"snapshots": _kept(config)}})
+
+
+def _kept(config: Config) -> list[int]:
+    """After how many pairs a run keeps its encoder."""
+    return sorted({*config.training.snapshots, *(config.adapt.snapshots if config.recipe == "adapt" else [])})
+
+
 def _tuned(config: Config, name: str) -> dict[str, Any]:
-    """An objective's own learning rate, LoRA dropout and initial tau, which stand in the place of the common ones."""
+    """What stands in the place of the common settings: an objective's own learning rate, LoRA dropout and initial tau, and the
+    snapshots that the recipe ``adapt`` tries."""
     own = config.knobs[name]
     rate, dropout, start = (getattr(own, knob, None) for knob in ("learning_rate", "dropout", "temperature"))
     training: dict[str, Any] = {"learning_rate": rate} if rate else {}
+    if config.recipe == "adapt":
+        training["snapshots"] = _kept(config)
     if dropout is not None:
         training["lora"] = config.training.lora.model_dump() | {"dropout": dropout}
     return {**({"training": training} if training else {}), **({"temperature": {"init": start}} if start else {})}

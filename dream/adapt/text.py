@@ -1,0 +1,117 @@
+"""``reports/adapt.json`` as a reader sees it: the verdict first, before and after, the queries that changed, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dream.adapt import verdict
+from dream.adapt.verdict import Setting
+from dream.errors import DreamError, visible
+from dream.files import read_json, replacing
+from dream.progress import duration
+from dream.report.tables.render import Field, Table, fields, markdown, number, plain, signed
+
+PATH = Path("reports/adapt.json")
+NOTHING = "Nothing is adapted here: `dvc exp run -S recipe=adapt -S +own.NAME=/path/to/documents` does it (docs/adapt.md).\n"
+
+
+def load(path: Path = PATH) -> dict[str, Any]:
+    """What stage ``adapt`` found.
+
+    Raises:
+        DreamError: nothing was adapted.
+    """
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    if not found:
+        raise DreamError("nothing is adapted here", "Run `dvc exp run -S recipe=adapt -S +own.NAME=/path/to/documents`")
+    return found
+
+
+def write(path: Path = PATH) -> None:
+    """Write the same as Markdown beside it; one line where nothing was adapted."""
+    found = read_json(path) if path.exists() else {}
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(lines(found, markdown)) + "\n" if found else NOTHING, encoding="utf-8")
+
+
+def lines(found: dict[str, Any], show: Any = plain) -> Iterator[str]:
+    """All of it, a line at a time.
+
+    Args:
+        found: the content of ``reports/adapt.json``.
+        show: how a table is written: :func:`plain` or :func:`markdown` of :mod:`dream.report.tables.render`.
+    """
+    bold = "**" if show is markdown else ""
+    yield f"{bold}{found['verdict'].capitalize()}.{bold} {'. '.join(found['why'])}."
+    yield from ("", f"{found['encoder']} on {', '.join(found['own'])}, {duration(sum(found['cost'].values()))}: " + _costs(found))
+    yield from ("", *(f"- {visible(note)}" for note in found["notes"]))
+    for table in tables(found):
+        yield from ("", show(table).rstrip("\n"))
+    for name, heading in (("better", "Queries that got better"), ("worse", "Queries that got worse")):
+        if queries := found.get(name):
+            shown = Setting(*(found["trained"][key] for key in Setting._fields)).said()
+            yield from ("", f"{heading} with {shown} (nDCG@10, the passage that answers):", "")
+            for one in queries:
+                yield f"- {number(one['before'])} → {number(one['after'])}  {visible(one['query'])}"
+                yield f"  {visible(' '.join(one['passage'].split()))}"
+    yield from ("", "Next:", *(f"- {step}" for step in following(found)))
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Held-out questions, own test queries and the control task: before and after."""
+    if "held_out" not in found:
+        return []
+    trained = [row for row in found["held_out"] if row["strength"] is not None]
+    trained.sort(key=lambda row: (not _is(row, found["trained"]), -row["ndcg_at_10"]))
+    best = list({row["system"]: row for row in reversed(trained)}.values())[::-1]  # the first of every objective
+    free = [row for row in found["held_out"] if row["strength"] is None]
+    tried = f"of {len(trained)} trained settings the best of every objective; cosine: with the old vectors"
+    shown = [("held-out", "Held-out questions", [*free, *best], [tried])]
+    if found["test"]["rows"]:
+        tasks = ", ".join(f"{name} ({count} queries)" for name, count in found["test"]["tasks"].items())
+        shown.append(("test", f"Own test queries: {tasks}", found["test"]["rows"], ["they took no part in the choice"]))
+    control = found["control"]
+    shown.append(("control", f"Control: {control['task']}, a task that is not yours", control["rows"], []))
+    return [_table(*one) for one in shown]
+
+
+def _table(name: str, title: str, rows: list[dict[str, Any]], notes: list[str]) -> Table:
+    head = ["System", "nDCG@10", "Change", "Seeds", "Cosine"]
+    shown: list[list[Field]] = []
+    for row in rows:
+        setting = Setting(*(row[key] for key in Setting._fields))
+        moved = "" if row["low"] is None else f"{signed(row['difference'])} [{number(row['low'])}, {number(row['high'])}]"
+        seeds = " ".join(map(number, row["seeds"]))
+        cosine = "" if row["cosine"] is None else number(row["cosine"])
+        shown.append(fields(setting.said(), number(row["ndcg_at_10"]), moved, seeds, cosine))
+    return Table(name, title, pd.DataFrame(rows), head, shown, notes)
+
+
+def following(found: dict[str, Any]) -> list[str]:
+    """What to do with the outcome."""
+    if found["verdict"] == verdict.USE:
+        one = found["trained"]
+        pairs = "" if one["pairs"] is None else f" --pairs {one['pairs']}"
+        command = f"dream-report export --system {one['system']} --seed {one['seed']}{pairs} --strength {one['strength']:g}"
+        return [f"`{command} --format sentence-transformers --out exports/adapted` writes the model",
+                "Encode all documents anew with it: its vectors and the old ones do not belong in one index"]  # fmt: skip
+    if found["verdict"] == verdict.OPEN:
+        return ["Keep your model until there is more: three seeds, more documents, a larger questions.limit or questions.per_set",
+                "Queries of people with judgements, as a BEIR set under `own`, are worth more than any of it"]  # fmt: skip
+    if found["best"]["system"] == verdict.FUSED.system:
+        return ["Keep your model, and fuse its ranking with BM25's by reciprocal rank (dream/systems/hybrid.py)"]
+    if found["best"]["system"] == verdict.LEXICAL.system:
+        return ["Keep BM25: on these questions your model adds nothing to it"]
+    return ["Keep your model. Other objectives may teach it more: -S 'objectives=[dream,infonce,adist,fused]'"]
+
+
+def _costs(found: dict[str, Any]) -> str:
+    return ", ".join(f"{part} {duration(seconds)}" for part, seconds in found["cost"].items())
+
+
+def _is(row: dict[str, Any], setting: dict[str, Any]) -> bool:
+    return all(row[key] == setting[key] for key in Setting._fields)
