@@ -132,8 +132,8 @@ def _texts(task: str, query_id: str, work: Path) -> dict[str, Any]:
 def cut(text: str, length: int) -> str:
     r"""At most so many characters of a text, its lines as they are but for what indents them all.
 
-    >>> cut("  if x:\n      return 1\n", 30), cut("if x:\n    return 1", 9)
+    >>> cut("  if x:\n      return 1\n", 30), cut("if x:\r\n    return 1", 9)
     ('if x:\n    return 1', 'if x:\n  …')
     """
-    text = textwrap.dedent(text.strip("\n")).rstrip()
+    text = textwrap.dedent(text.replace("\r\n", "\n").strip("\n")).rstrip()
     return text if len(text) <= length else f"{text[: length - 1]}…"
