@@ -214,7 +214,7 @@ def test_explain(encoder_folder, tmp_path, monkeypatch):  # noqa: F811
     wanted = explain.explain("q0.0", config, "dream", work=folder / "work")
     load, build = Encoder.load, Judge.build
     with other_device() as device:
-        monkeypatch.setattr(Encoder, "load", lambda *given, **more: load(*given, **more, device=device))
+        monkeypatch.setattr(Encoder, "load", lambda *given, **more: load(*given, **more, device="cpu").to(device))
         monkeypatch.setattr(Judge, "build", lambda config: build(config, device))
         found = explain.explain("q0.0", config, "dream", work=folder / "work")
     assert found.losses == pytest.approx(wanted.losses, rel=1e-4) and set(found.losses) == {

@@ -48,7 +48,8 @@ def _put(place: dict[str, Any], parts: list[str], value: Any) -> None:
     """
     for n in range(len(parts) - 1, 0, -1):
         if isinstance(inner := place.get(".".join(parts[:n])), dict):
-            return _put(inner, parts[n:], value)
+            _put(inner, parts[n:], value)
+            return
     if len(parts) == 1:
         place[parts[0]] = value
     else:

@@ -50,7 +50,7 @@ def overrides(settings: list[str]) -> dict[str, Any]:
     """
     from ruamel.yaml import YAML, YAMLError
 
-    found = {}
+    found: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.lstrip("+").partition("=")
         try:
@@ -197,7 +197,8 @@ def _lm_memory(config: Config, encoder: Model, judge: Model) -> dict[str, float]
     """
     if not (names := _needing(config, "lm")):
         return {}
-    knobs, micro, k = config.knobs[names[0]], config.training.micro_batch, config.candidates.count
+    own: dict[str, Any] = {**config.knobs}
+    knobs, micro, k = own[names[0]], config.training.micro_batch, config.candidates.count
     trained = getattr(knobs, "lm", "lora") == "lora"
     return {
         **_encoder_memory(config, encoder, micro * 2 * k),
@@ -230,6 +231,7 @@ def totals(config: Config) -> dict[str, float]:
 def _changes(config: Config) -> list[tuple[str, str, Any]]:
     """Settings that take less memory: as ``-S`` takes them; section, role or objective; values. What changes results is last."""
     record, knobs, count = config.roles["judge"], config.training, config.candidates.count
+    own: dict[str, Any] = {**config.knobs}
     named = f"models.{config.sizes[config.model.size].judge}.quantization"
     found: list[tuple[str, str, Any]] = []
     if knobs.micro_batch > 1:
@@ -238,7 +240,7 @@ def _changes(config: Config) -> list[tuple[str, str, Any]]:
         found.append(("training.gradient_checkpointing=true", "training", {"gradient_checkpointing": True}))
     if record.quantization == "none":
         found += [(f"{named}={kind}", "judge", {"quantization": kind}) for kind in QUANTIZED]
-    found += [(f"++{name}.r=32", name, {"r": 32}) for name in _needing(config, "lm") if config.knobs[name].r > 32]
+    found += [(f"++{name}.r=32", name, {"r": 32}) for name in _needing(config, "lm") if own[name].r > 32]
     return [*found, (f"candidates.count={count // 2}", "candidates", {"count": count // 2})] if count > 3 else found
 
 
@@ -259,7 +261,7 @@ def cards(config: Config, device_gib: float | None = None) -> list[dict[str, Any
     several = [chosen for n in range(len(_changes(config)) + 1) for chosen in combinations(_changes(config), n)]
     options = [o for o in several if sum("quantization" in change[0] for change in o) < 2]
     needed = [(" ".join(change[0] for change in option), totals(_with(config, option))) for option in options]
-    found = []
+    found: list[dict[str, Any]] = []
     for card in sorted({*map(float, CARDS), *([device_gib] if device_gib else [])}):
         for kind, gib in needed[0][1].items():
             fitting = next(((text, by[kind]) for text, by in needed if fits_in(by[kind], card)), None)
@@ -288,7 +290,7 @@ def _measured(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
         ours, theirs = wanted.get(record["settings"], {}), settings(record["config"])
         return bool(ours) and all(key in ours and ours[key] == value for key, value in theirs.items())
 
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for row, groups in _rows(config):
         runs = [[r for r in records if r["settings"] in group and ran(r)] for group in groups]
         if all(runs):
