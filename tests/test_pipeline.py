@@ -81,7 +81,7 @@ def test_dvc_makes_of_every_accepted_name_one_stage_and_one_word(tmp_path, monke
     Repo.init(no_scm=True).close()
     with Repo() as repo:
         commands = {stage.addressing: shlex.split(stage.cmd) for stage in repo.index.stages}
-    assert len(commands) == 9 + 2 * 2 + 6 + 4 + 24 + 6 * (1 + len(models)) + 6
+    assert len(commands) == 10 + 2 * 2 + 6 + 4 + 24 + 6 * (1 + len(models)) + 6
     for tasks in found.tasks:
         for system in found.references:
             assert commands[f"reference@{names.cell(system, None, tasks)}"][-4:] == ["--system", system, "--tasks", tasks]
