@@ -77,6 +77,18 @@ def test_the_untouched_encoder_wins_ties_and_what_is_not_shown_to_be_better():
     assert alike.best == alike.trained == smaller[0], "of equals the smaller strength and the earlier stop"
 
 
+def test_of_many_settings_that_change_nothing_none_is_chosen_because_it_looks_better():
+    """One of forty lies above zero by itself; its p alone would do, and by Holm over all of them it does not."""
+    noise = np.random.default_rng(2).normal(0, 0.1, (40, 3, 80))
+    noise -= noise.mean(axis=(1, 2), keepdims=True)
+    many = {Setting("dream", pairs + 1, 1.0): [BASE + noise[pairs]] for pairs in range(40)}
+    lucky = Setting("dream", 1, 1.0)
+    many[lucky] = [BASE + noise[0] + 0.02]
+    alone = verdict.choose({UNTOUCHED: [BASE], lucky: many[lucky]}, REPORT)
+    assert alone.best == lucky and alone.changes[lucky].low > 0 and 0.05 / 40 < alone.changes[lucky].p < 0.05
+    assert verdict.choose({UNTOUCHED: [BASE], **many}, REPORT).best == UNTOUCHED
+
+
 def test_a_change_is_the_mean_over_tasks_whatever_their_sizes():
     scores = {UNTOUCHED: [np.zeros(4), np.zeros(2)], FULL: [np.full((3, 4), 0.1), np.full((3, 2), 0.3)]}
     assert verdict.compare(scores, REPORT)[FULL].value == pytest.approx(0.2)

@@ -95,7 +95,7 @@ def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, 
     pd.DataFrame([*others, right]).to_csv(tmp_path / "curve" / "curves-equal.csv", index=False)
     alone, both = verdict.verdict(results, tmp_path / "none")[1], verdict.verdict(results, tmp_path)[1]
     assert both["evidence"][:-1] == alone["evidence"] and len(alone["evidence"]) == 1
-    assert both["evidence"][1].startswith("after 576 pairs dream .400, infonce .300: ")
+    assert both["evidence"][1].startswith("After 576 pairs dream .400, infonce .300: ")
     assert both["outcome"] == (outcome or alone["outcome"])
 
 

@@ -2,8 +2,10 @@
 
 Settings are compared by nDCG@10 on generated questions about documents that no run trains on: the mean over tasks, seeds and
 queries. The choice is the best of the untouched encoder and those settings whose paired interval against it, over queries and
-seeds, lies above zero. So the untouched encoder wins every tie, and against everything that is not shown to be better; of equals
-what trains nothing comes first, then the smaller strength and the earlier stop. Own test queries take no part in the choice.
+seeds, lies above zero, and whose p stays below 1 − ``report.confidence`` by Holm over all settings that were tried: of many
+that change nothing, some look better. So the untouched encoder wins every tie, and against everything that is not shown to be
+better; of equals what trains nothing comes first, then the smaller strength and the earlier stop. Own test queries take no part
+in the choice.
 
 * ``not enough evidence``: fewer than three seeds, or fewer held-out questions than ``adapt.queries``;
 * ``keep your model``: the choice trains nothing (the untouched encoder, BM25 or both fused), or it is trained and does worse than
@@ -79,13 +81,21 @@ def choose(scored: Mapping[Setting, Tasks], report: Report) -> Choice:
     """
     ordered = sorted(scored, key=lambda s: (FREE.index(s) if s in FREE else len(FREE), s.strength or 0, s.pairs or float("inf")))
     changes = compare(scored, report)
-    better = [setting for setting in ordered if setting != UNTOUCHED and changes[setting].low > EQUAL]
+    shown = _shown(changes, 1 - report.confidence)
+    better = [setting for setting in ordered if setting in shown]
 
     def mean(setting: Setting) -> float:
         return round(stats.mean(scored[setting]), 9)
 
     best = max([UNTOUCHED, *better], key=mean)  # of equals the first
     return Choice(best, best if best.trained else max((one for one in ordered if one.trained), key=mean), changes)
+
+
+def _shown(changes: Mapping[Setting, Difference], level: float) -> set[Setting]:
+    """Those that are shown to be better: interval above zero, and p by Holm over all that were tried below the level."""
+    tested = [setting for setting, change in changes.items() if change.p is not None]
+    p = dict(zip(tested, stats.holm([changes[setting].p or 0.0 for setting in tested]), strict=True))
+    return {setting for setting, change in changes.items() if change.low > EQUAL and p.get(setting, 0.0) < level}
 
 
 def decide(choice: Choice, seeds: int, questions: int, least: int, test: Mapping[Setting, Difference]) -> tuple[str, list[str]]:

@@ -126,7 +126,7 @@ def _of_curve(claim: dict[str, Any], folder: Path) -> list[Comparison]:
     found = []
     for row in same[same.pairs == same.pairs.max()].itertuples():
         what = (
-            f"after {grouped(row.pairs)} pairs {row.system} {number(row.ndcg_at_10)}, {row.rival} {number(row.rival_ndcg_at_10)}"
+            f"After {grouped(row.pairs)} pairs {row.system} {number(row.ndcg_at_10)}, {row.rival} {number(row.rival_ndcg_at_10)}"
         )
         p = None if row.p_holm != row.p_holm else float(row.p_holm)  # corrected over the curve's points
         change = (float(row.difference), float(row.diff_low), float(row.diff_high))
