@@ -158,7 +158,7 @@ class Judge:
     ) -> Judge:
         """Load a judge from a packaged name, a hub id or a local folder; safetensors weights only.
 
-        Each weight goes from its file to the device by itself, so that the model never stands whole in the host's memory.
+        Each weight goes from its file to the device by itself, so that the host need not hold the whole model.
 
         Args:
             reference: see :func:`dream.assets.model_path`.
