@@ -153,8 +153,11 @@ def test_detection_and_reranking_use_the_filter_where_they_are_told():
 def test_every_question_of_every_set_is_a_probe():
     judge, _ = both(layers=2)
     sets = [candidate_set((4, 2, 6), questions=n, seed=n) for n in (1, 2, 3)]
+    reads, read = [], judge._read
+    judge._read = lambda *given: reads.append(given) or read(*given)
     alone = [heads.detect(judge, [s]).per_probe for s in sets]
     together = heads.detect(judge, sets).per_probe
+    assert len(reads) == 6, "the documents of a set are read once"
     assert together.shape == (6, 2, 4) and together.dtype == np.float64
     np.testing.assert_array_equal(together, np.concatenate(alone))
 

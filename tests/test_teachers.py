@@ -30,35 +30,6 @@ NAMES = {"replug": "likelihood", "emdr2": "likelihood", "adist": "attention", "l
 model = pytest.fixture(scope="module")(toy.model)
 
 
-@pytest.mark.parametrize("kind", reference.CONFIGS)
-@pytest.mark.parametrize(("chunk", "questions"), [(None, 3), (3, 3), (None, 1)])
-def test_the_likelihoods_are_those_of_one_passage_at_a_time(kind, chunk, questions):
-    """Side by side, of ragged lengths, against every passage as a prompt of its own."""
-    judge, slow = reference.both(kind)
-    judge.chunk = chunk
-    candidates = reference.candidate_set(questions=questions)
-    found = judge.passage_log_likelihood(candidates)
-    one_by_one = [-judge.target_losses(candidates, reading=judge.read(d)) for d in judge.prompt.documents(candidates).alone()]
-    torch.testing.assert_close(found, torch.stack(one_by_one, dim=1), **EXACT)
-    for i in range(questions):
-        for j, alone in enumerate(judge.prompt.documents(candidates).alone()):
-            layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone)
-            torch.testing.assert_close(found[i, j], -reference.target_loss(slow, layout), **EXACT)
-
-
-@pytest.mark.parametrize("kind", reference.CONFIGS)
-def test_leaving_one_out_hides_a_document_from_the_suffix_alone(kind):
-    judge, slow = reference.both(kind)
-    candidates = reference.candidate_set(questions=2)
-    found = judge.leave_one_out(candidates)
-    assert found.shape == (2, 4) and torch.equal(found, judge.leave_one_out(candidates, judge.read(candidates)))
-    for i in range(2):
-        for j in range(4):
-            expected = reference.loss_without(slow, judge.prompt.layout(candidates, i), j)
-            torch.testing.assert_close(found[i, j], expected, **EXACT)
-    assert (found - judge.target_losses(candidates)[:, None]).abs().min() > 1e-6, "every document matters"
-
-
 def asked(teacher, judge):
     """The teacher with a judge at hand."""
     teacher.__dict__["judge"] = judge
