@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CONFIGS, HEADS, Letters, both, candidate_set, random_model
 from test_encoder import make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from dream import assets
 from dream import config as configs
@@ -584,6 +584,52 @@ def test_a_judge_with_local_attention_is_refused_before_its_weights_are_read(tmp
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("its weights were read"))
     with pytest.raises(DreamError, match=rf"^judge {tmp_path} uses local attention"):
         Judge.load(str(tmp_path))
+
+
+class Noting:
+    """A store that keeps nothing and notes what it is asked."""
+
+    def __init__(self):
+        self.asked, self.closed = [], []
+        self.close = self.closed.append
+
+    def layers(self, judge, ids, depth, make):
+        self.asked.append((judge, ids, depth))
+        return make()
+
+
+def test_what_is_read_goes_through_the_store_which_a_trained_or_quantized_judge_closes(monkeypatch):
+    judge, _ = both()
+    candidates, judge.store = candidate_set(), Noting()
+    ids = judge.prompt.documents(candidates).ids
+    assert [len(judge.read(candidates, depth).layers) for depth in (None, 2)] == [4, 2]
+    assert judge.store.asked == [(judge, ids, 4), (judge, ids, 2)] and not judge.store.closed
+    judge.add_lora(2, 4)
+    assert judge.store.closed == ["the judge is trained"]
+    monkeypatch.setattr(Judge, "load", lambda *_: both()[0])
+    lengths = SimpleNamespace(passage_tokens=9, query_tokens=9, target_tokens=9)
+    for quantization, closed in {"none": [], "8bit": ["a judge in 8bit promises no stable bytes"]}.items():
+        record = SimpleNamespace(model="m", dtype="float32", quantization=quantization)
+        store = Noting()
+        assert Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths), store=store).store is store
+        assert store.closed == closed
+        Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths))
+
+
+def test_the_output_scale_of_a_model_is_that_of_its_output_matrix():
+    judge, model = both("qwen2")
+    candidates, judge.logit_scale = candidate_set(), 0.25
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.25)
+    compare(judge, model, candidates, Injection(HEADS, "all"))
+
+
+def test_a_model_whose_attention_is_its_own_is_refused():
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=3, n_head=2, n_embd=8, vocab_size=97))
+    with pytest.raises(
+        DreamError, match=r"^the attention of gpt2 cannot be exchanged: 0 of its 3 layers are of transformers' kind"
+    ):
+        Judge(model, Letters())
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
