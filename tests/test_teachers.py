@@ -287,6 +287,7 @@ def test_other_heads_ask_the_attention_anew_and_the_likelihoods_not(project, run
     folder = project()
     for name in ("adist", "loop", "replug"):
         run(teacher_stage, folder, name)
+    assert len(list((folder / ".dream/readings").glob("*.safetensors"))) == 4, "what the judge read is kept for others"
     before = {name: made(folder, name) for name in ("adist", "replug")}
     assert set(before["adist"][1]["inputs"]) == {"work/data", "work/candidates", "work/heads"}
     assert set(before["replug"][1]["inputs"]) == {"work/data", "work/candidates"}, "it reads no heads"
