@@ -617,11 +617,11 @@ def test_what_is_read_goes_through_the_store_which_a_trained_or_quantized_judge_
 
 
 def test_the_output_scale_of_a_model_is_that_of_its_output_matrix():
-    judge, model = both("qwen2")
-    candidates, judge.logit_scale = candidate_set(), 0.25
+    scaled, model = random_model("qwen2"), random_model("qwen2")
+    scaled.config.logit_scale = 0.25
     with torch.no_grad():
         model.lm_head.weight.mul_(0.25)
-    compare(judge, model, candidates, Injection(HEADS, "all"))
+    compare(Judge(scaled, Letters()), model, candidate_set(), Injection(HEADS, "all"))
 
 
 def test_a_model_whose_attention_is_its_own_is_refused():
