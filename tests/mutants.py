@@ -23,6 +23,7 @@ import difflib
 import gc
 import hashlib
 import json
+import multiprocessing.forkserver
 import os
 import resource
 import shutil
@@ -328,6 +329,7 @@ class Runner(Witness):
 
     def _child(self, path: Path, mutant: dict, tests: list[str]) -> int:
         gc.disable()
+        multiprocessing.forkserver._forkserver.__init__()  # the parent's server is no child of this process
         self.session.config.pluginmanager.unregister(name="terminalreporter")
         if not (mutant["function"] and self._exchange(path, mutant["source"], mutant["function"])):
             return _anew(path, mutant["source"], tests, Witness(self.parent))

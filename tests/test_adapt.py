@@ -81,5 +81,5 @@ def test_the_fused_teacher_is_the_sum_of_standardised_bm25_and_attention(model):
     def z(rows):
         return torch.tensor([[(x - np.mean(row)) / np.std(row) for x in row] for row in rows.double().numpy()])
 
-    torch.testing.assert_close(fused.ask(candidates)[0].double(), z(lexical) + z(masses), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused.ask(candidates)[0].double(), z(lexical) + z(masses), rtol=1e-9, atol=1e-9)
     assert torch.equal(teachers.standardised(torch.ones(2, 3)), torch.zeros(2, 3))

@@ -243,7 +243,7 @@ def test_the_heads_that_stage_heads_found_are_those_that_training_injects_into(p
         ("revela", False, ["lm"], False),
     ],
 )
-def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, run, objective, force, needs, stops):
+def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, run, capsys, objective, force, needs, stops):
     folder = project(**{"injection.force": force, "objectives": ["dream", "infonce", "revela"]})
     shutil.rmtree(folder / "work/given")
     change(folder / "work/signal/diagnostic.json", lambda found: found["rows"][0].update(gap_low=-0.1))
@@ -253,6 +253,7 @@ def test_an_objective_is_given_no_heads_without_a_signal_unless_forced(project, 
         assert not (folder / "work/given").exists()
         return
     run(given_stage, folder, objective)
+    assert capsys.readouterr().out.startswith(f"[given-{objective}] stage ")
     given = {p.name: p.read_bytes() for p in (folder / f"work/given/{objective}").iterdir()}
     assert read_json(folder / f"work/given/{objective}/needs.json") == needs
     places = {"heads": "work/heads/heads.json", "judge": "reports/assets/judge.json", "lm": "reports/assets/judge.json"}
@@ -411,7 +412,10 @@ def test_stage_signal_records_what_it_measured(project, run, capsys):
     (record,) = read_json(folder / "reports/results/runs/signal.json")
     assert record["config"] == read_json(folder / "reports/config/signal.json") and record["settings"] == "signal"
     assert (record["stage"], set(record["inputs"])) == ("signal", {"work/data", "work/candidates", "work/heads"})
-    assert set(record["outputs"]) == {"reports/results/diagnostic.json"}
+    assert set(record["outputs"]) == {"reports/results/diagnostic.json"} and record["notes"]["readings"] == {
+        "found": 0,
+        "made": 4,
+    }
     assert diagnostics.table(found) in capsys.readouterr().out
 
 
@@ -525,7 +529,8 @@ def test_stage_teacher_writes_the_judges_likelihoods_of_the_training_sets(projec
 def test_stage_teacher_has_nothing_to_do_for_an_objective_that_has_none(project, run, capsys):
     folder = project()
     run(teacher_stage, folder, "infonce")
-    assert "nothing to compute" in capsys.readouterr().out
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("[teacher-infonce] stage ") and "nothing to compute" in second
     assert [p.name for p in (folder / "work/teacher").rglob("*")] == ["infonce", "none.txt"]
     assert (folder / "work/teacher/infonce/none.txt").read_text(encoding="utf-8") == "This objective has no teacher.\n"
     assert not (folder / "reports/results/runs/teacher-infonce.json").exists()

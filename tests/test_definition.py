@@ -64,15 +64,29 @@ def test_losses_and_gradients_of_new_architectures_equal_the_slow_reference(kind
 
 @pytest.mark.parametrize("kind", LOCAL)
 def test_layers_that_do_not_see_everything_are_refused_by_name(kind):
-    with pytest.raises(DreamError, match=rf"local attention \({LOCAL[kind]}\): its heads cannot see all candidates"):
-        definition.refuse(getattr(transformers, f"{kind}Config")())
+    config = getattr(transformers, f"{kind}Config")()
+    for config.name_or_path in ("", "owner/judge"):
+        name = config.name_or_path or config.model_type
+        with pytest.raises(
+            DreamError, match=rf"^judge {name} uses local attention \({LOCAL[kind]}\): its heads cannot see all cand"
+        ):
+            definition.refuse(config)
+
+
+def test_every_kind_of_local_attention_is_named():
+    config = transformers.LlamaConfig(
+        layer_types=["sliding_attention", "full_attention", "chunked_attention"], num_hidden_layers=3
+    )
+    with pytest.raises(DreamError, match=r"\(chunked_attention, sliding_attention\)"):
+        definition.refuse(config)
 
 
 def test_a_window_counts_where_it_is_in_use():
     qwen, mistral = transformers.Qwen2Config, transformers.MistralConfig
     definition.refuse(qwen(sliding_window=16))  # named, but not in use
-    for config in (qwen(sliding_window=16, use_sliding_window=True, max_window_layers=1), mistral(sliding_window=16)):
-        with pytest.raises(DreamError, match="local attention"):
+    windows = [qwen(sliding_window=16, use_sliding_window=True, max_window_layers=1), mistral(sliding_window=16)]
+    for config, kind in (*((one, "sliding") for one in windows), (transformers.LlamaConfig(attention_chunk_size=16), "chunked")):
+        with pytest.raises(DreamError, match=rf"local attention \({kind}_attention\)"):
             definition.refuse(config)
 
 
@@ -94,6 +108,64 @@ def test_attention_that_cannot_be_exchanged_is_one_line(kind):
 def test_a_model_whose_forward_call_fails_is_one_line():
     with pytest.raises(DreamError, match=r"^judge a DeepseekV3 cannot be run as a judge \(.+\). Choose a judge with plain"):
         definition.check(judge("DeepseekV3"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("\n of a kind\nand more"), r"\(of a kind\)"),
+        (KeyError(), r"\(KeyError\)"),
+        (DreamError("another line", "Do it"), "^another line. Do it$"),
+    ],
+)
+def test_what_a_judge_fails_with_is_said_in_one_line(error, line):
+    broken = judge()
+    broken.model.base_model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(DreamError, match=line):
+        definition.check(broken)
+
+
+def test_attention_that_is_not_a_function_of_its_module_is_one_line():
+    with pytest.raises(DreamError, match="^Linear has no attention function of transformers' kind"):
+        definition.edited_attention(torch.nn.Linear(1, 1), None, None, None, None)
+
+
+LIMITS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("part", "passes"), [(0.99, True), (-0.99, True), (1.01, False), (-1.01, False), (float("nan"), False)])
+def test_one_tokens_loss_may_differ_by_so_much_of_itself_and_a_nat(dtype, part, passes, monkeypatch):
+    """The last of three tokens, with a loss of 3 nats, is off by a part of what is allowed."""
+    right = torch.tensor([0.5, 7.0, 3.0], dtype=torch.float64)
+    found = right + torch.tensor([0.0, 0.0, 4.0 * part * LIMITS[dtype]])
+    asked, low = [], Judge(random_model(dtype=dtype), Letters(), reference="low")
+    monkeypatch.setattr(Judge, "target_losses", lambda *given, per_token: [found])
+    monkeypatch.setattr(definition, "_by_definition", lambda judge, sets, p, gate: asked.append(p is None) or right)
+    if passes:
+        definition.check(low)
+        assert asked == [True, False], "without scores and with them"
+    else:
+        with pytest.raises(
+            DreamError, match=rf"^judge low: its loss is not the method's \(a token's differs by {abs(part * LIMITS[dtype]):.2g}"
+        ):
+            definition.check(low)
+
+
+def test_a_judge_without_weights_is_not_asked():
+    empty = Judge(random_model().to("meta"), Letters())
+    definition.check(empty)
+
+
+def test_the_check_leaves_the_judge_as_it_was(monkeypatch):
+    right, error = judge(), RuntimeError("broken")
+    before = right.target_losses(candidate_set())
+    definition.check(right)
+    assert right.model.config._attn_implementation == attention.NAME
+    monkeypatch.setattr(right.model, "forward", lambda **_: (_ for _ in ()).throw(error))
+    with pytest.raises(DreamError, match=r"\(broken\)"):
+        definition.check(right)
+    assert torch.equal(right.target_losses(candidate_set()), before)
 
 
 BROKEN = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CONFIGS, HEADS, Letters, both, candidate_set, random_model
 from test_encoder import make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from dream import assets
 from dream import config as configs
@@ -189,8 +189,9 @@ def test_documents_read_in_pieces_are_the_same():
     judge.model.base_model.register_forward_pre_hook(lambda module, _, given: read.append(given["input_ids"]), with_kwargs=True)
     for judge.chunk in (1, 7, 10**6):
         torch.testing.assert_close(judge.target_losses(candidates, p, gate, injection), whole, **EXACT)
-        *pieces, _ = read
+        *pieces, asked = read
         read.clear()
+        assert len(asked) == 1
         assert torch.cat(pieces, 1)[0].tolist() == list(judge.prompt.documents(candidates).ids)
         assert [piece.shape[1] for piece in pieces[:-1]] == [judge.chunk] * (len(pieces) - 1) and pieces[-1].shape[
             1
@@ -271,8 +272,10 @@ def test_a_judge_whose_config_is_shared_stays_injected():
     torch.manual_seed(0)
     judged, other = (AutoModelForCausalLM.from_config(config, dtype=torch.float64) for _ in range(2))
     assert judged.config is other.config
+    rope = other.config.rope_parameters
     candidates = candidate_set()
     judge = Judge(judged, Letters())
+    assert judge.model.config.rope_parameters == rope and judge.model.config.rope_parameters is not rope
     leaves, p, gate = toy_scores(candidates)
     before = losses_and_gradients(judge.target_losses(candidates, p, gate, Injection(HEADS, "all")), leaves)
     other.set_attn_implementation("sdpa")
@@ -288,6 +291,8 @@ def test_a_judge_whose_config_is_shared_stays_injected():
         judge.target_losses(candidates, p, gate, Injection(HEADS, "all"), reading=reading)
     with pytest.raises(RuntimeError, match="scores would be ignored"):
         judge.read(candidates)
+    with pytest.raises(RuntimeError, match="scores would be ignored"):
+        judge.passage_log_likelihood(candidate_set(questions=1))
     assert NAME not in (other.config._attn_implementation,) and (judge.reference, judge.weights) == ("", "")
 
 
@@ -323,6 +328,47 @@ def test_the_teacher_reads_one_passage_at_a_time():
             alone = judge.prompt.documents(dataclasses.replace(candidates, passages=passages[:1], passage_ids=("x",)))
             layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone, suffix=suffix)
             torch.testing.assert_close(found[i, j], -reference.target_loss(model, layout), **EXACT)
+
+
+def test_one_question_is_one_pass_as_wide_as_its_longest_line_that_keeps_nothing():
+    judge, _ = both()
+    candidates, seen = candidate_set(questions=1), []
+    judge.model.base_model.register_forward_hook(
+        lambda _, __, given, out: seen.append((given["input_ids"].shape, out)), with_kwargs=True
+    )
+    judge.passage_log_likelihood(candidates)
+    ((shape, out),) = seen
+    longest = max(len(one.ids) for one in judge.prompt.documents(candidates).alone())
+    assert shape == (4, longest + len(judge.prompt.suffixes(candidates)[0].ids) - 1) and out.past_key_values is None
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("chunk", "questions"), [(None, 3), (3, 3), (None, 1)])
+def test_the_likelihoods_are_those_of_one_passage_at_a_time(kind, chunk, questions):
+    """Side by side, of ragged lengths, against every passage as a prompt of its own."""
+    judge, slow = both(kind)
+    judge.chunk = chunk
+    candidates = candidate_set(questions=questions)
+    found = judge.passage_log_likelihood(candidates)
+    one_by_one = [-judge.target_losses(candidates, reading=judge.read(d)) for d in judge.prompt.documents(candidates).alone()]
+    torch.testing.assert_close(found, torch.stack(one_by_one, dim=1), **EXACT)
+    for i in range(questions):
+        for j, alone in enumerate(judge.prompt.documents(candidates).alone()):
+            layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone)
+            torch.testing.assert_close(found[i, j], -reference.target_loss(slow, layout), **EXACT)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_leaving_one_out_hides_a_document_from_the_suffix_alone(kind):
+    judge, slow = both(kind)
+    candidates = candidate_set(questions=2)
+    found = judge.leave_one_out(candidates)
+    assert found.shape == (2, 4) and torch.equal(found, judge.leave_one_out(candidates, judge.read(candidates)))
+    for i in range(2):
+        for j in range(4):
+            expected = reference.loss_without(slow, judge.prompt.layout(candidates, i), j)
+            torch.testing.assert_close(found[i, j], expected, **EXACT)
+    assert (found - judge.target_losses(candidates)[:, None]).abs().min() > 1e-6, "every document matters"
 
 
 SETS = [candidate_set(questions=2, seed=s) for s in range(6)]
@@ -524,10 +570,67 @@ def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
     assert (judge.prompt.limits, len(judge.prompt.tokens("the cat"))) == (Limits(5, 3, 4), 2)
     assert judge.chunk == 512 and Judge.load(str(tmp_path), "bfloat16").chunk is None, "pieces pay in float32"
     assert Judge.load(str(tmp_path), "float32", "meta").device.type == "meta"
-    assert not judge.model.training and not any(p.requires_grad for p in judge.model.parameters())
+    assert judge.store is None and not judge.model.training and not any(p.requires_grad for p in judge.model.parameters())
     with pytest.raises(DreamError, match=r"Load the judge anew") as caught:
         [judge.add_lora(2, 4) for _ in range(2)]
     assert str(caught.value).startswith(f"judge {tmp_path} already has a LoRA")
+
+
+def test_a_judge_with_local_attention_is_refused_before_its_weights_are_read(tmp_path, monkeypatch):
+    model = random_model("mistral")
+    model.config.sliding_window = 8
+    with pytest.raises(DreamError, match="local attention"):
+        Judge(model, Letters())
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("its weights were read"))
+    with pytest.raises(DreamError, match=rf"^judge {tmp_path} uses local attention"):
+        Judge.load(str(tmp_path))
+
+
+class Noting:
+    """A store that keeps nothing and notes what it is asked."""
+
+    def __init__(self):
+        self.asked, self.closed = [], []
+        self.close = self.closed.append
+
+    def layers(self, judge, ids, depth, make):
+        self.asked.append((judge, ids, depth))
+        return make()
+
+
+def test_what_is_read_goes_through_the_store_which_a_trained_or_quantized_judge_closes(monkeypatch):
+    judge, _ = both()
+    candidates, judge.store = candidate_set(), Noting()
+    ids = judge.prompt.documents(candidates).ids
+    assert [len(judge.read(candidates, depth).layers) for depth in (None, 2)] == [4, 2]
+    assert judge.store.asked == [(judge, ids, 4), (judge, ids, 2)] and not judge.store.closed
+    judge.add_lora(2, 4)
+    assert judge.store.closed == ["the judge is trained"]
+    monkeypatch.setattr(Judge, "load", lambda *_: both()[0])
+    lengths = SimpleNamespace(passage_tokens=9, query_tokens=9, target_tokens=9)
+    for quantization, closed in {"none": [], "8bit": ["a judge in 8bit promises no stable bytes"]}.items():
+        record = SimpleNamespace(model="m", dtype="float32", quantization=quantization)
+        store = Noting()
+        assert Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths), store=store).store is store
+        assert store.closed == closed
+        Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths))
+
+
+def test_the_output_scale_of_a_model_is_that_of_its_output_matrix():
+    scaled, model = random_model("qwen2"), random_model("qwen2")
+    scaled.config.logit_scale = 0.25
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.25)
+    compare(Judge(scaled, Letters()), model, candidate_set(), Injection(HEADS, "all"))
+
+
+def test_a_model_whose_attention_is_its_own_is_refused():
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=3, n_head=2, n_embd=8, vocab_size=97))
+    with pytest.raises(
+        DreamError, match=r"^the attention of gpt2 cannot be exchanged: 0 of its 3 layers are of transformers' kind"
+    ):
+        Judge(model, Letters())
 
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
@@ -567,6 +670,7 @@ def test_span_index_holds_every_document_position_once(lengths, first):
         spans.append((start, start + n))
         start += n + 2
     index = Spans.of(spans)
+    assert index.index.shape == (len(lengths), max(lengths)) and not index.index[~index.valid].any()
     assert [i[v].tolist() for i, v in zip(index.index, index.valid, strict=True)] == [list(range(*s)) for s in spans]
 
 

@@ -1,6 +1,7 @@
 """The rival objectives equal slow readings of their definitions; a loss of the whole batch has the gradient of one big batch."""
 
 import dataclasses
+import inspect
 import math
 import pathlib
 
@@ -14,6 +15,7 @@ from test_objectives import Table, build, compare
 from test_teachers import model  # noqa: F401
 from test_training import config, cut, encoder_folder, make_config, make_sets  # noqa: F401
 
+from dream import config as configs
 from dream import objectives, training
 from dream.config import check, stages
 from dream.errors import DreamError
@@ -24,6 +26,7 @@ from dream.objectives.emdr2 import EMDR2
 from dream.objectives.infonce import InfoNCE
 from dream.objectives.loop import Loop
 from dream.objectives.simcse import SimCSE
+from dream.objectives.taught import Taught
 from stages import given as given_stage
 from stages import teacher as teacher_stage
 from stages import train as train_stage
@@ -130,6 +133,7 @@ def test_infonce_with_margin_and_confidence_equals_its_definition(negatives, mar
     }
     first = sets[0].questions[0]
     theirs[first.id] = [0.1 if j == first.gold else 0.9 for j in range(4)]
+    theirs[sets[1].questions[0].id] = [0.5] * 4  # no better than the positive
     assert {theirs[q.id][q.gold] > 0 for s in sets for q in s.questions} == {True, False}
     objective = InfoNCE(0.2, negatives=negatives, margin=margin, confidence=confidence, teacher=theirs).double()
     loss, _ = objective.loss(sets, encoder)
@@ -322,6 +326,34 @@ def test_every_setting_of_a_rival_reaches_it(encoder_folder, monkeypatch, name):
     assert found.tau().item() == pytest.approx(0.3) and {k: getattr(found, k) for k in own} == own
     assert getattr(found, "tokens", {"q": 3}) == {"q": 3}
     assert name in ("simcse", "infonce") or found.teacher == {"q": [1.0]}
+
+
+OWN = {  # knobs that no other objective has, in every recipe
+    "adist": {"tau_a": 0.1, "standardise": "question"}, "emdr2": {"per": "sequence", "mask_target": False}, "fused": {"tau_t": 0.5},
+    "loop": {"tau_l": 0.1}, "simcse": {"dropout": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_knobs_of_a_rival_are_the_same_in_every_recipe_but_for_its_temperature(name):
+    for recipe, temperature in {"paper": None, "packaged": None if name == "fused" else 0.02}.items():
+        settings = configs.load(overrides={"recipe": recipe, "objectives": [name]})
+        assert settings.knobs[name].model_dump() == {"learning_rate": None, "temperature": temperature, **OWN[name]}
+    kind = objectives.find(name)
+    given = {p.name: p.default for p in inspect.signature(kind.__init__).parameters.values() if p.default is not p.empty}
+    start = {"temperature": configs.load(overrides={"recipe": "paper"}).temperature.init, "learn_temperature": True}
+    assert given == start | (OWN[name] if name != "simcse" else {}) | ({"tokens": None} if name == "emdr2" else {})
+
+
+def test_what_is_taught_reads_a_teacher_and_depends_on_what_teaching_shares():
+    taught = {name for name in check.trained() if issubclass(objectives.find(name), Taught)}
+    assert taught == {"adist", "emdr2", "fused", "loop", "replug"}
+    for name in (*taught, "infonce"):
+        assert objectives.find(name).uses == (pathlib.Path(inspect.getfile(Taught)).relative_to(pathlib.Path.cwd()).as_posix(),)
+        assert objectives.find(name).needs == ({"teacher"} if name in taught else set())
+    with pytest.raises(NotImplementedError):
+        Taught({}).losses(torch.zeros(1, 2), torch.zeros(1, 2), make_sets(1)[0])
+    assert objectives.find("simcse").whole_batch
 
 
 def test_docs_and_params_name_every_objective_and_no_other():

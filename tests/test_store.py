@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import reference
 import torch
 import toy_project as toy
+import transformers
 from test_controls import run  # noqa: F401
 from test_judge import losses_and_gradients, toy_scores
 
@@ -91,6 +94,28 @@ def test_whatever_can_change_a_reading_is_in_its_name(tmp_path, monkeypatch, cha
     assert (judge.store.found, judge.store.made) == (0, 2) and len(entries(tmp_path)) == 2
 
 
+def test_a_graphics_card_is_in_the_name(monkeypatch):
+    judge = SimpleNamespace(device=torch.device("cuda", 1), dtype=torch.float32, weights="w", chunk=None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    assert store.identity(judge)[:5] == ["w", "torch.float32", "card 1", torch.get_num_threads(), None]
+
+
+def test_the_code_of_a_reading_is_every_module_beside_the_store_and_the_libraries_below(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+
+    def code(name=None, text=""):
+        store._code.cache_clear()
+        if name:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        return store._code()
+
+    first = code("model.py", "a = 1")
+    assert first[1:] == [torch.__version__, transformers.__version__] and code("notes.txt", "b") == first
+    assert code("model.py", "a = 2")[0] != first[0] and code("model.py", "a = 1") == first
+    monkeypatch.undo()
+    store._code.cache_clear()
+
+
 def test_ids_of_sets_questions_and_targets_are_not(tmp_path):
     judge = judge_with(tmp_path)
     judge.read(reference.candidate_set(questions=1))
@@ -121,6 +146,73 @@ def test_the_entries_that_were_used_last_stay_within_the_budget(tmp_path):
     assert judge.store.made == before + 1 and len(list(kept.glob("*.safetensors"))) == 3
 
 
+def test_entries_that_fill_the_budget_exactly_stay(tmp_path):
+    first, second = (reference.candidate_set(seed=s) for s in range(2))
+    judge = judge_with(tmp_path)
+    judge.read(first)
+    (file,) = entries(tmp_path)
+    for budget, left in ((2 * file.stat().st_size, 2), (2 * file.stat().st_size - 1, 1)):
+        judge = judge_with(tmp_path, budget)
+        os.utime(file, ns=(1, 1))
+        (tmp_path / "not-an-entry").write_bytes(bytes(9999))
+        judge.read(second)
+        assert len(list(tmp_path.glob("*.safetensors"))) == left
+        for path in set(entries(tmp_path)) - {file}:
+            path.unlink()
+    assert not file.exists()
+
+
+def test_what_another_process_removes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    """One file goes before it is looked at, another one after that."""
+    judge = judge_with(tmp_path)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for path in paths:
+        path.write_bytes(b"12345")
+    judge.store.budget, real = 4, type(paths[0]).stat
+
+    def stat(path, **more):
+        if path == paths[0]:
+            path.unlink(missing_ok=True)
+        found = real(path, **more)
+        if path == paths[1]:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(type(paths[0]), "stat", stat)
+    judge.store._make_room()
+    monkeypatch.undo()
+    assert not entries(tmp_path)
+
+
+def test_the_folder_is_beside_the_checkpoints_unless_one_is_given(tmp_path, monkeypatch):
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    config = SimpleNamespace(judge=SimpleNamespace(cache_gib=0.5), sets_read=7)
+    found = Store.of(config)
+    assert (found.budget, found.sets, found.folder) == (2**29, 7, Path(".dream/readings"))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert (
+        Store(1).sets == 1
+        and Store(1).folder == tmp_path / ".dream" / "readings"
+        and Store(1, folder=tmp_path).folder == tmp_path
+    )
+
+
+def test_an_entry_is_checked_when_a_process_opens_it_first_and_used_by_opening_it(tmp_path, monkeypatch):
+    candidates = reference.candidate_set()
+    judge_with(tmp_path).read(candidates)
+    (path,) = entries(tmp_path)
+    layers = reference.both()[0].read(candidates).layers
+    content = b"".join(x.contiguous().numpy().tobytes() for layer in layers for x in layer)
+    assert store.checksum(layers) == f"{zlib.crc32(content):08x}"
+    judge, calls, real = judge_with(tmp_path), [], store.checksum
+    monkeypatch.setattr(store, "checksum", lambda layers: calls.append(len(layers)) or real(layers))
+    for _ in range(3):
+        os.utime(path, ns=(1, 1))
+        judge.read(candidates, 2)
+        assert path.stat().st_mtime_ns > 1
+    assert calls == [4], "whole, once"
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-9])
 
@@ -145,6 +237,10 @@ def test_a_damaged_entry_is_said_and_read_anew(tmp_path, spoil):
     whole = path.read_bytes()
     spoil(path)
     judge = judge_with(tmp_path)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert judge.store._open(path, 1, judge.device) is None and not path.exists()
+    path.write_bytes(whole)
+    spoil(path)
     with pytest.warns(UserWarning, match=r"reading .*safetensors is damaged .*: the documents are read anew"):
         again = numbers(judge, candidates)
     assert all(map(torch.equal, first, again)) and judge.store.made == 1 and path.read_bytes() == whole
@@ -160,6 +256,7 @@ def test_nothing_is_kept_where_it_cannot_pay(tmp_path, capsys):
         assert (judge.store.found == 1, folder.exists()) == (kept, kept), (budget, sets)
         assert bool(judge.store.told().get("off")) != kept
     assert capsys.readouterr().out.count("the judge's readings are not kept: 11 sets of 0 MiB take") == 1
+    assert store.too_large(3 * 2**20, 1024, 2.5 * GIB) == "1024 sets of 3 MiB take 3.0 GiB, judge.cache_gib is 2.5"
 
 
 def test_a_judge_that_is_trained_keeps_nothing(tmp_path):

@@ -1,9 +1,11 @@
 """A teacher's numbers equal a slow reading of their definition; they are computed once, whoever stops them or asks again."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -26,37 +28,18 @@ from stages import teacher as teacher_stage
 from stages import train as train_stage
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-NAMES = {"replug": "likelihood", "emdr2": "likelihood", "adist": "attention", "loop": "leave_one_out"}
+NAMES = {
+    "replug": "likelihood",
+    "emdr2": "likelihood",
+    "adist": "attention",
+    "loop": "leave_one_out",
+    "fused": "lexical_attention",
+}
+ROOMS = {
+    "likelihood": ["judge"], "leave_one_out": ["judge"], "attention": ["judge"], "lexical_attention": ["candidates", "judge"],
+    "models.toy": ["encoder", "models"],
+}  # fmt: skip
 model = pytest.fixture(scope="module")(toy.model)
-
-
-@pytest.mark.parametrize("kind", reference.CONFIGS)
-@pytest.mark.parametrize(("chunk", "questions"), [(None, 3), (3, 3), (None, 1)])
-def test_the_likelihoods_are_those_of_one_passage_at_a_time(kind, chunk, questions):
-    """Side by side, of ragged lengths, against every passage as a prompt of its own."""
-    judge, slow = reference.both(kind)
-    judge.chunk = chunk
-    candidates = reference.candidate_set(questions=questions)
-    found = judge.passage_log_likelihood(candidates)
-    one_by_one = [-judge.target_losses(candidates, reading=judge.read(d)) for d in judge.prompt.documents(candidates).alone()]
-    torch.testing.assert_close(found, torch.stack(one_by_one, dim=1), **EXACT)
-    for i in range(questions):
-        for j, alone in enumerate(judge.prompt.documents(candidates).alone()):
-            layout = dataclasses.replace(judge.prompt.layout(candidates, i), documents=alone)
-            torch.testing.assert_close(found[i, j], -reference.target_loss(slow, layout), **EXACT)
-
-
-@pytest.mark.parametrize("kind", reference.CONFIGS)
-def test_leaving_one_out_hides_a_document_from_the_suffix_alone(kind):
-    judge, slow = reference.both(kind)
-    candidates = reference.candidate_set(questions=2)
-    found = judge.leave_one_out(candidates)
-    assert found.shape == (2, 4) and torch.equal(found, judge.leave_one_out(candidates, judge.read(candidates)))
-    for i in range(2):
-        for j in range(4):
-            expected = reference.loss_without(slow, judge.prompt.layout(candidates, i), j)
-            torch.testing.assert_close(found[i, j], expected, **EXACT)
-    assert (found - judge.target_losses(candidates)[:, None]).abs().min() > 1e-6, "every document matters"
 
 
 def asked(teacher, judge):
@@ -76,6 +59,7 @@ def test_attention_is_the_mean_of_the_heads_masses_less_the_empty_questions(mode
     found, _ = asked(teachers.Attention(config, heads), judge).ask(candidates)
     assert max(reached) == 3 and reached.count(3) <= 2, "layers above the highest head compute keys at most"
     if drop:
+        assert not torch.equal(found, asked(teachers.Attention(make_config(model), heads), judge).ask(candidates)[0])
         return
     for i, question in enumerate(candidates.questions):
         masses = []
@@ -119,6 +103,8 @@ def test_similarity_is_the_cosine_of_an_entry_of_models_as_evaluation_encodes_it
     passages = encoder.encode(candidates.passages, "red ", 5)
     torch.testing.assert_close(scores, torch.from_numpy(queries @ passages.T))
     assert scores.shape == (2, 4) and took == encoder.tokens * encoder.flops_per_token > 0
+    teacher = teachers.find("models.toy")(part)
+    assert teacher.ask(candidates)[1] == teacher.ask(candidates)[1] == took, "asked again, it takes the same"
     assert teachers.find("models.toy").reads("models.toy") == ("roles.toy",)
 
 
@@ -178,6 +164,62 @@ def test_another_set_or_anything_that_can_change_an_answer_is_asked_anew(model, 
     assert asks(name="b")
 
 
+@pytest.mark.parametrize("name", ROOMS)
+def test_code_versions_device_and_threads_are_in_a_journals_name(model, name, tmp_path, monkeypatch):
+    def key(**more):
+        config = make_config(model, **more)
+        part = config.model_copy(update={"roles": {"toy": config.roles["encoder"]}}) if name.startswith("models.") else config
+        return teachers.find(name)(part, [(1, 0)]).key()
+
+    monkeypatch.setattr(teachers, "ROOT", tmp_path)
+    for room in ("candidates", "encoder", "judge", "models"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "code.py").write_text("a = 1", encoding="utf-8")
+    first, changed = key(), []
+    for room in sorted(tmp_path.iterdir()):
+        (room / "notes.txt").write_text("no code", encoding="utf-8")
+        assert key() == first
+        (room / "code.py").write_text("a = 2", encoding="utf-8")
+        changed += [room.name] * (key() != first)
+        (room / "code.py").write_text("a = 1", encoding="utf-8")
+    assert changed == ROOMS[name]
+    version = importlib.metadata.version
+    for library in ("torch", "transformers", "tokenizers"):
+        with monkeypatch.context() as patch:
+            patch.setattr("importlib.metadata.version", lambda name, library=library: "0" if name == library else version(name))
+            assert key() != first
+    assert key(**{"training.threads": 2}) != first == key()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert key() != first and teachers.find(name)(make_config(model)).device == "cuda"
+
+
+def test_the_journal_is_beside_the_checkpoints_unless_a_folder_is_given(model, tmp_path, monkeypatch):
+    teacher = Counting(make_config(model))
+    monkeypatch.chdir(tmp_path)
+    for root in (None, tmp_path / "root"):
+        monkeypatch.setenv("DVC_ROOT", str(root)) if root else monkeypatch.delenv("DVC_ROOT", raising=False)
+        teachers.table(teacher, make_sets(1))
+        assert len(list(((root or tmp_path) / ".dream" / "teachers").iterdir())) == 1
+
+
+def test_the_judge_of_a_teacher_keeps_what_it_reads_where_the_stage_says_so(model, monkeypatch):
+    built, config = [], make_config(model)
+    monkeypatch.setattr(Judge, "build", lambda config, store=None: built.append((config, store)))
+    readings = SimpleNamespace(judge=SimpleNamespace(cache_gib=0.5), sets_read=7)
+    for given in (None, readings):
+        teachers.find("likelihood")(config, readings=given).judge  # noqa: B018
+    (first, none), (second, store) = built
+    assert first is second is config and none is None and (store.budget, store.sets) == (2**29, 7)
+
+
+def test_a_teacher_says_what_it_reads_what_it_is_and_what_it_answers(model):
+    bare, (candidates,) = teachers.Teacher(make_config(model)), make_sets(1)
+    for asks in (lambda: bare.reads("models.toy"), bare.identity, lambda: bare.ask(candidates)):
+        with pytest.raises(NotImplementedError):
+            asks()
+    assert bare.tokens(candidates) == teachers.Attention(make_config(model)).tokens(candidates) == [], "it reads no target"
+
+
 def keys(folder, config, heads=((1, 0),)):
     """Key of every teacher that a configuration gives."""
     found = {}
@@ -191,7 +233,7 @@ def test_a_journal_is_named_after_judge_limits_and_heads_and_after_no_step(model
     base = {"objectives": list(NAMES)}
     config = make_config(model, **base)
     before = keys(model, config)
-    assert before["replug"] == before["emdr2"] and len(set(before.values())) == 3
+    assert before["replug"] == before["emdr2"] and len(set(before.values())) == 4
     assert keys(model, make_config(model, **base, **{"training.steps": 2, "training.batch": 2, "heads.count": 3})) == before
     assert set(keys(model, make_config(model, **base, **{"judge.target_tokens": 5})).values()).isdisjoint(before.values())
     assert set(keys(model, make_config(model, **base, **{"models.toy.dtype": "bfloat16"})).values()).isdisjoint(before.values())
@@ -201,7 +243,9 @@ def test_a_journal_is_named_after_judge_limits_and_heads_and_after_no_step(model
         keys(model, config, heads=((2, 2),)),
         keys(model, make_config(model, **base, **{"heads.drop_low_tokens": True})),
     ):
-        assert {name for name in NAMES if changed[name] != before[name]} == {"adist"}
+        assert {name for name in NAMES if changed[name] != before[name]} == {"adist", "fused"}
+    changed = keys(model, make_config(model, **base, **{"bm25.k1": 2.0}))
+    assert {name for name in NAMES if changed[name] != before[name]} == {"fused"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- stage
@@ -243,8 +287,10 @@ def test_other_heads_ask_the_attention_anew_and_the_likelihoods_not(project, run
     folder = project()
     for name in ("adist", "loop", "replug"):
         run(teacher_stage, folder, name)
+    assert len(list((folder / ".dream/readings").glob("*.safetensors"))) == 4, "what the judge read is kept for others"
     before = {name: made(folder, name) for name in ("adist", "replug")}
     assert set(before["adist"][1]["inputs"]) == {"work/data", "work/candidates", "work/heads"}
+    assert set(before["replug"][1]["inputs"]) == {"work/data", "work/candidates"}, "it reads no heads"
     assert before["adist"][0].tokens.tolist() == [0] * 8
     (folder / "work/heads/heads.json").write_text(json.dumps({"selected": [[0, 1]]}))
     for name in before:

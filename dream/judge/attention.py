@@ -101,7 +101,7 @@ class Spans:
         offsets = torch.arange(longest)
         starts, ends = torch.tensor(spans).T[..., None]
         valid = starts + offsets < ends
-        return cls(torch.where(valid, starts + offsets, 0).to(device), valid.to(device))
+        return cls(((starts + offsets) * valid).to(device), valid.to(device))
 
 
 @dataclass
@@ -178,7 +178,7 @@ def _stock(module, query, key, value, attention_mask, scaling, **kwargs) -> Tens
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)[0]
     mixed = torch.nn.functional.scaled_dot_product_attention(
         query.reshape(batch, heads // groups, groups * length, width),
         key,
@@ -200,7 +200,7 @@ def _inject(scores: Scores, heads: Tensor, output, query, key, value, attention_
     q = wide(query[0].index_select(0, heads).index_select(1, scores.rows)) * scaling  # [n, R, d]
     k, v = (wide(x[0].index_select(0, shared)) for x in (key, value))  # [n, T, d]
     own = output[0].index_select(0, scores.rows).index_select(1, heads).transpose(0, 1)  # [n, R, d]
-    p, gate = scores.p.to(q.dtype), scores.gate.to(q.dtype)
+    p, gate = scores.p.to(q.dtype), scores.gate
 
     within = torch.einsum("nrd,nkld->nrkl", q, k[:, scores.spans.index])
     within = within.masked_fill(~scores.spans.valid, float("-inf"))
@@ -233,7 +233,7 @@ def _mask_rows(attention_mask: Tensor | None, rows: Tensor, k: Tensor) -> Tensor
     """Additive mask ``[R, T]`` of some rows; without a mask the call is causal over the whole sequence."""
     if attention_mask is None:
         later = torch.arange(k.shape[-2], device=k.device) > rows[:, None]
-        return torch.zeros(later.shape, dtype=k.dtype, device=k.device).masked_fill(later, float("-inf"))
+        return torch.zeros_like(later, dtype=k.dtype).masked_fill(later, float("-inf"))
     return attention_mask[0, 0].index_select(0, rows)  # of a folded mask, the first head's
 
 

@@ -40,7 +40,7 @@ def refuse(config: Any) -> None:
         DreamError: local (sliding-window, chunked) or linear attention, whose heads cannot see all candidates, or soft-capped
             logits; the line names it.
     """
-    name = getattr(config, "_name_or_path", "") or config.model_type
+    name = config.name_or_path or config.model_type
     types = getattr(config, "layer_types", None) or []
     if not types and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         types = ["sliding_attention"]
@@ -128,8 +128,8 @@ def edited_attention(module, query, key, value, attention_mask, scaling=None, dr
     retriever = torch.zeros_like(alpha[:, :, chosen])
     for p_j, (start, end) in zip(p, spans, strict=True):
         inside = alpha[:, :, chosen, start:end]
-        retriever[..., start:end] = (p_j * inside / inside.sum(-1, keepdim=True)).to(alpha.dtype)  # equations 7 and 8
-    alpha[:, :, chosen] = ((1 - gate) * alpha[:, :, chosen] + gate * retriever).to(alpha.dtype)  # equation 9
+        retriever[..., start:end] = p_j * inside / inside.sum(-1, keepdim=True)  # equations 7 and 8
+    alpha[:, :, chosen] = (1 - gate) * alpha[:, :, chosen] + gate * retriever  # equation 9
     values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     return (alpha.to(values.dtype) @ values).transpose(1, 2).contiguous(), alpha
 

@@ -91,7 +91,7 @@ def detect(judge: Judge, sets: Sequence[CandidateSet], drop_low_tokens: bool = F
         found += [ndcg(s, q.gold).cpu().numpy() for s, q in zip(scores, candidates.questions, strict=True)]
     if not found:
         raise DreamError("heads: there is no probe to score heads on", "Raise data.instances or heads.probes")
-    return HeadScores(np.stack(found).astype(np.float64))
+    return HeadScores(np.stack(found, dtype=np.float64))
 
 
 def ranked(scores: np.ndarray) -> list[tuple[int, int]]:
@@ -147,7 +147,7 @@ def require_possible(knobs: Heads, judge: Judge) -> None:
 
 def stability(scores: HeadScores, count: int, resamples: int, seed: int) -> float:
     """Mean overlap of the top ``count`` heads between the probes and bootstrap resamples of them, 0 to 1."""
-    flat = scores.per_probe.reshape(len(scores.per_probe), -1)
+    flat = scores.per_probe.reshape(len(scores.per_probe), scores.mean.size)
     top = set(np.argsort(-flat.mean(0), kind="stable")[:count].tolist())
     generator, overlaps = np.random.default_rng(seed), []
     for _ in range(resamples):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from dream.errors import DreamError
@@ -234,7 +235,7 @@ class Judge:
             raise DreamError(f"judge {self.reference} already has a LoRA", "Load the judge anew")
         if self.store:
             self.store.close("the judge is trained")
-        targets = targets or attention_projections(self.model, self.reference)
+        targets = targets or attention_projections(self.model)
         check_targets(self.model, targets, self.reference)
         settings = LoraConfig(
             task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=list(targets), exclude_modules=["lm_head"]
@@ -260,7 +261,7 @@ class Judge:
         recorder = _Recorder(depth)
         for piece in ids.to(self.device).split(self.chunk or ids.shape[1], dim=1):
             with contextlib.suppress(_Stop):
-                self.model.base_model(input_ids=piece, past_key_values=recorder, use_cache=True)
+                self.model.base_model(input_ids=piece, past_key_values=recorder)
         layers: list[Any] = list(recorder.layers)
         return tuple((layer.keys, layer.values) for layer in layers)
 
@@ -335,9 +336,8 @@ class Judge:
         """Mean cross-entropy of the target with a suffix behind each of K passages, ``[K]``. No row sees what pads its end."""
         self._assert_ours()
         lines = [(*one.ids, *suffix.ids[:-1]) for one in alone]
-        longest = max(map(len, lines))
-        ids = torch.tensor([(*line, *[0] * (longest - len(line))) for line in lines], device=self.device)
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        ids = pad_sequence([torch.tensor(line) for line in lines], batch_first=True)
+        hidden = self.model.base_model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
         rows = torch.stack([h[len(one.ids) : len(line)] for h, one, line in zip(hidden, alone, lines, strict=True)])
         return self._token_losses(rows, [0], [suffix])[0].mean(1)
 
@@ -433,8 +433,8 @@ class Judge:
         sight = torch.cat([seen[:, None].expand(-1, len(own), -1), own.expand(len(seen), -1, -1)], dim=2)
         mask = torch.zeros(sight.shape, dtype=self.dtype).masked_fill(~sight, float("-inf"))[:, None]
         ids = torch.tensor([token for ids in suffixes for token in ids]).expand(len(seen), -1)
-        device, positions = self.device, ends[:, None] + offset
-        mask = folded(mask.to(device), self.heads // reading.layers[0][0].shape[1])
+        device, positions, (keys, _) = self.device, ends[:, None] + offset, reading.layers[0]
+        mask = folded(mask.to(device), self.heads // keys.shape[1])
         return _Packed(ids.to(device), positions.to(device), mask, starts, question.to(device))
 
     def _forward(self, reading: Reading, packed: _Packed, dream: Scores | Masses | None) -> Tensor:
@@ -445,7 +445,6 @@ class Judge:
             position_ids=packed.positions,
             attention_mask=packed.mask,
             past_key_values=_Shared(reading),
-            use_cache=True,
             dream=dream,
         ).last_hidden_state
 

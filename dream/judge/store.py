@@ -143,9 +143,9 @@ class Store:
                 save_file({name: x.cpu().contiguous() for name, x in found.items()}, temporary, {"crc32": checksum(layers)})
         except OSError as error:
             self.close(f"{path.parent} cannot be written ({error.strerror or error})")
-            return
-        self._sound.add(path.name)
-        self._make_room()
+        else:
+            self._sound.add(path.name)
+            self._make_room()
 
     def _make_room(self) -> None:
         """Remove entries, oldest use first, until the others are within the budget."""
