@@ -448,7 +448,7 @@ def knobs(
     epilog=examples(
         "dream-report plan --size 3b",
         "dream-report plan --size 8b --tflops 400 --device-gib 80",
-        "dream-report plan --size 3b -S training.gradient_checkpointing=true -S objectives=[dream,revela]",
+        "dream-report plan --size 3b -S training.gradient_checkpointing=true",
     )
 )
 def plan(

@@ -19,7 +19,7 @@ from dream import names
 from dream.files import cache_folder, read_json, write_json
 
 RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
-SILENT = ("configure", "teacher", "given", "queries", "report")  # write no run record, or none where there is nothing to do
+SILENT = ("configure", "given", "queries", "report")  # write no run record
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dream import manifest, progress
+from dream import manifest
 from dream.config import stages
 from dream.errors import exits_cleanly
 from dream.files import read_json, replacing_folder
@@ -19,9 +19,10 @@ def main() -> None:
     folder = Path("work/teacher") / name.removeprefix("teacher-")
     asked = read_json(stages.FOLDER / f"{name}.json")["teacher"]
     if not asked:
-        progress.begin(name)
-        with replacing_folder(folder) as temporary:
-            (temporary / "none.txt").write_text("This objective has no teacher.\n", encoding="utf-8")
+        with manifest.recording(name, inputs=[]) as record:
+            record.notes = {"teacher": None}
+            with replacing_folder(folder) as temporary:
+                (temporary / "none.txt").write_text("This objective has no teacher.\n", encoding="utf-8")
         print(f"[{name}] this objective has no teacher: nothing to compute")
         return
     with manifest.recording(name, inputs=inputs) as record:

@@ -533,4 +533,5 @@ def test_stage_teacher_has_nothing_to_do_for_an_objective_that_has_none(project,
     assert first.startswith("[teacher-infonce] stage ") and "nothing to compute" in second
     assert [p.name for p in (folder / "work/teacher").rglob("*")] == ["infonce", "none.txt"]
     assert (folder / "work/teacher/infonce/none.txt").read_text(encoding="utf-8") == "This objective has no teacher.\n"
-    assert not (folder / "reports/results/runs/teacher-infonce.json").exists()
+    (record,) = read_json(folder / "reports/results/runs/teacher-infonce.json")
+    assert record["notes"] == {"teacher": None}

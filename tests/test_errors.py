@@ -120,22 +120,22 @@ def test_json_reads_back_and_holds_no_control_character(text):
 
 def test_the_page_shows_text_as_text_and_keeps_the_lines_of_its_json(monkeypatch):
     hostile = "\x1b\u202e\x9b`<b>'\"&"
-    lists = {name: [] for name in ("cards", "tables", "plots", "changed", "stages")}
+    lists = {name: [] for name in ("cards", "figures", "changes", "tables", "sweeps", "searches", "stages")}
     claim = {"claim": hostile, "outcome": hostile, "said": hostile}
     more = {
         "verdict": [claim],
         "task_count": 1,
         "confidence": "95%",
         "over": "queries",
-        "ours": "",
-        "theirs": "",
         "remark": "",
+        "reference": "",
+        "passage": 1,
         "cells": {hostile: []},
     }
     settings = [{"name": hostile, "json": f"{{\n {hostile}\n}}"}]
     monkeypatch.setattr(paging, "content", lambda *_: {"title": hostile, "lead": hostile, "settings": settings, **lists, **more})
     text, shown = paging.html(None), html.escape(visible(hostile)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
-    assert not set(hostile[:3]) & set(text) and text.count(shown) == 10
+    assert not set(hostile[:3]) & set(text) and text.count(shown) == 9
     assert f"<pre>{{\n {shown}\n}}</pre>" in text and f'<div id="cells-{shown}">' in text
 
 

@@ -59,7 +59,7 @@ def test_the_overview_adds_up_the_last_records(project):
     first, second = progress.overview(seconds, "encoder toy")
     assert first.startswith(f"[pipeline] {len(seconds)} stages;") and first.endswith("encoder toy")
     assert f"{progress.duration(expected)} if all run" in second and "(train 17 min 30 s, evaluate" in second
-    assert "; no record yet of 5; disk: " in second  # questions, two of tasks, signal, adapt
+    assert "; no record yet of 7; disk: " in second  # questions, two of tasks, signal, two teachers, adapt
 
 
 def test_a_record_that_dvc_took_away_is_read_from_git(project):

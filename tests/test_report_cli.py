@@ -46,7 +46,9 @@ def run(project, monkeypatch):
 
 
 def test_the_subcommands_are_those_of_the_readme():
-    expected = "compare doctor explain export export-runs fetch knobs page paper plan plots runs sweep tables verdict verify"
+    expected = (
+        "adapt compare doctor explain export export-runs fetch knobs page paper plan plots runs sweep tables verdict verify"
+    )
     assert " ".join(SUBCOMMANDS) == expected
 
 

@@ -123,7 +123,7 @@ def test_a_collected_sweep_is_a_table_and_a_figure_of_the_report(repository):
     assert call("plots", "--plot", "sweep-k1", "--out", "figures").split() == ["figures/sweep-k1.png", "figures/sweep-k1.svg"]
     assert Path("figures/sweep-k1.png").read_bytes() == Path("reports/sweeps/k1/k1.png").read_bytes()
     results = runs.open_revision(runs.resolve("workspace"))
-    (shown,) = [table for table in page.content(results)["tables"] if table["figure"]]
+    (shown,) = [table for table in page.content(results)["sweeps"] if table["figure"]]
     assert shown["name"] == "sweep-k1" and shown["figure"]["caption"] == "Which k1?"
 
 

@@ -106,7 +106,7 @@ def following(found: dict[str, Any]) -> list[str]:
         return ["Keep your model, and fuse its ranking with BM25's by reciprocal rank (dream/systems/hybrid.py)"]
     if found["best"]["system"] == verdict.LEXICAL.system:
         return ["Keep BM25: on these questions your model adds nothing to it"]
-    return ["Keep your model. Other objectives may teach it more: -S 'objectives=[dream,infonce,adist,fused]'"]
+    return ["Keep your model. Other objectives may teach it more (docs/objectives.md)"]
 
 
 def _costs(found: dict[str, Any]) -> str:

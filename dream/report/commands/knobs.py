@@ -48,7 +48,7 @@ class Setting:
     def default(self) -> str:
         """Its value, and those of recipes that differ from the packaged one.
 
-        >>> Setting("k", "", {"packaged": 8, "smoke": 4, "paper": 8}, "").default()
+        >>> Setting("k", "", {"packaged": 8, "smoke": 4, "paper": 8, "adapt": 8}, "").default()
         '8 (smoke: 4)'
         """
         if self.values is None:

@@ -27,6 +27,7 @@ from dream.files import read_json, sha256
 from dream.report import stats
 from dream.report.results.agreement import check_agreement
 
+NO_TEACHER = {"teacher": None}  # notes of an objective without one
 CELLS = Path("reports/results")
 METRIC = "ndcg_at_10"
 SCORES = ["ndcg_at_10", "recall_at_100", "mrr_at_10"]
@@ -228,8 +229,8 @@ def load(config: Config, folder: Path | str = CELLS, wanted: dict[str, dict[str,
     teachers = [f"teacher-{name}" for name in config.objectives]
     for stage in ("assets", "questions", *tasks, "prepare", "candidates", "heads", "signal", *teachers):
         path = folder / "runs" / f"{stage}.json"
-        if path.exists():
-            runs[stage] = _read_run(path, f"dvc repro {stage}")
+        if path.exists() and (record := _read_run(path, f"dvc repro {stage}")).get("notes") != NO_TEACHER:
+            runs[stage] = record
     records = {cell: _read_records(cell, folder) for cell in every}
     _check_tasks(config, records, folder)
     wanted = wanted or stages.files(config)
