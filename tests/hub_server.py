@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-ERRORS = {401: "GatedRepo", 404: "RevisionNotFound", 429: ""}
+ERRORS = {401: "GatedRepo"}
 
 
 @dataclass
@@ -52,7 +52,6 @@ class Hub:
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
-    resumed: list[str] = field(default_factory=list)  # files that were asked for from their middle on
     url: str = ""
 
     def add(self, name: str, folder: Path, commit: str) -> Repository:
@@ -92,9 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             return self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         if found.fails:
-            return self.send(
-                found.fails, {"error": "as asked"}, {"X-Error-Code": ERRORS[found.fails]} if ERRORS[found.fails] else {}
-            )
+            return self.send(found.fails, {"error": "as asked"}, {"X-Error-Code": ERRORS.get(found.fails, "")})
         what, revision, *rest = [*parts[2:], *["", "main"][len(parts[2:4]) :]]
         rest = "/".join(rest)
         if revision not in ("main", found.commit) and what in ("revision", "tree", "paths-info", "resolve"):
@@ -142,7 +139,6 @@ class Handler(BaseHTTPRequestHandler):
         )
         if span := self.headers.get("Range"):
             first, _, last = span.removeprefix("bytes=").partition("-")
-            self.hub.resumed += [name] if int(first) else []
             start, end = int(first), min(int(last or len(data) - 1), len(data) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
             data, status = data[start : end + 1], 206
