@@ -215,6 +215,6 @@ def test_a_download_that_breaks_off_is_taken_up_again(served, machine, tmp_path)
     repository = served.repositories[hubs.split_revision(reference)[0]]
     repository.cut = "model.safetensors"
     served.asked.clear()
-    folder = Path(said(machine, reference, HF_HOME=str(tmp_path))[-1])
+    folder = Path(said(machine, reference, HF_HOME=str(tmp_path))[0])
     assert [path.endswith("/model.safetensors") for method, path in served.asked if method == "GET"].count(True) == 2
     assert (folder / "model.safetensors").read_bytes() == (repository.folder / "model.safetensors").read_bytes()
