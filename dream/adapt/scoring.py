@@ -8,7 +8,7 @@ are own test queries and the control task scored.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
     tests = [tasks.build(name, config) for name in own.labelled(config)]
     final = score(config, [*FREE, choice.trained], tests) if tests else {}
     control = score(config, [UNTOUCHED, choice.trained], [tasks.build(config.adapt.control, config)])
-    changed = verdict.compare({s: one.values for s, one in final.items()}, config.report) if tests else {}
+    changed, aside = (_changes(config, scored) for scored in (final, control))
     word, why = verdict.decide(choice, seeds, questions, config.adapt.queries, changed)
     better, worse = examples(asked, held[UNTOUCHED].values, held[choice.trained].values)
     return about | {
@@ -70,9 +70,9 @@ def run(config: Config) -> dict[str, Any]:
         "notes": notes + _remarks(config, choice.best),
         "best": choice.best._asdict(),
         "trained": choice.trained._asdict() | {"seed": _middle(config, held[choice.trained])},
-        "held_out": rows(config, held),
-        "test": {"tasks": {task.name: len(task.queries) for task in tests}, "rows": rows(config, final)},
-        "control": {"task": config.adapt.control, "rows": rows(config, control)},
+        "held_out": rows(held, choice.changes),
+        "test": {"tasks": {task.name: len(task.queries) for task in tests}, "rows": rows(final, changed)},
+        "control": {"task": config.adapt.control, "rows": rows(control, aside)},
         "better": better,
         "worse": worse,
         "cost": _cost(config, started),
@@ -115,11 +115,12 @@ def similarity(new: Dense, old: Dense, task: Task) -> float:
     return float(np.einsum("nd,nd->n", *pairs).mean())
 
 
-def rows(config: Config, scored: dict[Setting, Scored]) -> list[dict[str, Any]]:
-    """A flat record of every setting: its mean, that of every seed, and its change against the untouched encoder."""
-    if not scored:
-        return []
-    changes = verdict.compare({setting: one.values for setting, one in scored.items()}, config.report)
+def _changes(config: Config, scored: dict[Setting, Scored]) -> dict[Setting, stats.Difference]:
+    return verdict.compare({setting: one.values for setting, one in scored.items()}, config.report) if scored else {}
+
+
+def rows(scored: dict[Setting, Scored], changes: Mapping[Setting, stats.Difference]) -> list[dict[str, Any]]:
+    """A flat record of every setting: its mean, that of every seed, and its change, as ``verdict.compare`` gives it."""
     found = []
     for setting, one in scored.items():
         row = {**setting._asdict(), "ndcg_at_10": stats.mean(one.values), "seeds": stats.seed_means(one.values)}
