@@ -2,7 +2,8 @@
 
 Settings are every objective after every number of pairs at every strength, each with all seeds, beside the untouched encoder,
 BM25 and both fused. The choice (:mod:`dream.adapt.verdict`) sees their scores on held-out questions and nothing else; only then
-are own test queries and the control task scored.
+are own test queries (with the best setting of every objective, which the verdict does not read but for the choice) and the
+control task scored.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def run(config: Config) -> dict[str, Any]:
     held = score(config, [*FREE, *settings(config)], asked)
     choice = verdict.choose({setting: one.values for setting, one in held.items()}, config.report)
     tests = [tasks.build(name, config) for name in own.labelled(config)]
-    final = score(config, [*FREE, choice.trained], tests) if tests else {}
+    final = score(config, [*FREE, *choice.each], tests) if tests else {}
     control = score(config, [UNTOUCHED, choice.trained], [tasks.build(config.adapt.control, config)])
     changed, aside = (_changes(config, scored) for scored in (final, control))
     word, why = verdict.decide(choice, seeds, questions, config.adapt.queries, changed)

@@ -57,12 +57,13 @@ WORDS = {UNTOUCHED: "your model as it is", LEXICAL: "BM25 alone", FUSED: "BM25 a
 
 
 class Choice(NamedTuple):
-    """What is chosen, the trained setting that is shown (the choice itself, else the one that does best), and the change of every
-    setting against the untouched encoder."""
+    """What is chosen, the trained setting that is shown (the choice itself, else the one that does best), the change of every
+    setting against the untouched encoder, and the best setting of every objective, the one that is shown first."""
 
     best: Setting
     trained: Setting
     changes: dict[Setting, Difference]
+    each: list[Setting]
 
 
 def compare(scored: Mapping[Setting, Tasks], report: Report) -> dict[Setting, Difference]:
@@ -88,7 +89,9 @@ def choose(scored: Mapping[Setting, Tasks], report: Report) -> Choice:
         return round(stats.mean(scored[setting]), 9)
 
     best = max([UNTOUCHED, *better], key=mean)  # of equals the first
-    return Choice(best, best if best.trained else max((one for one in ordered if one.trained), key=mean), changes)
+    trained = best if best.trained else max((one for one in ordered if one.trained), key=mean)
+    ranked = [trained, *sorted((one for one in ordered if one.trained), key=mean, reverse=True)]
+    return Choice(best, trained, changes, list({one.system: one for one in reversed(ranked)}.values())[::-1])
 
 
 def _shown(changes: Mapping[Setting, Difference], level: float) -> set[Setting]:
@@ -108,7 +111,7 @@ def decide(choice: Choice, seeds: int, questions: int, least: int, test: Mapping
         least: of them, for any word but ``not enough evidence``.
         test: the settings' changes on own test queries; empty where there are none.
     """
-    best, trained, changes = choice
+    best, trained, changes, _ = choice
     if short := too_few(seeds, questions, least):
         return OPEN, short
     over = f"on {questions} held-out questions, {seeds} seeds"
