@@ -298,7 +298,7 @@ def test_the_recipe_needs_no_more_than_documents(tmp_path):
     config = adapting(tmp_path, **{"model.size": "minilm"})
     files = stages.files(config)
     assert config.data.sources == [] and sources.of(config) == ["manuals"]
-    assert files["train-dream"]["training"]["snapshots"] == files["adapt"]["training"]["snapshots"] == [48, 96]
+    assert files["train-dream"]["training"]["snapshots"] == files["adapt"]["training"]["snapshots"] == [48]
     assert files["report"]["training"]["snapshots"] == [], "no cell of the matrix waits for them"
     assert files["questions"]["questions"]["round_trip"] == 10 and files["questions"]["questions"]["gap_filter"] == 0.0
     assert 5e-5 <= config.training.learning_rate <= 1e-4 and config.candidates.source == "bm25"

@@ -389,6 +389,13 @@ def test_a_stage_computes_with_the_threads_of_its_recipe(project, run, monkeypat
     assert asked == [2]
 
 
+def test_stage_teacher_keeps_what_the_judge_read(project, run):
+    folder = project(**{"objectives": ["adist", "dream"]})
+    shutil.rmtree(folder / ".dream" / "readings", ignore_errors=True)
+    run(teacher_stage, folder, "adist")
+    assert any(path.is_file() for path in (folder / ".dream" / "readings").rglob("*")), "other seeds and teachers read it again"
+
+
 def test_stage_heads_records_what_it_did(project, run, monkeypatch, capsys):
     filters = []
     spy(monkeypatch, heads, "detect", lambda judge, sets, drop: filters.append(drop))

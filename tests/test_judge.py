@@ -19,8 +19,8 @@ from dream import assets
 from dream import config as configs
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
-from dream.judge import Injection, Judge, Limits, Prompt, attention
-from dream.judge.attention import NAME, Scores, Spans
+from dream.judge import Injection, Judge, Limits, Prompt, attention, definition
+from dream.judge.attention import NAME, Scores, Spans, folded
 from dream.judge.loss import target_losses
 from dream.judge.model import attention_layers, pick_dtype
 
@@ -560,11 +560,14 @@ def test_a_judge_is_loaded_as_its_record_says(tmp_path, monkeypatch):
     random_model(dtype=torch.float32).save_pretrained(tmp_path)
     make_tokenizer(tmp_path)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *given, **how: asked.append(how) or load(*given, **how))
+    checked = []
+    monkeypatch.setattr(definition, "check", checked.append)
     record = SimpleNamespace(model=str(tmp_path), dtype="float32", quantization="none")
     lengths = SimpleNamespace(passage_tokens=5, query_tokens=3, target_tokens=4)
     judge = Judge.build(SimpleNamespace(roles={"judge": record}, judge=lengths), "cpu")
     device = {"": torch.device("cpu")}
     assert asked == [{"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa", "device_map": device}]
+    assert checked == [judge], "a judge is tried before it is used"
     assert (judge.reference, judge.weights) == (str(tmp_path), assets.content_hash(str(tmp_path)))
     assert (judge.dtype, judge.device.type, judge.layers, judge.heads) == (torch.float32, "cpu", 4, 4)
     assert (judge.prompt.limits, len(judge.prompt.tokens("the cat"))) == (Limits(5, 3, 4), 2)
@@ -694,6 +697,20 @@ def test_the_judges_attention_is_registered_with_a_mask_of_its_own(monkeypatch):
         (attention.AttentionMaskInterface, NAME, fresh.sdpa_mask),
     ]
     assert registered == expected
+
+
+@pytest.mark.parametrize("scale", [1, 2, 0.125])
+def test_hidden_states_are_scaled_as_the_models_logits_are(scale):
+    judge, _ = both()
+    judge.logit_scale = scale
+    hidden = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(judge._scaled(hidden), hidden * scale)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_every_head_of_a_group_sees_the_same_rows(groups):
+    mask = torch.arange(12.0).view(2, 1, 2, 3)
+    assert torch.equal(folded(mask, groups), torch.cat([mask] * groups, dim=2))
 
 
 def test_target_losses_equal_cross_entropy_and_its_gradient():

@@ -352,16 +352,16 @@ class Judge:
         seen = torch.ones(len(reading.documents.spans), reading.length, dtype=torch.bool)
         for row, span in zip(seen, reading.documents.spans, strict=True):
             row[slice(*span)] = False
-        return self._in_sight(candidates, reading, seen, torch.full((len(seen),), reading.length))
+        return self._in_sight(candidates, reading, seen)
 
-    def _in_sight(self, candidates: CandidateSet, reading: Reading, seen: Tensor, ends: Tensor) -> Tensor:
+    def _in_sight(self, candidates: CandidateSet, reading: Reading, seen: Tensor, ends: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of every question's target with some of the document tokens in sight, ``[Q, B]``.
 
         Args:
             candidates: whose questions are asked.
             reading: of all documents, or B rows of them.
             seen: ``[B, P]`` the document tokens that a suffix sees.
-            ends: ``[B]`` the position of a suffix's first token.
+            ends: ``[B]`` the position of a suffix's first token; default: behind all documents.
         """
         suffixes = self.prompt.suffixes(candidates)
         packed = self._pack(reading, [s.ids[:-1] for s in suffixes], seen, ends)
