@@ -20,8 +20,8 @@ BIN := .venv/bin
 repro: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
-test: .venv/installed
-	$(BIN)/python -m pytest
+test: .venv/installed  # a file a process; two of two threads each would wait for one another
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

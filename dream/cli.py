@@ -195,15 +195,26 @@ def tables(
     print_tables(registry.build(results, table or None, sweeps.stored() if experiment is None else ()), format, json)
 
 
-@app.command(epilog=examples("dream-report adapt", "dream-report adapt --json"))
-def adapt(json: Json = False) -> None:
+@app.command(epilog=examples("dream-report adapt", "dream-report adapt --json", "dream-report adapt reports/adapted/*.json"))
+def adapt(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Outcomes that were kept; of several, one table.", show_default=False)
+    ] = None,
+    format: Format = "text",
+    json: Json = False,
+) -> None:
     """Say whether the encoder that adapted to your own documents is to be used: before and after, and what to do next.
 
-    Reads reports/adapt.json, which a run with the recipe `adapt` writes."""
+    Reads reports/adapt.json, which a run with the recipe `adapt` writes; copies of it may be kept and named."""
     from dream.adapt import text
+    from dream.report.tables import render
 
-    found = text.load()
-    show(found, json, lambda: "\n".join(text.lines(found)))
+    found = {path.stem: text.load(path) for path in files or [text.PATH]}
+    if len(found) > 1:
+        return print_tables([text.beside(found)], format, json)
+    (one,) = found.values()
+    written = render.markdown if format == "md" else render.plain
+    show(one, json, lambda: "\n".join(text.lines(one, written)))
 
 
 @app.command(epilog=examples("dream-report verdict", "dream-report verdict --json"))

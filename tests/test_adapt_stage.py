@@ -25,6 +25,7 @@ from dream.data import sources
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json, write_json
+from dream.report.tables.render import number
 from dream.systems.encoder import TRAINED
 
 model = pytest.fixture(scope="module")(toy.model)
@@ -165,6 +166,19 @@ def here(project, monkeypatch):
     return project
 
 
+def test_own_test_queries_are_scored_with_the_best_setting_of_every_objective():
+    """The choice or what does best stands first; of each other objective the one with the best held-out mean."""
+    early, late, other = Setting("infonce", 48, 1.0), Setting("infonce", None, 1.0), Setting("adist", None, 0.5)
+    gains = {HALF: 0.02, FULL: 0.05, early: 0.03, late: -0.01, other: -0.02}
+    scored = {UNTOUCHED: [BASE], **{one: [BASE + gain + NOISE[0]] for one, gain in gains.items()}}
+    assert verdict.choose(scored, REPORT).each == [FULL, early, other]
+    assert verdict.choose(scored | {FULL: [BASE - 0.2 + NOISE[0]], HALF: [BASE - 0.1 + NOISE[0]]}, REPORT).each == [
+        early,
+        other,
+        HALF,
+    ]
+
+
 def test_the_stage_scores_every_setting_and_decides(here, ran):
     found, said = ran
     assert f"[adapt] {found['verdict']}: " in said
@@ -264,6 +278,27 @@ def test_the_command_prints_the_verdict_first_then_before_and_after(here, ran, t
     monkeypatch.chdir(tmp_path)
     missing = CliRunner().invoke(cli.app, ["adapt"])
     assert isinstance(missing.exception, DreamError) and "nothing is adapted here" in str(missing.exception)
+
+
+def test_kept_outcomes_stand_in_one_table_on_test_queries(ran, tmp_path):
+    found, files = ran[0], [tmp_path / "a.json", tmp_path / "b.json"]
+    for file in files:
+        write_json(file, found | {"verdict": file.stem})
+    said = CliRunner().invoke(cli.app, ["adapt", *map(str, files), "--format", "md"]).stdout
+    rows = [[field.strip() for field in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")][2:]
+    tested = [row["system"] for row in found["test"]["rows"]]
+    assert tested == ["untrained", "bm25", "hybrid", "infonce"]
+    assert [row[0] for row in rows] == ["a"] * 4 + ["b"] * 4
+    assert [row[1].split()[0] for row in rows] == tested * 2
+    for row, own in zip(rows, found["test"]["rows"] * 2, strict=True):
+        assert row[2].strip("*") == number(own["ndcg_at_10"])
+    assert f"a: a. {found['why'][0]}" in said and "b: b. " in said
+    one = CliRunner().invoke(cli.app, ["adapt", str(files[0])]).stdout
+    assert one.startswith("A. ") and "Own test queries" in one
+    (tmp_path / "c.json").write_text("{}")
+    for name in ("c.json", "missing.json", "params.yaml"):
+        wrong = CliRunner().invoke(cli.app, ["adapt", str(tmp_path / name)])
+        assert str(wrong.exception).startswith(f"{tmp_path / name} is no outcome of an adaptation")
 
 
 def test_an_exported_model_at_a_strength_is_the_encoder_at_that_strength(here):

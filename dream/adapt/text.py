@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from dream.adapt.verdict import Setting
 from dream.errors import DreamError, visible
 from dream.files import read_json, replacing
 from dream.progress import duration
-from dream.report.tables.render import Field, Table, fields, markdown, number, plain, signed
+from dream.report.tables.render import Table, fields, markdown, number, plain, signed
 
 PATH = Path("reports/adapt.json")
 NOTHING = "Nothing is adapted here: `dvc exp run -S recipe=adapt -S +own.NAME=/path/to/documents` does it (docs/adapt.md).\n"
@@ -23,9 +23,11 @@ def load(path: Path = PATH) -> dict[str, Any]:
     """What stage ``adapt`` found.
 
     Raises:
-        DreamError: nothing was adapted.
+        DreamError: nothing was adapted, or the file is another one.
     """
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    found: dict[str, Any] = read_json(path) if path.is_file() and path.suffix == PATH.suffix else {}
+    if path != PATH and not {"verdict", "why", "cost"} <= set(found):
+        raise DreamError(f"{path} is no outcome of an adaptation", f"Name {PATH} or copies of it")
     if not found:
         raise DreamError("nothing is adapted here", "Run `dvc exp run -S recipe=adapt -S +own.NAME=/path/to/documents`")
     return found
@@ -79,16 +81,37 @@ def tables(found: dict[str, Any]) -> list[Table]:
     return [_table(*one) for one in shown]
 
 
+HEAD = ["System", "nDCG@10", "Change", "Seeds", "Cosine"]
+
+
 def _table(name: str, title: str, rows: list[dict[str, Any]], notes: list[str]) -> Table:
-    head = ["System", "nDCG@10", "Change", "Seeds", "Cosine"]
-    shown: list[list[Field]] = []
-    for row in rows:
-        setting = Setting(*(row[key] for key in Setting._fields))
-        moved = "" if row["low"] is None else f"{signed(row['difference'])} [{number(row['low'])}, {number(row['high'])}]"
-        seeds = " ".join(map(number, row["seeds"]))
-        cosine = "" if row["cosine"] is None else number(row["cosine"])
-        shown.append(fields(setting.said(), number(row["ndcg_at_10"]), moved, seeds, cosine))
-    return Table(name, title, pd.DataFrame(rows), head, shown, notes)
+    return Table(name, title, pd.DataFrame(rows), HEAD, [fields(*_said(row)) for row in rows], notes)
+
+
+def _said(row: dict[str, Any]) -> list[str]:
+    """A setting's line under :data:`HEAD`."""
+    setting = Setting(*(row[key] for key in Setting._fields))
+    moved = "" if row["low"] is None else f"{signed(row['difference'])} [{number(row['low'])}, {number(row['high'])}]"
+    cosine = "" if row["cosine"] is None else number(row["cosine"])
+    return [setting.said(), number(row["ndcg_at_10"]), moved, " ".join(map(number, row["seeds"])), cosine]
+
+
+def beside(found: Mapping[str, dict[str, Any]]) -> Table:
+    """Several outcomes in one table: the systems on own test queries, or on held-out questions where there are none.
+
+    Args:
+        found: the content of an ``adapt.json`` by the name of its documents.
+    """
+    shown, data, notes = [], [], []
+    for name, one in found.items():
+        test, *_ = [table for table in tables(one) if table.name == "test"] or tables(one)[:1] or [None]
+        rows = [] if test is None else test.data.to_dict("records")
+        rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # pandas' NaN
+        shown += [fields(name, *_said(row)) for row in rows]
+        data += [{"documents": name, **row} for row in rows]
+        told = ". ".join(one["why"])
+        notes.append(f"{name}: {one['verdict']}. {told}. {duration(sum(one['cost'].values()))}")
+    return Table("adapted", "Own documents, on test queries of people", pd.DataFrame(data), ["Documents", *HEAD], shown, notes)
 
 
 def following(found: dict[str, Any]) -> list[str]:
