@@ -57,6 +57,11 @@ def test_strength_is_a_line_from_the_untouched_to_the_trained_weights(model):
         scale(plain.backbone, 0.5)
 
 
+def test_fused_is_taught_by_bm25_and_attention_at_the_common_temperature():
+    assert Fused.taught_by(Fused.Knobs()) == "lexical_attention"
+    assert Fused({}).tau.log_tau.exp().item() == pytest.approx(0.05) and Fused({}).tau.log_tau.requires_grad
+
+
 def test_fused_equals_its_definition_in_loss_and_gradients():
     sets, encoder = make_sets(2, questions=2), Table()
     teacher = teacher_of(sets, shift=0.5)

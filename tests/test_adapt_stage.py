@@ -57,6 +57,7 @@ def decided(scores, seeds=3, questions=80, least=50, test=0.0):
         ({"full": -0.05, "half": 0.0}, {}, KEEP, UNTOUCHED, "of 2 trained ones the best, dream after 48 pairs at strength 0.5"),
         ({"full": 0.05, "hybrid": 0.1}, {}, KEEP, FUSED, "BM25 and your model fused (hybrid) is best"),
         ({"full": 0.05, "bm25": 0.2, "hybrid": 0.1}, {}, KEEP, LEXICAL, "BM25 alone is best"),
+        ({"full": 0.05, "hybrid": 0.1}, {"test": -0.2}, KEEP, FUSED, "took no part in the choice, it changes by −.200"),
         ({"full": 0.05}, {"questions": 49}, OPEN, FULL, "49 held-out questions, and adapt.queries asks for 50"),
         ({"full": 0.05, "seeds": 2}, {"seeds": 2}, OPEN, FULL, "2 seeds, and 3 are needed"),
     ],
@@ -264,7 +265,21 @@ def test_without_a_held_out_question_there_is_not_enough_evidence(here, monkeypa
 ])  # fmt: skip
 def test_every_outcome_says_what_to_do_next(word, best, step):
     trained = (best if best.trained else FULL)._asdict() | {"seed": 1}
-    assert step in text.following({"verdict": word, "best": best._asdict(), "trained": trained})[0]
+    rows = [{**UNTOUCHED._asdict(), "difference": None}, {**best._asdict(), "difference": 0.1}]
+    found = {"verdict": word, "best": best._asdict(), "trained": trained, "test": {"rows": rows}}
+    assert step in text.following(found)[0]
+
+
+@pytest.mark.parametrize("best", [FUSED, LEXICAL])
+@pytest.mark.parametrize(("rows", "step"), [
+    ([], "Keep your model. Ask people's queries"),
+    ([{**UNTOUCHED._asdict(), "difference": None}, {**FUSED._asdict(), "difference": -0.2}, {**LEXICAL._asdict(), "difference": -0.3}],
+     "Keep your model as it is: on your own test queries BM25"),
+])  # fmt: skip
+def test_what_trains_nothing_takes_no_place_that_peoples_queries_do_not_give_it(best, rows, step):
+    """Generated questions that BM25 cannot answer are dropped, so that they favour it."""
+    found = {"verdict": KEEP, "best": best._asdict(), "trained": FULL._asdict(), "test": {"rows": rows}}
+    assert step in text.following(found)[0]
 
 
 def test_the_command_prints_the_verdict_first_then_before_and_after(here, ran, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Which models may be a judge: every decoder whose injected heads equal edited attention matrices, and no other."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,11 @@ def test_every_kind_of_local_attention_is_named():
 def test_a_window_counts_where_it_is_in_use():
     qwen, mistral = transformers.Qwen2Config, transformers.MistralConfig
     definition.refuse(qwen(sliding_window=16))  # named, but not in use
+    old = SimpleNamespace(name_or_path="old", sliding_window=16, use_sliding_window=False)  # says nothing of its layers
+    definition.refuse(old)
+    old.use_sliding_window = True
+    with pytest.raises(DreamError, match=r"judge old uses local attention \(sliding_attention\)"):
+        definition.refuse(old)
     windows = [qwen(sliding_window=16, use_sliding_window=True, max_window_layers=1), mistral(sliding_window=16)]
     for config, kind in (*((one, "sliding") for one in windows), (transformers.LlamaConfig(attention_chunk_size=16), "chunked")):
         with pytest.raises(DreamError, match=rf"local attention \({kind}_attention\)"):

@@ -203,6 +203,11 @@ def test_knobs_that_cannot_work_are_one_line(encoder_folder, more, line):  # noq
         make_config(encoder_folder, **{"objectives": ["simcse", "infonce"]}, **more)
 
 
+def test_simcse_takes_the_dropout_of_the_lora_where_it_has_none_of_its_own(encoder_folder):  # noqa: F811
+    settings = make_config(encoder_folder, **{"objectives": ["simcse"], "simcse.dropout": None, "training.lora.dropout": 0.1})
+    assert cut(settings, "simcse").training.lora.dropout == 0.1
+
+
 def test_what_infonce_asks_for_depends_on_its_margin(encoder_folder):  # noqa: F811
     """Without one, no teacher; with one, the record and nothing of the judge, in the teacher's file and among the models."""
     files = [stages.files(make_config(encoder_folder, **{"references": [], "infonce.margin": margin})) for margin in (None, 0.05)]

@@ -7,6 +7,7 @@ import os
 import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import reference
@@ -16,9 +17,10 @@ from test_controls import run  # noqa: F401
 from test_encoder import make_model
 from test_training import make_config, make_sets
 
-from dream import models, teachers
+from dream import models, objectives, teachers
 from dream.config import stages
 from dream.encoder import Encoder
+from dream.errors import DreamError
 from dream.files import read_json
 from dream.instances import load_sets
 from dream.judge import Judge, flops
@@ -95,20 +97,33 @@ def test_a_teachers_operations_equal_what_the_counter_of_torch_counts_in_product
 
 def test_similarity_is_the_cosine_of_an_entry_of_models_as_evaluation_encodes_it(model):
     config = make_config(model)
-    record = config.roles["encoder"].model_copy(update={"query_prompt": "river ", "document_prompt": "red ", "max_length": 5})
+    record = config.roles["encoder"].model_copy(update={"query_prompt": "river ", "document_prompt": "red ", "max_length": 3})
     part = config.model_copy(update={"roles": {"toy": record}})
     encoder, (candidates,) = Encoder.load(models.rules(record, "models.toy"), device="cpu"), make_sets(1, questions=2)
     scores, took = teachers.find("models.toy")(part).ask(candidates)
-    queries = encoder.encode([q.text for q in candidates.questions], "river ", 5)
-    passages = encoder.encode(candidates.passages, "red ", 5)
+    queries = encoder.encode([q.text for q in candidates.questions], "river ", 3)
+    passages = encoder.encode(candidates.passages, "red ", 3)
     torch.testing.assert_close(scores, torch.from_numpy(queries @ passages.T))
     assert scores.shape == (2, 4) and took == encoder.tokens * encoder.flops_per_token > 0
     teacher = teachers.find("models.toy")(part)
+    assert not np.allclose(passages, encoder.encode(candidates.passages, "red ", 64)), "its own length is what cuts"
+    longer = config.model_copy(update={"roles": {"toy": record.model_copy(update={"max_length": 4})}})
+    assert teacher.identity() != teachers.find("models.toy")(longer).identity() is not None, "another journal"
     assert teacher.ask(candidates)[1] == teacher.ask(candidates)[1] == took, "asked again, it takes the same"
     assert teachers.find("models.toy").reads("models.toy") == ("roles.toy",)
 
 
 # --------------------------------------------------------------------------------------------------------------- journal
+
+
+@pytest.mark.parametrize("column", ["instance_id", "scores", "tokens"])
+def test_answers_without_a_column_are_one_line(tmp_path, column):
+    table = pd.DataFrame({"instance_id": ["a"], "scores": [[0.1]], "tokens": [3]})
+    table.drop(columns=column).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DreamError, match=rf"t.parquet has no column {column}. Run `dvc repro -f teacher`"):
+        objectives.load_teacher(tmp_path / "t.parquet")
+    table.to_parquet(tmp_path / "t.parquet")
+    assert objectives.load_teacher(tmp_path / "t.parquet")[1] == {"a": 3}
 
 
 class Counting(teachers.Teacher):

@@ -125,9 +125,18 @@ def following(found: dict[str, Any]) -> list[str]:
     if found["verdict"] == verdict.OPEN:
         return ["Keep your model until there is more: three seeds, more documents, a larger questions.limit or questions.per_set",
                 "Queries of people with judgements, as a BEIR set under `own`, are worth more than any of it"]  # fmt: skip
-    if found["best"]["system"] == verdict.FUSED.system:
+    best = Setting(*(found["best"][key] for key in Setting._fields))
+    if best in verdict.FREE and best != verdict.UNTOUCHED:
+        words = verdict.WORDS[best]
+        change = next((row["difference"] for row in found["test"]["rows"] if _is(row, found["best"])), None)
+        if change is None:
+            return [f"Keep your model. Ask people's queries, as a BEIR set under `own`, before {words} takes its place: only "
+                    "questions that BM25 can answer were kept"]  # fmt: skip
+        if change < 0:
+            return [f"Keep your model as it is: on your own test queries {words} does worse, whatever these questions say"]
+    if best == verdict.FUSED:
         return ["Keep your model, and fuse its ranking with BM25's by reciprocal rank (dream/systems/hybrid.py)"]
-    if found["best"]["system"] == verdict.LEXICAL.system:
+    if best == verdict.LEXICAL:
         return ["Keep BM25: on these questions your model adds nothing to it"]
     return ["Keep your model. Other objectives may teach it more (docs/objectives.md)"]
 

@@ -120,14 +120,12 @@ def decide(choice: Choice, seeds: int, questions: int, least: int, test: Mapping
         return KEEP, [f"No setting is shown to be better than your model {over}: of {tried} trained ones the best, "
                       f"{trained.said()}, changes nDCG@10 by {change(changes[trained])}"]  # fmt: skip
     why = [f"{WORDS.get(best, best.said())} is best {over}: nDCG@10 {change(changes[best])} against your model as it is"]
+    if best in test:
+        why.append(f"On your own test queries, which took no part in the choice, it changes by {change(test[best])}")
     if not best.trained:
         return KEEP, [*why, f"It trains nothing. Of the trained settings the best, {trained.said()}, changes it by "
                       f"{change(changes[trained])}"]  # fmt: skip
-    if best in test:
-        why.append(f"On your own test queries, which took no part in the choice, it changes by {change(test[best])}")
-        if test[best].value < 0:
-            return KEEP, why
-    return USE, why
+    return (KEEP if best in test and test[best].value < 0 else USE), why
 
 
 def too_few(seeds: int, questions: int, least: int) -> list[str]:
