@@ -25,6 +25,7 @@ from dream.data import sources
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json, write_json
+from dream.report.tables import render
 from dream.report.tables.render import number
 from dream.systems.encoder import TRAINED
 
@@ -314,6 +315,13 @@ def test_kept_outcomes_stand_in_one_table_on_test_queries(ran, tmp_path):
     for name in ("c.json", "missing.json", "params.yaml"):
         wrong = CliRunner().invoke(cli.app, ["adapt", str(tmp_path / name)])
         assert str(wrong.exception).startswith(f"{tmp_path / name} is no outcome of an adaptation")
+
+
+def test_the_table_in_the_docs_is_that_of_the_kept_outcomes():
+    kept = {path.stem: text.load(path) for path in sorted((manifest.ROOT / "reports" / "adapted").glob("*.json"))}
+    assert len(kept) > 1 and render.markdown(text.beside(kept)) in (manifest.ROOT / "docs" / "adapt.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_an_exported_model_at_a_strength_is_the_encoder_at_that_strength(here):

@@ -357,6 +357,8 @@ def test_what_is_taught_reads_a_teacher_and_depends_on_what_teaching_shares():
         assert objectives.find(name).needs == ({"teacher"} if name in taught else set())
     with pytest.raises(NotImplementedError):
         Taught({}).losses(torch.zeros(1, 2), torch.zeros(1, 2), make_sets(1)[0])
+    tau = Taught({}).tau.log_tau
+    assert tau.exp().item() == pytest.approx(0.05) and tau.requires_grad, "as the recipe's"
     assert objectives.find("simcse").whole_batch
 
 
