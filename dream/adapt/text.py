@@ -67,18 +67,23 @@ def tables(found: dict[str, Any]) -> list[Table]:
     """Held-out questions, own test queries and the control task: before and after."""
     if "held_out" not in found:
         return []
-    trained = [row for row in found["held_out"] if row["strength"] is not None]
-    trained.sort(key=lambda row: (not _is(row, found["trained"]), -row["ndcg_at_10"]))
-    best = list({row["system"]: row for row in reversed(trained)}.values())[::-1]  # the first of every objective
-    free = [row for row in found["held_out"] if row["strength"] is None]
-    tried = f"of {len(trained)} trained settings the best of every objective; cosine: with the old vectors"
-    shown = [("held-out", "Held-out questions", [*free, *best], [tried])]
+    tried = sum(row["strength"] is not None for row in found["held_out"])
+    note = f"of {tried} trained settings the best of every objective; cosine: with the old vectors"
+    shown = [("held-out", "Held-out questions", _best(found), [note])]
     if found["test"]["rows"]:
         tasks = ", ".join(f"{name} ({count} queries)" for name, count in found["test"]["tasks"].items())
         shown.append(("test", f"Own test queries: {tasks}", found["test"]["rows"], ["they took no part in the choice"]))
     control = found["control"]
     shown.append(("control", f"Control: {control['task']}, a task that is not yours", control["rows"], []))
     return [_table(*one) for one in shown]
+
+
+def _best(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """On held-out questions: what trains nothing, and the best setting of every objective."""
+    trained = [row for row in found["held_out"] if row["strength"] is not None]
+    trained.sort(key=lambda row: (not _is(row, found["trained"]), -row["ndcg_at_10"]))
+    best = list({row["system"]: row for row in reversed(trained)}.values())[::-1]  # the first of every objective
+    return [*(row for row in found["held_out"] if row["strength"] is None), *best]
 
 
 HEAD = ["System", "nDCG@10", "Change", "Seeds", "Cosine"]
@@ -104,9 +109,7 @@ def beside(found: Mapping[str, dict[str, Any]]) -> Table:
     """
     shown, data, notes = [], [], []
     for name, one in found.items():
-        test, *_ = [table for table in tables(one) if table.name == "test"] or tables(one)[:1] or [None]
-        rows = [] if test is None else test.data.to_dict("records")
-        rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # pandas' NaN
+        rows = (one["test"]["rows"] or _best(one)) if "held_out" in one else []
         shown += [fields(name, *_said(row)) for row in rows]
         data += [{"documents": name, **row} for row in rows]
         told = ". ".join(one["why"])
