@@ -14,7 +14,7 @@ from test_objectives import Table
 from dream import config as configs
 from dream import manifest, training
 from dream.files import read_json, write_json
-from dream.instances import load_sets
+from dream.instances import load_sets, used
 from dream.judge import Injection, Judge, definition, diagnostics, flops, heads
 from dream.objectives.dream import Dream
 from stages import given as given_stage
@@ -349,6 +349,39 @@ def test_a_run_goes_on_only_where_everything_that_can_change_it_is_the_same(proj
     monkeypatch.setattr(manifest, "code_hash", lambda: real()[::-1])
     others.append(key("code"))
     assert len({first, *others}) == 1 + len(others)
+
+
+def test_a_teacher_that_says_something_else_starts_a_run_anew(project, run, monkeypatch):
+    """The first set's answers name the run: a longer run's table begins with the same rows, and goes on."""
+    import pandas as pd
+
+    folder, seen = project("taught", **{"objectives": ["adist", "dream"], "training.block": 1}), []
+    for stage in (teacher_stage, given_stage):
+        run(stage, folder, "adist")
+
+    class Named(Exception):
+        pass
+
+    def train(config, name, seed, sets, given, key):
+        seen.append((key, used(sets, 1, 1, config.training.block)))
+        raise Named
+
+    monkeypatch.setattr(training, "train", train)
+    path = folder / "work/given/adist/teacher.parquet"
+    table = pd.read_parquet(path)
+
+    def key(changed=None):
+        scores = [[s + (row == changed) for s in values] for row, values in enumerate(table["scores"])]
+        path.unlink()  # the cache's own file
+        table.assign(scores=scores).to_parquet(path)
+        with pytest.raises(Named):
+            run(train_stage, folder, "adist")
+        return seen[-1][0]
+
+    first = key()
+    asked = {q.id for candidates in seen[0][1] for q in candidates.questions}
+    assert len(asked) < len(table)
+    assert {name for row, name in enumerate(table["instance_id"]) if key(row) != first} == asked
 
 
 STAGES = (heads_stage, signal_stage, teacher_stage, train_stage)
