@@ -209,7 +209,9 @@ def adapt(
     from dream.adapt import text
     from dream.report.tables import render
 
-    found = {path.stem: text.load(path) for path in files or [text.PATH]}
+    paths = list(dict.fromkeys(files or [text.PATH]))
+    alike = len({path.stem for path in paths}) < len(paths)
+    found = {str(path) if alike else path.stem: text.load(path) for path in paths}
     if len(found) > 1:
         return print_tables([text.beside(found)], format, json)
     (one,) = found.values()

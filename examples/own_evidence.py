@@ -1,4 +1,4 @@
-"""The three sets of documents of docs/adapt.md, made from what is at hand: documents to adapt to, and people's queries about them
+"""The three sets of documents of docs/adapt.md, made from what is at hand: documents, and people's queries about them.
 
     python examples/own_evidence.py ../shared/data evidence
 

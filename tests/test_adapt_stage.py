@@ -26,7 +26,6 @@ from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import read_json, write_json
 from dream.report.tables import render
-from dream.report.tables.render import number
 from dream.systems.encoder import TRAINED
 
 model = pytest.fixture(scope="module")(toy.model)
@@ -307,7 +306,7 @@ def test_kept_outcomes_stand_in_one_table_on_test_queries(ran, tmp_path):
     assert [row[0] for row in rows] == ["a"] * 4 + ["b"] * 4
     assert [row[1].split()[0] for row in rows] == tested * 2
     for row, own in zip(rows, found["test"]["rows"] * 2, strict=True):
-        assert row[2].strip("*") == number(own["ndcg_at_10"])
+        assert row[2].strip("*") == render.number(own["ndcg_at_10"])
     assert f"a: a. {found['why'][0]}" in said and "b: b. " in said
     one = CliRunner().invoke(cli.app, ["adapt", str(files[0])]).stdout
     assert one.startswith("A. ") and "Own test queries" in one
@@ -315,6 +314,25 @@ def test_kept_outcomes_stand_in_one_table_on_test_queries(ran, tmp_path):
     for name in ("c.json", "missing.json", "params.yaml"):
         wrong = CliRunner().invoke(cli.app, ["adapt", str(tmp_path / name)])
         assert str(wrong.exception).startswith(f"{tmp_path / name} is no outcome of an adaptation")
+
+
+def test_outcomes_of_one_name_are_told_apart(ran, tmp_path):
+    files = [tmp_path / name / "adapt.json" for name in ("one", "two")]
+    for file in files:
+        write_json(file, ran[0])
+    said = CliRunner().invoke(cli.app, ["adapt", *map(str, files), "--format", "csv"]).stdout
+    assert [said.count(str(file)) for file in files] == [4, 4], "none takes the other's place"
+
+
+def test_the_best_of_every_objective_stand_by_their_best_whatever_their_worst():
+    """What is shown comes first, the others by their best; an objective's worst setting moves nothing."""
+    worst, good = Setting("dream", 48, 1.0), Setting("infonce", None, 1.0)
+    scored = {UNTOUCHED: [BASE], worst: [BASE - 0.2 + NOISE[0]], FULL: [BASE + 0.05 + NOISE[0]], good: [BASE + 0.02 + NOISE[0]]}
+    choice = verdict.choose(scored, REPORT)
+    assert choice.each == [FULL, good]
+    rows = scoring.rows({setting: scoring.Scored(values) for setting, values in scored.items()}, choice.changes)
+    shown = text._best({"held_out": rows, "trained": FULL._asdict()})
+    assert [text._setting(row) for row in shown] == [UNTOUCHED, FULL, good]
 
 
 def test_the_table_in_the_docs_is_that_of_the_kept_outcomes():

@@ -353,8 +353,6 @@ def test_a_run_goes_on_only_where_everything_that_can_change_it_is_the_same(proj
 
 def test_a_teacher_that_says_something_else_starts_a_run_anew(project, run, monkeypatch):
     """The first set's answers name the run: a longer run's table begins with the same rows, and goes on."""
-    import pandas as pd
-
     folder, seen = project("taught", **{"objectives": ["adist", "dream"], "training.block": 1}), []
     for stage in (teacher_stage, given_stage):
         run(stage, folder, "adist")

@@ -55,7 +55,7 @@ def lines(found: dict[str, Any], show: Any = plain) -> Iterator[str]:
         yield from ("", show(table).rstrip("\n"))
     for name, heading in (("better", "Queries that got better"), ("worse", "Queries that got worse")):
         if queries := found.get(name):
-            shown = Setting(*(found["trained"][key] for key in Setting._fields)).said()
+            shown = _setting(found["trained"]).said()
             yield from ("", f"{heading} with {shown} (nDCG@10, the passage that answers):", "")
             for one in queries:
                 yield f"- {number(one['before'])} → {number(one['after'])}  {visible(one['query'])}"
@@ -80,10 +80,10 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
 def _best(found: dict[str, Any]) -> list[dict[str, Any]]:
     """On held-out questions: what trains nothing, and the best setting of every objective."""
-    trained = [row for row in found["held_out"] if row["strength"] is not None]
-    trained.sort(key=lambda row: (not _is(row, found["trained"]), -row["ndcg_at_10"]))
-    best = list({row["system"]: row for row in reversed(trained)}.values())[::-1]  # the first of every objective
-    return [*(row for row in found["held_out"] if row["strength"] is None), *best]
+    rows = {_setting(row): row for row in found["held_out"]}
+    free, trained = ([one for one in rows if one.trained is kind] for kind in (False, True))
+    trained.sort(key=lambda one: (one != _setting(found["trained"]), -rows[one]["ndcg_at_10"]))
+    return [rows[one] for one in (*free, *verdict.first_of_each(trained))]
 
 
 HEAD = ["System", "nDCG@10", "Change", "Seeds", "Cosine"]
@@ -95,10 +95,9 @@ def _table(name: str, title: str, rows: list[dict[str, Any]], notes: list[str]) 
 
 def _said(row: dict[str, Any]) -> list[str]:
     """A setting's line under :data:`HEAD`."""
-    setting = Setting(*(row[key] for key in Setting._fields))
     moved = "" if row["low"] is None else f"{signed(row['difference'])} [{number(row['low'])}, {number(row['high'])}]"
     cosine = "" if row["cosine"] is None else number(row["cosine"])
-    return [setting.said(), number(row["ndcg_at_10"]), moved, " ".join(map(number, row["seeds"])), cosine]
+    return [_setting(row).said(), number(row["ndcg_at_10"]), moved, " ".join(map(number, row["seeds"])), cosine]
 
 
 def beside(found: Mapping[str, dict[str, Any]]) -> Table:
@@ -128,10 +127,10 @@ def following(found: dict[str, Any]) -> list[str]:
     if found["verdict"] == verdict.OPEN:
         return ["Keep your model until there is more: three seeds, more documents, a larger questions.limit or questions.per_set",
                 "Queries of people with judgements, as a BEIR set under `own`, are worth more than any of it"]  # fmt: skip
-    best = Setting(*(found["best"][key] for key in Setting._fields))
+    best = _setting(found["best"])
     if best in verdict.FREE and best != verdict.UNTOUCHED:
         words = verdict.WORDS[best]
-        change = next((row["difference"] for row in found["test"]["rows"] if _is(row, found["best"])), None)
+        change = next((row["difference"] for row in found["test"]["rows"] if _setting(row) == best), None)
         if change is None:
             return [f"Keep your model. Ask people's queries, as a BEIR set under `own`, before {words} takes its place: only "
                     "questions that BM25 can answer were kept"]  # fmt: skip
@@ -148,5 +147,5 @@ def _costs(found: dict[str, Any]) -> str:
     return ", ".join(f"{part} {duration(seconds)}" for part, seconds in found["cost"].items())
 
 
-def _is(row: dict[str, Any], setting: dict[str, Any]) -> bool:
-    return all(row[key] == setting[key] for key in Setting._fields)
+def _setting(row: dict[str, Any]) -> Setting:
+    return Setting(*(row[key] for key in Setting._fields))

@@ -15,7 +15,7 @@ in the choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from dream.report import stats
@@ -89,9 +89,21 @@ def choose(scored: Mapping[Setting, Tasks], report: Report) -> Choice:
         return round(stats.mean(scored[setting]), 9)
 
     best = max([UNTOUCHED, *better], key=mean)  # of equals the first
-    trained = best if best.trained else max((one for one in ordered if one.trained), key=mean)
-    ranked = [trained, *sorted((one for one in ordered if one.trained), key=mean, reverse=True)]
-    return Choice(best, trained, changes, list({one.system: one for one in reversed(ranked)}.values())[::-1])
+    ranked = sorted((one for one in ordered if one.trained), key=mean, reverse=True)  # stable
+    trained = best if best.trained else ranked[0]
+    return Choice(best, trained, changes, first_of_each([trained, *ranked]))
+
+
+def first_of_each(settings: Iterable[Setting]) -> list[Setting]:
+    """The first setting of every system, in their order.
+
+    >>> [one.said() for one in first_of_each([Setting("dream"), Setting("infonce"), Setting("dream", 48)])]
+    ['dream', 'infonce']
+    """
+    found: dict[str, Setting] = {}
+    for one in settings:
+        found.setdefault(one.system, one)
+    return list(found.values())
 
 
 def _shown(changes: Mapping[Setting, Difference], level: float) -> set[Setting]:
