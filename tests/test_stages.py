@@ -17,7 +17,7 @@ from toy_project import model as make_model
 from dream import candidates, manifest
 from dream import config as configs
 from dream.config import stages
-from dream.data import prepare
+from dream.data import needs, prepare
 from dream.files import read_json, read_yaml, write_json
 
 WORDS = [
@@ -179,6 +179,15 @@ def test_assets_records_every_model_and_what_computes(stage, whole):
     assert found["generator"] == found["dense"] == found["bm25"] == {}
     assert found["data"]["assets"] == [] and "pandas" in str(found["data"]["code"])
     assert record("assets") == ("assets", "", [], [], {"assets": [found["encoder"], found["judge"]]})
+
+
+def test_assets_asks_for_everything_before_it_fetches_anything(stage, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(needs, "models", fetched.append)
+    shutil.rmtree("set")
+    with pytest.raises(SystemExit, match="^error: .*set"):
+        stage("assets")
+    assert not fetched and not pathlib.Path("reports/assets").exists()
 
 
 def test_questions_writes_an_empty_table_where_every_source_has_its_own(stage, whole):
