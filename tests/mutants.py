@@ -476,6 +476,7 @@ def main() -> None:
     args = parser.parse_args()
     os.chdir(ROOT)
     STORE.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_THREAD_LIMIT"] = "1"  # a fork waits for ever for the threads that a stage had started before it
     known = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
     if unknown := set(args.files) - set(known):
         sys.exit(f"error: [tool.mutants] in pyproject.toml has no tests for {', '.join(sorted(unknown))}")

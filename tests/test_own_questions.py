@@ -248,6 +248,10 @@ def test_the_gap_filter_keeps_what_gains_more_than_it_asks_for(project, monkeypa
     left = {least: "".join(gain.keep(table, passages, project(questions__gap_filter=least), judge="a judge")["target_id"])
             for least in (None, -1.0, 0.0, 0.05, 0.1)}  # fmt: skip
     assert left == {None: "abc", -1.0: "abc", 0.0: "a", 0.05: "a", 0.1: ""} and seen[0] == ["t k", "l", "m"]
+    monkeypatch.setattr(gain, "gains", lambda judge, *_: pd.Series([0.0, float(judge == "mine"), 1.0]).to_numpy())
+    monkeypatch.setattr(gain.Judge, "build", lambda config: config.own.keys() == {"mine"} and "mine")
+    kept = gain.keep(table, passages, project(questions__gap_filter=0.5))
+    assert kept.equals(table[1:].reset_index(drop=True)), "the configuration's judge; rows are numbered anew"
 
 
 def test_what_a_filter_drops_is_said_with_its_share_and_three_of_it():
@@ -270,18 +274,32 @@ def run_stage(config, monkeypatch):
     stage.main()
 
 
-def test_the_stage_filters_prints_and_records(project, monkeypatch, capsys):
+def test_the_stage_filters_prints_and_records(project, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gain.Judge, "build", lambda config: judge())
-    config = project(questions__round_trip=1, questions__gap_filter=-100.0, questions__limit=10)
+    config = project(questions__round_trip=1, questions__gap_filter=-100.0, questions__limit=10, training__threads=1)
+    write(tmp_path / "docs", **{"copy__md": (tmp_path / "docs" / "page0.md").read_text(encoding="utf-8")})
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     plain = questions.Writer
     monkeypatch.setattr(questions, "Writer", lambda *_: lambda texts, kind: ["nothing known"] * 4 + plain(*_)(texts[4:], kind))
     run_stage(config, monkeypatch)
     said = capsys.readouterr().out
     assert "passage not among BM25's 1 best: 4 of 10 dropped (40%), such as: nothing known; nothing known; nothing known" in said
     assert "judge's gain not above -100.0 nats a token: 0 of 6 dropped" in said and "10 written for mine, 6 kept" in said
-    notes = read_json("reports/results/runs/questions.json")[0]["notes"]
-    assert (notes["written"], notes["after_round_trip"], notes["questions"], notes["wordless"]) == (10, 6, 6, 4)
-    assert len(pd.read_parquet(questions.PATH)) == 6
+    assert "[questions] mine: 1 copies of documents dropped, such as: " in said and said.count("4 of 10 dropped") == 1
+    (made,) = read_json("reports/results/runs/questions.json")
+    assert made["notes"] == {"sources": ["mine"], "written": 10, "after_round_trip": 6, "questions": 6, "wordless": 4}
+    assert list(made["inputs"]) == ["reports/assets/generator.json", "reports/assets/judge.json"] and threads == [1]
+    table = pd.read_parquet(questions.PATH)
+    assert list(table.index) == list(range(6)) and list(table) == questions.COLUMNS
+
+
+def test_without_filters_every_question_is_kept(project, monkeypatch, capsys):
+    run_stage(project(questions__limit=3), monkeypatch)
+    assert capsys.readouterr().out.endswith("[questions] 3 written for mine, 3 kept\n")
+    (made,) = read_json("reports/results/runs/questions.json")
+    assert made["notes"] == {"sources": ["mine"], "written": 3, "after_round_trip": 3, "questions": 3, "wordless": 0}
+    assert list(made["inputs"]) == ["reports/assets/generator.json"]
 
 
 def test_filters_that_leave_nothing_are_one_line_and_write_nothing(project, monkeypatch):
