@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,32 +93,48 @@ def find(name: str) -> type[Teacher]:
     return Similarity if name.startswith(MODELS) else REGISTRY[name]
 
 
-def table(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None = None) -> tuple[list[dict[str, Any]], float, int]:
+class Answers(NamedTuple):
+    """Of a teacher, for some sets.
+
+    Attributes:
+        rows: for every question ``instance_id``, ``scores`` (K numbers in the set's order), ``tokens`` (0: no target is read).
+        flops: the operations that all of them took, whenever they were asked for.
+        earlier: seconds that those took which were at hand.
+        asked: how many sets were asked for now.
+    """
+
+    rows: list[dict[str, Any]]
+    flops: float
+    earlier: float
+    asked: int
+
+
+def table(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None = None) -> Answers:
     """Its answers for every question of the sets, from the journal or asked now.
 
     Args:
         teacher: who is asked.
         sets: the candidate sets, a row for every question in their order.
         folder: of the journals.
-
-    Returns:
-        Rows ``instance_id``, ``scores`` (K numbers in the set's order), ``tokens`` (0 where no target is read); the operations
-        that all of them took; and how many sets were asked for now.
     """
     folder = folder or Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "teachers"
-    journal, rows, operations, asked = Journal(folder / f"{teacher.key()[:24]}.jsonl"), [], 0.0, 0
+    journal, rows, flops, earlier, asked = Journal(folder / f"{teacher.key()[:24]}.jsonl"), [], 0.0, 0.0, 0
     for candidates in tqdm(sets, desc="teacher", unit="set"):
         key = value_hash([candidates.passages, [(q.text, q.gold) for q in candidates.questions]])
-        if key not in journal.done:
+        if "seconds" in journal.done.get(key, {}):  # an older journal does not say what its answers took
+            earlier += journal.done[key]["seconds"]
+        else:
+            started = time.perf_counter()
             scores, took = teacher.ask(candidates)
-            journal.add(key, {"scores": scores.tolist(), "tokens": teacher.tokens(candidates), "flops": took})
+            answer = {"scores": scores.tolist(), "tokens": teacher.tokens(candidates), "flops": took}
+            journal.add(key, answer | {"seconds": round(time.perf_counter() - started, 3)})
             asked += 1
         answer = journal.done[key]
-        operations += answer["flops"]
+        flops += answer["flops"]
         tokens = answer["tokens"] or [0] * len(candidates.questions)
         for question, scores, length in zip(candidates.questions, answer["scores"], tokens, strict=True):
             rows.append({"instance_id": question.id, "scores": scores, "tokens": length})
-    return rows, operations, asked
+    return Answers(rows, flops, earlier, asked)
 
 
 class OfJudge(Teacher):

@@ -43,7 +43,7 @@ def main() -> None:
         sets, _ = split(load_sets(), config.probes)
         sets = used(sets, config.training.steps, config.training.batch, config.training.block)
         teacher = kind(config, heads, stages.load("readings"))
-        rows, record.flops, new = teachers.table(teacher, sets)
+        rows, record.flops, record.earlier, new = teachers.table(teacher, sets)
         with replacing_folder(folder) as temporary:
             pd.DataFrame(rows).to_parquet(temporary / "teacher.parquet")
         record.notes |= {"teacher": asked, "questions": len(rows), "sets": len(sets), "asked_now": new}

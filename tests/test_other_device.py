@@ -163,7 +163,7 @@ def test_a_teacher(name, encoder_folder, tmp_path):  # noqa: F811
             teacher.device = device
             if isinstance(teacher, teachers.OfJudge):
                 teacher.__dict__["judge"] = Judge.load(str(encoder_folder), "float32", device)
-            rows, _, asked = teachers.table(teacher, sets, tmp_path / str(device))
+            rows, _, _, asked = teachers.table(teacher, sets, tmp_path / str(device))
             assert asked == 2
             found[device] = np.array([row["scores"] for row in rows])
     np.testing.assert_allclose(found[DEVICE], found["cpu"], rtol=1e-4, atol=1e-5)

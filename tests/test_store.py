@@ -183,6 +183,14 @@ def test_what_another_process_removes_meanwhile_is_no_error(tmp_path, monkeypatc
     monkeypatch.undo()
     assert not entries(tmp_path)
 
+    unlink, path = type(paths[0]).unlink, paths[2]
+    monkeypatch.setattr(type(path), "unlink", lambda path, **more: [unlink(path), unlink(path, **more)])  # it goes just before
+    path.write_bytes(b"12345")
+    judge.store._make_room()
+    path.write_bytes(b"12345")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert judge.store._open(path, 1, judge.device) is None and not entries(tmp_path)
+
 
 def test_the_folder_is_beside_the_checkpoints_unless_one_is_given(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
@@ -211,6 +219,11 @@ def test_an_entry_is_checked_when_a_process_opens_it_first_and_used_by_opening_i
         judge.read(candidates, 2)
         assert path.stat().st_mtime_ns > 1
     assert calls == [4], "whole, once"
+    calls.clear()
+    path.unlink()
+    for _ in range(3):
+        judge.read(candidates)
+    assert calls == [4], "who wrote it knows that it is sound"
 
 
 def cut(path):

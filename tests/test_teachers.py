@@ -21,7 +21,7 @@ from dream import models, objectives, teachers
 from dream.config import stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
-from dream.files import read_json
+from dream.files import Journal, read_json
 from dream.instances import load_sets
 from dream.judge import Judge, flops
 from dream.judge.prompt import EMPTY_QUERY
@@ -153,12 +153,26 @@ def test_a_stopped_teacher_goes_on_where_it_stopped_and_says_the_same(model, tmp
     (journal,) = (tmp_path / "cut").iterdir()
     with open(journal, "a", encoding="utf-8") as stream:
         stream.write('["half", {"sco')
-    rows, operations, new = teachers.table(again, sets, tmp_path / "cut")
+    rows, operations, earlier, new = teachers.table(again, sets, tmp_path / "cut")
     assert (stopped.sets, again.sets, new) == (["s0", "s1"], ["s2", "s3"], 2)
-    assert (rows, operations) == whole[:2] and operations == 28, "what a table took does not depend on who asked first"
+    assert (rows, operations) == whole[:2] and operations == 28 and whole.earlier == 0 <= earlier
     (complete,) = (tmp_path / "whole").iterdir()
-    assert journal.read_bytes() == complete.read_bytes() and journal.name == complete.name
-    assert teachers.table(after, sets[1:] + sets[:1], tmp_path / "cut")[0] == rows[2:] + rows[:2] and not after.sets
+    said = [{key: {**answer, "seconds": 0} for key, answer in Journal(path).done.items()} for path in (journal, complete)]
+    assert said[0] == said[1] and len(said[0]) == 4 and journal.name == complete.name
+    turned = teachers.table(after, sets[1:] + sets[:1], tmp_path / "cut")
+    assert turned.rows == rows[2:] + rows[:2] and not after.sets and turned.flops == operations
+
+
+def test_a_table_costs_what_its_answers_took_whoever_asked_first(model, tmp_path, monkeypatch):
+    """Seconds of answers at hand are those of when they were asked for; an answer of which nobody knows is asked for again."""
+    sets, now = make_sets(3), iter(range(0, 99, 4))
+    monkeypatch.setattr(teachers.time, "perf_counter", lambda: next(now))
+    config, ask = make_config(model), lambda n: teachers.table(Counting(config), sets[:n], tmp_path)
+    assert [(one.earlier, one.asked) for one in map(ask, (2, 3, 3))] == [(0, 2), (8, 1), (12, 0)]
+    (journal,) = tmp_path.iterdir()
+    journal.write_text(journal.read_text().replace(', "seconds": 4', "", 1))
+    found = ask(3)
+    assert (found.earlier, found.asked, found.flops) == (8, 1, 21)
 
 
 def test_another_set_or_anything_that_can_change_an_answer_is_asked_anew(model, tmp_path, monkeypatch):
@@ -283,6 +297,9 @@ def made(folder, name):
 def test_objectives_with_one_teacher_and_runs_of_more_steps_ask_nothing_twice(project, run):  # noqa: F811
     folder = project()
     run(teacher_stage, folder, "replug")
+    (journal,) = (folder / ".dream/teachers").iterdir()
+    said = [[key, answer | {"seconds": 100}] for key, answer in Journal(journal).done.items()]
+    journal.write_text("".join(f"{json.dumps(line)}\n" for line in said))
     run(teacher_stage, folder, "emdr2")
     (first, paid), (second, shared) = made(folder, "replug"), made(folder, "emdr2")
     assert (
@@ -290,6 +307,7 @@ def test_objectives_with_one_teacher_and_runs_of_more_steps_ask_nothing_twice(pr
         and (folder / "work/teacher/replug/teacher.parquet").read_bytes()
         == (folder / "work/teacher/emdr2/teacher.parquet").read_bytes()
     )
+    assert shared["wall_s"] > 400 > paid["wall_s"], "what its answers took when they were asked for"
     assert paid["flops"] == shared["flops"] > 0 and (paid["notes"]["asked_now"], shared["notes"]["asked_now"]) == (4, 0)
     longer = project(**{"training.steps": 2})
     run(teacher_stage, longer, "replug")

@@ -260,7 +260,7 @@ def cost(results: Results) -> Table:
         f"{hardware.get('memory_gib', '?')} GiB, {devices}.",
         "FLOPs are counted from shapes; – where a stage counts none. Evaluation: 2 × weights outside the token embeddings × "
         "tokens of queries and documents (equal texts within a chunk of 1,024 once), whoever made the vectors.",
-        *(["Teacher: its operations are counted in full, its time is that of the answers that were not at hand."]
+        *(["Teacher: operations and time are those of all its answers, also of those that were at hand."]
           if any(r["stage"] == "teacher" for r in found) else []),
         "Times vary between runs; every other table does not.",
     ]  # fmt: skip
