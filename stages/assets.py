@@ -13,7 +13,7 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.assets", description=__doc__).parse_args()
     config = stages.load("assets")
     with manifest.recording("assets") as record:
-        from dream import assets, models
+        from dream import assets, models, systems
         from dream.assets.models import attention_heads
         from dream.data import code, needs
 
@@ -24,8 +24,10 @@ def main() -> None:
         rules = {name: models.rules(config.roles[name], f"models.{name}") for name in used}
         models.check_trainable(rules["encoder"], config.encoder.max_length)
         with replacing_folder("reports/assets") as folder:
-            for role in ("encoder", "judge", "generator", "dense", *config.references):  # those not in use: an empty record
-                write_json(folder / f"{role}.json", found.get(role, found["encoder"] if role == "untrained" else {}))
+            for role in ("encoder", "judge", "generator", "dense"):  # those not in use: an empty record
+                write_json(folder / f"{role}.json", found.get(role, {}))
+            for name in config.references:
+                write_json(folder / f"{name}.json", systems.stands_on(name, found))
             write_json(folder / "data.json", {"assets": data, "code": code.versions()})
         record.notes = {"assets": [*found.values(), *data]}
     for role, entry in found.items():

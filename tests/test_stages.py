@@ -175,7 +175,8 @@ def test_assets_records_every_model_and_what_computes(stage, whole):
     assert said == [f"[assets] model {toy} ({role}), see its card" for role in ("encoder", "judge")]
     found = {path.stem: read_json(path) for path in pathlib.Path("reports/assets").iterdir()}
     assert found.keys() == {"encoder", "judge", "generator", "dense", "bm25", "untrained", "data"}
-    assert found["encoder"] == found["judge"] == found["untrained"] and found["encoder"]["name"] == toy
+    assert found["encoder"] == found["judge"] and found["encoder"]["name"] == toy
+    assert found["untrained"] == {"encoder": found["encoder"]}
     assert found["generator"] == found["dense"] == found["bm25"] == {}
     assert found["data"]["assets"] == [] and "pandas" in str(found["data"]["code"])
     assert record("assets") == ("assets", "", [], [], {"assets": [found["encoder"], found["judge"]]})

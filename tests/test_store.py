@@ -221,8 +221,9 @@ def test_an_entry_is_checked_when_a_process_opens_it_first_and_used_by_opening_i
     assert calls == [4], "whole, once"
     calls.clear()
     path.unlink()
+    author = judge_with(tmp_path)
     for _ in range(3):
-        judge.read(candidates)
+        author.read(candidates)
     assert calls == [4], "who wrote it knows that it is sound"
 
 

@@ -63,12 +63,3 @@ def turns(prompt: str, text: str, examples: list[Example]) -> list[str]:
     alone = "\n".join(f"- {one['query']}" for one in examples if "passage" not in one)
     before = f"Write it in the manner of these:\n{alone}\n\n" if alone else ""
     return [*said, before + prompt.replace("{passage}", text)]
-
-
-def as_text(said: list[str]) -> str:
-    """The same as one text, for a model without turns.
-
-    >>> as_text(["Ask about ants:", "who?", "Ask about bees:"])
-    'Ask about ants: who?\\n\\nAsk about bees:'
-    """
-    return "".join(text + ("\n\n" if place % 2 else " ") for place, text in enumerate(said[:-1])) + said[-1]

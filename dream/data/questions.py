@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from dream import assets
 from dream.data import examples, sources
+from dream.data.instruct import Instruct, as_text
 from dream.data.tables import rng
 from dream.errors import DreamError, visible
 from dream.files import Journal, value_hash
@@ -127,14 +127,14 @@ def writer(config: Config) -> Callable[[list[str], str], list[str]]:
     server, shown = Endpoint(asked), examples.read(asked.examples)
 
     def write(texts: list[str], kind: str) -> list[str]:
-        prompts = [examples.as_text(examples.turns(prompt(asked, kind), text, shown)) for text in texts]
+        prompts = [as_text(examples.turns(prompt(asked, kind), text, shown)) for text in texts]
         return [clean(answer) for answer in server.answers(prompts)]
 
     return write
 
 
 class Writer:
-    """An instruct model that turns passages into questions: left-padded batches, greedy decoding.
+    """A model in this process that turns passages into queries.
 
     Args:
         record: the model.
@@ -143,50 +143,12 @@ class Writer:
     """
 
     def __init__(self, record: Model, settings: Questions, device: torch.device | str | None = None) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        folder, remote = assets.model_path(record.model, record.layers), record.trust_remote_code
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.settings = settings
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=remote)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, record.dtype),
-            use_safetensors=True,
-            trust_remote_code=remote,
-            device_map={"": device},
-        ).eval()
-        if record.adapter:
-            self.model.load_adapter(str(assets.model_path(record.adapter)))
+        self.model, self.settings, self.shown = Instruct(record, device), settings, examples.read(settings.examples)
 
     def __call__(self, texts: list[str], kind: str) -> list[str]:
         """One query of a kind for every text: the first line that the model writes."""
-        import torch
-
-        prompts = [self._prompt(text, kind) for text in texts]
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
-        with torch.inference_mode():
-            out = self.model.generate(
-                **inputs,
-                max_new_tokens=self.settings.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        answers = self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [clean(answer) for answer in answers]
-
-    def _prompt(self, text: str, kind: str) -> str:
-        said = examples.turns(prompt(self.settings, kind), text, examples.read(self.settings.examples))
-        if not self.tokenizer.chat_template:
-            return (self.tokenizer.bos_token or "") + examples.as_text(said)
-        turns = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(said)]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+        said = [examples.turns(prompt(self.settings, kind), text, self.shown) for text in texts]
+        return [clean(answer) for (answer,) in self.model.write(said, self.settings.max_new_tokens)]
 
 
 def prompt(settings: Questions, kind: str) -> str:

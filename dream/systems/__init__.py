@@ -113,6 +113,19 @@ def load(name: str, config: Config, seed: int | None = None, device: str | None 
     raise DreamError(f"system {name!r} is unknown", names.hint(name, [*registered(), *config.roles]))
 
 
+def stands_on(name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a system is made of: the record of its model; of one with a file in this folder, its models' by role.
+
+    Args:
+        name: a system that is not trained here.
+        found: role → record, as :func:`dream.data.needs.models` gives them.
+    """
+    if name in found:
+        return found[name]
+    roles = [setting.removeprefix("roles.") for setting in find(name).reads if setting.startswith("roles.")]
+    return {role: found[role] for role in roles}
+
+
 def documents(task: Task) -> list[str]:
     """What is encoded and indexed of every document: title and text, as mteb and BEIR do."""
     return list(passage_texts(task.corpus))

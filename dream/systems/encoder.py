@@ -7,7 +7,7 @@ scores to the last digit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Dense(System):
         adapter: what was put onto the record's model.
     """
 
-    reads = ("roles.encoder",)
+    reads: ClassVar[tuple[str, ...]] = ("roles.encoder",)
 
     def __init__(self, name: str, encoder: Encoder, rules: Rules, knobs: Evaluate, adapter: str | None = None) -> None:
         self.name, self.encoder, self.rules, self.knobs = name, encoder, rules, knobs
@@ -65,7 +65,23 @@ class Dense(System):
 
     @classmethod
     def build(cls, config: Config, device: str | None = None) -> Dense:
-        return _load("untrained", config.roles["encoder"], "encoder", config, device)
+        return cls.of("untrained", config.roles["encoder"], "encoder", config, device)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        record: Model,
+        key: str,
+        config: Config,
+        device: str | None = None,
+        adapter: Path | None = None,
+        strength: float = 1.0,
+    ) -> Self:
+        """The system of a record of ``models``, named ``key`` in errors, with an adapter at some strength."""
+        rules, knobs = models.rules(record, f"models.{key}"), config.evaluate
+        encoder = Encoder.load(rules, adapter=adapter, token_budget=knobs.token_budget, device=device, strength=strength)
+        return cls(name, encoder, rules, knobs, str(adapter) if adapter else None)
 
     @property
     def flops(self) -> float:
@@ -94,11 +110,14 @@ class Dense(System):
         key = (task.revision, task.part)
         if self._last is None or self._last[0] != key:
             corpus = self.corpus(task)
-            queries = self.encoder.encode(
-                list(task.queries["text"]), self.rules.query_prompt, ids=list(task.queries["id"]), **self._limits
-            )
-            self._last = key, queries, corpus
+            self._last = key, self.queries(task), corpus
         return self._last[1], self._last[2]
+
+    def queries(self, task: Task) -> np.ndarray:
+        """Embeddings of the queries, float32, unit length."""
+        return self.encoder.encode(
+            list(task.queries["text"]), self.rules.query_prompt, ids=list(task.queries["id"]), **self._limits
+        )
 
     def corpus(self, task: Task) -> np.ndarray:
         """Embeddings of the corpus, through the cache."""
@@ -119,7 +138,7 @@ class Dense(System):
 
 def recorded(name: str, config: Config, device: str | None = None) -> Dense:
     """A record of ``models`` as it is."""
-    return _load(name, config.roles[name], name, config, device)
+    return Dense.of(name, config.roles[name], name, config, device)
 
 
 def trained(
@@ -132,12 +151,4 @@ def trained(
     """
     folder = TRAINED / f"{name}-{seed}" / ("" if pairs is None else f"snapshots/{pairs}")
     manifest.check(f"train-{name}-{seed}", folder)
-    return _load(name, config.roles["encoder"], "encoder", config, device, folder / "adapter", strength)
-
-
-def _load(
-    name: str, record: Model, key: str, config: Config, device: str | None, adapter: Path | None = None, strength: float = 1.0
-) -> Dense:
-    rules, knobs = models.rules(record, f"models.{key}"), config.evaluate
-    encoder = Encoder.load(rules, adapter=adapter, token_budget=knobs.token_budget, device=device, strength=strength)
-    return Dense(name, encoder, rules, knobs, str(adapter) if adapter else None)
+    return Dense.of(name, config.roles["encoder"], "encoder", config, device, folder / "adapter", strength)
