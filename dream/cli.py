@@ -215,6 +215,8 @@ def adapt(
     if len(found) > 1:
         return print_tables([text.beside(found)], format, json)
     (one,) = found.values()
+    if format not in ("text", "md") and not json:
+        return print_tables(text.tables(one), format, json)
     written = render.markdown if format == "md" else render.plain
     show(one, json, lambda: "\n".join(text.lines(one, written)))
 

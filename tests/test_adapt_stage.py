@@ -287,6 +287,8 @@ def test_the_command_prints_the_verdict_first_then_before_and_after(here, ran, t
     assert said.startswith(f"{found['verdict'].capitalize()}. ") and said.rstrip().splitlines()[-1].startswith("- ")
     for line in ("Held-out questions", "Own test queries: labelled (8 queries)", "Control: docstring-networkx", "Next:"):
         assert line in said, line
+    rows = CliRunner().invoke(cli.app, ["adapt", "--format", "csv"]).stdout
+    assert "system" in rows.splitlines()[0].split(",") and "infonce" in rows and "Next:" not in rows
     text.write()
     shown = pathlib.Path("reports/adapt.md").read_text(encoding="utf-8")
     assert shown.startswith(f"**{found['verdict'].capitalize()}.**") and "| untrained" in shown
