@@ -116,6 +116,19 @@ def test_copies_and_boilerplate_are_dropped_and_said(tmp_path, monkeypatch):
     assert read(folder, tmp_path, monkeypatch)["text"].str.contains("Imprint").all(), "1 = none"
 
 
+def test_a_folder_with_one_table_and_no_text_is_that_table(tmp_path, monkeypatch):
+    """Beside texts a table is skipped and counted; of two nobody says which."""
+    rows = "".join(f'{{"id": "{name}", "text": "{name} has six legs"}}\n' for name in ("ant", "bee"))
+    folder = write(tmp_path / "docs", rows__jsonl=rows, logo__svg="<svg/>")
+    alone, named = (read(place, tmp_path, monkeypatch) for place in (folder, folder / "rows.jsonl"))
+    assert list(alone["text"]) == ["ant has six legs", "bee has six legs"] and alone.equals(named)
+    assert "1 files of other kinds skipped (1 .svg)" in alone.attrs["notes"]
+    beside = read(write(tmp_path / "texts", rows__jsonl=rows, a__txt="a word"), tmp_path, monkeypatch)
+    assert list(beside["text"]) == ["a word"] and "1 files of other kinds skipped (1 .jsonl)" in beside.attrs["notes"]
+    with pytest.raises(DreamError, match=r"two holds no document \(2 files of other kinds skipped \(1 .csv, 1 .jsonl\)\)"):
+        read(write(tmp_path / "two", rows__jsonl=rows, more__csv="id,text\n1,x\n"), tmp_path, monkeypatch)
+
+
 def test_an_empty_folder_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(DreamError, match=r"none holds no document \(it is empty\)\. Name a folder with"):

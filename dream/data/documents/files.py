@@ -1,4 +1,4 @@
-"""Files → documents: a folder of .txt, .md, .html and .pdf at any depth, or one table of texts.
+"""Files → documents: a folder of .txt, .md, .html and .pdf at any depth, or one table of texts, alone in its folder or named.
 
 A file of another kind is skipped and counted; one that cannot be read is named with what to do about it, and the others are
 read. Only where nothing is left is it an error.
@@ -76,9 +76,9 @@ def find(path: str) -> Found:
         )
     if corpora:
         return Found(root, corpora)
-    kinds = {**READERS, **(tables.READERS if place.is_file() else {})}
-    found = Found(root, [file for file in inside if file.suffix.lower() in kinds])
-    found.skipped.update(file.suffix.lower() or "without ending" for file in inside if file.suffix.lower() not in kinds)
+    texts, listed = ([file for file in inside if file.suffix.lower() in kinds] for kinds in (READERS, tables.READERS))
+    found = Found(root, texts or (listed if len(listed) == 1 else []))  # a table is read where it stands alone
+    found.skipped.update(file.suffix.lower() or "without ending" for file in inside if file not in found.files)
     return found
 
 
