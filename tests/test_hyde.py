@@ -1,6 +1,5 @@
 """``hyde``: a query's vector is the mean of its own and of those of written passages; what was written is kept."""
 
-
 import numpy as np
 import pytest
 from test_evaluation_cells import evaluate, llama, load_system, part, project  # noqa: F401
