@@ -11,7 +11,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -152,21 +152,28 @@ def training_step(loss: Callable[[CandidateSet], Tensor], optimizer: torch.optim
     return step
 
 
-def stored(judge: Judge, step: Callable[[CandidateSet], Any]) -> dict[str, Callable[[CandidateSet], Any]]:
-    """A step with the store of readings on: ``first`` reads and keeps the documents, ``later`` finds them kept."""
-    kept = Store(8 * GIB, folder=Path(tempfile.mkdtemp()))
-    judge.weights = judge.weights or "random"
+def stored(
+    judge: Judge, step: Callable[[CandidateSet], Any], sets: Iterable[CandidateSet]
+) -> dict[str, Callable[[CandidateSet], Any]]:
+    """A step with the store of readings on: ``first`` reads and keeps the documents, ``later`` finds those of all sets kept.
 
-    def run(candidates: CandidateSet, forget: bool) -> Any:
-        if forget:
-            shutil.rmtree(kept.folder)
-        judge.store = kept
+    Each has a store of its own: the sides are measured in turns, and the order of the turns changes nothing.
+    """
+    judge.weights = judge.weights or "random"
+    empty, full = (Store(8 * GIB, folder=Path(tempfile.mkdtemp())) for _ in range(2))
+
+    def run(candidates: CandidateSet, store: Store, do: Callable[[CandidateSet], Any] = step) -> Any:
+        if store is empty:
+            shutil.rmtree(store.folder)
+        judge.store = store
         try:
-            return step(candidates)
+            return do(candidates)
         finally:
             judge.store = None
 
-    return {"first": lambda candidates: run(candidates, True), "later": lambda candidates: run(candidates, False)}
+    for candidates in sets:
+        run(candidates, full, judge.read)
+    return {"first": lambda candidates: run(candidates, empty), "later": lambda candidates: run(candidates, full)}
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

@@ -33,7 +33,7 @@ def measure(args: argparse.Namespace) -> dict:
         name: common.training_step(lambda c, o=objective: o.loss([c], encoder)[0], common.adamw(encoder, objective))
         for name, objective in objectives.items()
     }
-    steps["later"] = common.stored(dream.judge, steps["dream"])["later"]
+    steps["later"] = common.stored(dream.judge, steps["dream"], sets)["later"]
     seconds = common.over_sets(steps, sets, device, args.repetitions)
     return {
         "ratio": round(common.ratio(seconds["dream"], seconds["infonce"]), 3),

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict:
     graph = {side: common.graph_bytes(lambda s=side: forward(s, sets[0]), parameters) for side in ("plain", "fast")}
     shared = sum(x.nbytes for layer in judge.read(sets[0]).layers for x in layer)
     sides = {side: lambda candidates, s=side: step(s, candidates) for side in ("plain", "fast")}
-    seconds = common.over_sets(sides | common.stored(judge, sides["fast"]), sets, device, args.repetitions)
+    seconds = common.over_sets(sides | common.stored(judge, sides["fast"], sets), sets, device, args.repetitions)
     rate = common.matmul_rate(judge.dtype, device)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     memory = {"plain": graph["plain"], "fast": graph["fast"] + shared}

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict:
     frozen = [p for module in (encoder, objective.judge.model) for p in module.parameters()]
     graph = {side: common.graph_bytes(lambda s=side: losses[s](sets[0]), frozen) for side in losses}
     steps = {side: common.training_step(loss, optimizer) for side, loss in losses.items()}
-    steps |= common.stored(objective.judge, steps["fast"])
+    steps |= common.stored(objective.judge, steps["fast"], sets)
     seconds = common.over_sets(steps, sets, device, args.repetitions)
     further = [first + (args.seeds - 1) * later for first, later in zip(seconds["first"], seconds["later"], strict=True)]
     median = {side: statistics.median(values) for side, values in seconds.items()}

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import reference
 import torch
 
 from benchmarks import common, data_size, diagnostic, dream_over_infonce, judge_step, models, pairs_per_second, teacher
@@ -33,6 +34,18 @@ def test_judge_step(bench):
     assert max(record["relative_difference"].values()) < 1e-4
     assert len(record["seconds"]["fast"]) == 2 and record["memory_ratio"] > 0 and record["tokens_per_s"]["fast"] > 0
     assert record["ratio_first"] > 0 and record["ratio_later"] > 0 and len(record["seconds"]["later"]) == 2
+
+
+def test_later_steps_find_every_reading_and_first_ones_none_in_whatever_order():
+    """The turns alternate: a step that came before the other's reading read the documents itself, and half the times were wrong."""
+    judge, sets, made = reference.both()[0], [reference.candidate_set(seed=s) for s in range(3)], []
+    sides = common.stored(judge, lambda candidates: (judge.read(candidates), made.append(judge.store.told())), sets)
+    for name in ("later", "first", "first", "later", "later"):
+        for candidates in sets:
+            sides[name](candidates)
+    counts = [(told["found"], told["made"]) for told in made]
+    later, first = [counts[i] for i in (0, 1, 2, *range(9, 15))], counts[3:9]
+    assert later == [(n, 3) for n in range(1, 10)] and first == [(0, n) for n in range(1, 7)] and judge.store is None
 
 
 @pytest.mark.parametrize("questions", [1, 2])
