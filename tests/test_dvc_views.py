@@ -33,8 +33,7 @@ def test_dvc_draws_the_committed_plots_without_an_error(tmp_path):
     os.symlink(ROOT / "reports", tmp_path / "reports")
     dvc(tmp_path, "dvc", "init", "-q", "--no-scm")
     done = dvc(tmp_path, "dvc", "plots", "show", "-o", "drawn")
-    # of prepare.json, whose records are of two kinds, DVC says that it cannot draw it; the page has everything else
-    assert "failed" not in done.stderr and done.stderr.count("WARNING") <= 1
+    assert "failed" not in done.stderr and "WARNING" not in done.stderr
     page = (tmp_path / "drawn" / "index.html").read_text(encoding="utf-8")
     assert "training loss of dream, seed 0" in page and "optimiser step" in page and "systems.png" in page
 
