@@ -235,6 +235,28 @@ def test_no_training_question_is_asked_and_a_large_set_is_cut_to_its_hard_passag
     assert "manuals: 1 held-out questions are asked in training too and left out" in notes
 
 
+@pytest.mark.parametrize(("stage", "left"), [("questions", "work/questions"), ("prepare", "work/data")])
+def test_what_was_made_with_other_settings_is_refused(here, ran, monkeypatch, stage, left):
+    from stages import adapt
+
+    path, threads = manifest.RUNS / f"{stage}.json", []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(scoring, "run", lambda config: {"verdict": KEEP, "why": ["nothing", "at all"]})
+    before, outcome = path.read_bytes(), pathlib.Path("reports/adapt.json").read_bytes()
+    try:
+        adapt.main()
+        assert threads == [1] and read_json("reports/adapt.json") == {"verdict": KEEP, "why": ["nothing", "at all"]}
+        pathlib.Path("reports/adapt.json").write_bytes(outcome)
+        (made,) = read_json(path)
+        write_json(path, [made | {"config": made["config"] | {"other": 1}}])
+        with pytest.raises(SystemExit, match=f"{left} was made with other = 1, params says None"):
+            adapt.main()
+        assert pathlib.Path("reports/adapt.json").read_bytes() == outcome
+    finally:
+        path.write_bytes(before)
+        pathlib.Path("reports/adapt.json").write_bytes(outcome)
+
+
 def test_where_the_recipe_is_another_nothing_is_chosen(here, tmp_path, monkeypatch, capsys):
     from stages import adapt
 
