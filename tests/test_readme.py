@@ -96,6 +96,11 @@ def test_the_report_of_mutants_has_the_counts_of_every_module():
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in report.splitlines() if line.startswith("| ")]
     modules = tomllib.loads(pathlib.Path("pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
     counts = {cells[0]: [int(n.replace(",", "")) for n in cells[1:]] for cells in rows if cells[0] in {*modules, "all"}}
+    rooms = [path for room in ("dream/judge", "dream/objectives", "stages") for path in pathlib.Path(room).glob("*.py")]
     assert counts.keys() == {*modules, "all"}
+    assert {
+        str(path) for path in rooms if "\ndef " in (text := path.read_text(encoding="utf-8")) or "\nclass " in text
+    } <= modules.keys()
+    assert counts["all"][-1] == 0, "every survivor has a reason"
     assert counts.pop("all") == [sum(column) for column in zip(*counts.values(), strict=True)]
     assert all(count[0] == sum(count[1:]) for count in counts.values())
