@@ -499,7 +499,7 @@ def test_names_that_the_code_gives_are_those_it_knows():
             assert room.find(name).__module__ == f"{room.__name__}.{found[name]}" and names.require(name)
         ours = {name for name, kind in room.REGISTRY.items() if kind.__module__.startswith(room.__name__)}
         assert set(found) == ours
-    assert set(check.built_in()) == {"bm25", "hybrid", "untrained"} and set(check.rerankers()) == {"qrhead"}
+    assert set(check.built_in()) == {"bm25", "hybrid", "hyde", "untrained"} and set(check.rerankers()) == {"qrhead"}
     for cell in (("dream", 0, "general"), ("bm25", None, "boolq")):
         assert names.cell(*cell) == Cell(*cell).name
 
