@@ -335,7 +335,9 @@ def test_kept_outcomes_stand_in_one_table_on_test_queries(ran, tmp_path):
     one = CliRunner().invoke(cli.app, ["adapt", str(files[0])]).stdout
     assert one.startswith("A. ") and "Own test queries" in one
     (tmp_path / "c.json").write_text("{}")
-    for name in ("c.json", "missing.json", "params.yaml"):
+    (tmp_path / "list.json").write_text('[{"verdict": 1}]')
+    (tmp_path / "number.json").write_text("3")
+    for name in ("c.json", "missing.json", "params.yaml", "list.json", "number.json"):
         wrong = CliRunner().invoke(cli.app, ["adapt", str(tmp_path / name)])
         assert str(wrong.exception).startswith(f"{tmp_path / name} is no outcome of an adaptation")
 

@@ -582,6 +582,13 @@ def test_every_knob_in_params_is_commented():
     assert len(bare) <= 12, bare
 
 
+def test_a_path_of_own_data_that_is_empty_is_refused():
+    """An unset shell variable is not the current folder."""
+    for path in ("", "  "):
+        with pytest.raises(DreamError, match=r"own\.manuals: is empty\. Name a folder, a file or a zip"):
+            config.load(overrides={"own": {"manuals": path}})
+
+
 def test_configure_refuses_a_size_that_params_does_not_name(monkeypatch):
     from stages import configure
 

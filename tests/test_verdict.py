@@ -10,6 +10,7 @@ from report_fixture import make_cells, make_config
 from typer.testing import CliRunner
 
 from dream import cli
+from dream.errors import DreamError
 from dream.report import page, verdict
 from dream.report.commands import sweeps
 from dream.report.results import cells, collected
@@ -88,15 +89,32 @@ def test_systems_are_compared_as_the_tables_do(results, tmp_path):
 def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, change, outcome):
     """Only the rival's last point at equal pairs; the claim holds if this and the report's comparison both do."""
     right = {"equal": "pairs", "system": "dream", "pairs": 576, "rival": "infonce", "rival_pairs": 576, "share": 1.0, "ndcg_at_10": 0.4,
-             "rival_ndcg_at_10": 0.3, "difference": 0.1, "diff_low": 0.05, "diff_high": 0.2, "p": 0.001, "p_holm": 0.001, "seeds": 3,
+             "difference": 0.1, "diff_low": 0.05, "diff_high": 0.2, "p": 0.001, "p_holm": 0.001, "seeds": 3,
              "tasks": 5, "within": False} | change  # fmt: skip
-    others = [{**right, "pairs": 144, "difference": 0.0}, {**right, "equal": "flops"}, {**right, "rival": "adist"}]
+    right["rival_ndcg_at_10"] = 0.4 - right["difference"]
+    last = {**right, "pairs": 144, "difference": 0.0, "rival_ndcg_at_10": 0.4}
+    others = [last, {**right, "equal": "flops"}, {**right, "rival": "adist"}]
     (tmp_path / "curve").mkdir()
     pd.DataFrame([*others, right]).to_csv(tmp_path / "curve" / "curves-equal.csv", index=False)
     alone, both = verdict.verdict(results, tmp_path / "none")[1], verdict.verdict(results, tmp_path)[1]
     assert both["evidence"][:-1] == alone["evidence"] and len(alone["evidence"]) == 1
-    assert both["evidence"][1].startswith("After 576 pairs dream .400, infonce .300: ")
+    assert both["evidence"][1].startswith(f"After 576 pairs dream .400, infonce .{400 - 1000 * right['difference']:.0f}: ")
     assert both["outcome"] == (outcome or alone["outcome"])
+
+
+def test_a_difference_that_is_not_that_of_its_scores_is_refused(results, tmp_path):
+    """A score that was edited by hand: the sentence would contradict itself."""
+    sweep(tmp_path, "signal", "query-focused heads", {"random heads": (0.4, -0.1)})
+    with pytest.raises(
+        DreamError, match=r"signal\.csv, point 'random heads': difference -0\.100000 is not 0\.400000 − 0\.300000"
+    ):
+        verdict.verdict(results, tmp_path)
+    (tmp_path / "curve").mkdir()
+    row = {"equal": "pairs", "system": "dream", "pairs": 576, "rival": "infonce", "ndcg_at_10": 0.5, "rival_ndcg_at_10": 0.3,
+           "difference": 0.1, "diff_low": 0, "diff_high": 0.2, "p_holm": 0.5, "seeds": 3, "tasks": 5, "within": False}  # fmt: skip
+    pd.DataFrame([row]).to_csv(tmp_path / "curve" / "curves-equal.csv", index=False)
+    with pytest.raises(DreamError, match=r"dream and infonce at 576 pairs: .*`git checkout \S+/curve` brings it back"):
+        verdict.verdict(results, tmp_path)
 
 
 def test_two_seeds_decide_nothing(tmp_path):

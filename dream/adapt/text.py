@@ -25,8 +25,8 @@ def load(path: Path = PATH) -> dict[str, Any]:
     Raises:
         DreamError: nothing was adapted, or the file is another one.
     """
-    found: dict[str, Any] = read_json(path) if path.is_file() and path.suffix == PATH.suffix else {}
-    if path != PATH and not {"verdict", "why", "cost"} <= set(found):
+    found: Any = read_json(path) if path.is_file() and path.suffix == PATH.suffix else {}
+    if not isinstance(found, dict) or (path != PATH and not {"verdict", "why", "cost"} <= set(found)):
         raise DreamError(f"{path} is no outcome of an adaptation", f"Name {PATH} or copies of it")
     if not found:
         raise DreamError("nothing is adapted here", "Run `dvc exp run -S recipe=adapt -S +own.NAME=/path/to/documents`")

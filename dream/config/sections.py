@@ -23,6 +23,12 @@ from dream.knobs import (
 )  # fmt: skip
 
 
+def _place(path: str) -> str:
+    if not path.strip():
+        raise ValueError("is empty. Name a folder, a file or a zip")
+    return path
+
+
 class Size(Section):
     """One entry of ``sizes``: the records of ``models`` that a size stands for, and its recipe."""
 
@@ -285,7 +291,7 @@ class Config(Section):
     rerankers: Names
     tasks: SomeNames
     task_lists: dict[Name, SomeNames]
-    own: dict[Name, str]
+    own: dict[Name, Annotated[str, AfterValidator(_place)]]
     data: Data
     questions: Questions
     candidates: Candidates

@@ -74,7 +74,8 @@ def _figures(results: Results) -> list[dict[str, Any]]:
         drawn = {file.stem: file for file in plots.draw(results, Path(folder), endings=("svg",))}
         curves = [drawn.pop("curves")] if "curves" in drawn else sorted(Path(collected.FOLDER).glob("*/curves.svg"))
         shown = {(f"{file.parent.name}-{file.stem}" if len(curves) > 1 else file.stem): file for file in curves} | drawn
-        return [_figure(file, _caption(file.stem), name) for name, file in shown.items()]
+        asked = {name: f"{sweep.question} " for name, sweep in sweeps.load().items()} if len(curves) > 1 else {}
+        return [_figure(file, asked.get(file.parent.name, "") + _caption(file.stem), name) for name, file in shown.items()]
 
 
 def _caption(name: str) -> str:

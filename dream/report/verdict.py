@@ -121,7 +121,11 @@ def _of_curve(claim: dict[str, Any], folder: Path) -> list[Comparison]:
     file = folder / str(claim.get("curve")) / "curves-equal.csv"
     if not file.exists():
         return []
-    table = reading.read_csv(file, f"Run `dream-report sweep {claim['curve']} --collect`", ["equal", "system", "rival", "within"])
+    again = collected.remedy(file)
+    table = reading.read_csv(file, again, ["equal", "system", "rival", "within"])
+    for row in table.itertuples():
+        place = f"{file}, {row.system} and {row.rival} at {row.pairs} pairs"
+        collected.require_difference(row.difference, row.ndcg_at_10, row.rival_ndcg_at_10, place, again)
     same = table[(table.equal == "pairs") & (table.system == claim["system"]) & (table.rival == claim["against"])]
     found = []
     for row in same[same.pairs == same.pairs.max()].itertuples():
