@@ -78,7 +78,8 @@ def find(path: str) -> Found:
         return Found(root, corpora)
     texts, listed = ([file for file in inside if file.suffix.lower() in kinds] for kinds in (READERS, tables.READERS))
     found = Found(root, texts or (listed if len(listed) == 1 else []))  # a table is read where it stands alone
-    found.skipped.update(file.suffix.lower() or "without ending" for file in inside if file not in found.files)
+    kept = set(found.files)
+    found.skipped.update(file.suffix.lower() or "without ending" for file in inside if file not in kept)
     return found
 
 
