@@ -16,7 +16,7 @@ def main() -> None:
         import pandas as pd
 
         from dream.candidates import round_trip
-        from dream.data import questions, sources
+        from dream.data import development, questions, sources
 
         needed, lines = questions.needed(config), list[str]()
         kept = pd.DataFrame(columns=questions.COLUMNS, dtype="str")
@@ -25,7 +25,9 @@ def main() -> None:
             asked = config.questions
             passages = {name: sources.get(name, config).passages(config) for name in needed}
             lines += [f"{name}: {note}" for name, table in passages.items() for note in table.attrs.get("notes", [])]
-            written = questions.generate(config, questions.targets(config))
+            targets = questions.targets(config)
+            development.enough(config, pd.concat(passages.values()), targets)
+            written = questions.generate(config, targets)
             parts = [round_trip.keep(written[written["source"] == name], table, config) for name, table in passages.items()]
             found = kept = pd.concat(parts, ignore_index=True)
             if asked.round_trip:

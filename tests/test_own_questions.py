@@ -12,7 +12,7 @@ from test_documents import write
 from dream import candidates, manifest
 from dream import config as configs
 from dream.config import stages
-from dream.data import development, examples, own, prepare, questions, tasks
+from dream.data import development, examples, own, prepare, questions, sources, tasks
 from dream.errors import DreamError
 from dream.files import read_json, write_json
 from dream.instances import CandidateSet
@@ -308,3 +308,38 @@ def test_filters_that_leave_nothing_are_one_line_and_write_nothing(project, monk
         run_stage(project(questions__gap_filter=100.0, questions__limit=3), monkeypatch)
     assert "source mine: the filters leave none of its 3 questions. Raise questions.round_trip" in str(caught.value)
     assert not questions.PATH.exists()
+
+
+def test_what_is_too_small_for_a_verdict_is_said_in_one_line_before_a_question_is_written(project, monkeypatch):
+    """30 pages of 4 passages: every number that is short is named at once, and one more question is enough for each."""
+    whole = project(recipe="adapt", questions__per_set=2)
+    targets = questions.targets(stages.cut(whole, "questions"))
+    held = int(development.held_out(targets["group"], 0.3).sum())
+    trained = len(targets) - held
+    assert (len(targets), held) == (60, 18)
+
+    def counted(**more):
+        cut = stages.cut(project(recipe="adapt", questions__per_set=2, training__micro_batch=1, **more), "questions")
+        development.enough(cut, sources.get("mine", cut).passages(cut), targets)
+
+    def line(**more):
+        with pytest.raises(DreamError) as caught:
+            counted(**more)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    counted(adapt__queries=held, training__batch=trained - 16, candidates__count=120)
+    assert line(adapt__queries=held + 1).startswith(
+        "60 passages to ask about are too few for a verdict: 18 held-out questions at most, and adapt.queries is 19. "
+    )
+    assert f": {trained} to train on, and heads.probes, injection.diagnostic and training.batch take {trained + 1}. " in line(
+        adapt__queries=held, training__batch=trained - 15
+    )
+    assert ": 120 passages to search, and candidates.count is 121. " in line(adapt__queries=held, candidates__count=121)
+    assert line(adapt__queries=19, training__batch=44, candidates__count=121).count(", and ") == 3
+    counted(adapt__queries=2 * held, questions__kinds=["question", "claim"])
+    with pytest.raises(SystemExit, match="too few for a verdict: 18 held-out questions at most, and adapt.queries is 50"):
+        run_stage(whole, monkeypatch)
+    assert not questions.PATH.exists()
+    packaged = stages.cut(project(), "questions")
+    assert development.enough(packaged, sources.get("mine", packaged).passages(packaged), targets.head(0)) is None

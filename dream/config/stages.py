@@ -34,6 +34,7 @@ PREPARE = ("sources", "instances", "task_queries", "task_documents", "passage_wo
 ADAPT = ("adapt", "objectives", "seeds", "roles.encoder", "evaluate", "training.threads", "bm25", "candidates.rrf_k",
          "questions.round_trip", "report.resamples", "report.confidence", "report.seed")  # fmt: skip
 QUESTIONS = ("roles.generator", "questions", "data.seed")
+ENOUGH = ("adapt.queries", "data.development", "probes", "training.batch", "candidates.count")  # dream.data.development.enough
 
 
 def files(config: Config) -> dict[str, dict[str, Any]]:
@@ -46,11 +47,14 @@ def files(config: Config) -> dict[str, dict[str, Any]]:
     shown = {"questions": {"examples": examples.read(config.questions.examples)}} if asked else {}
     filtered = ("bm25",) if asked and config.questions.round_trip else ()
     weighed = JUDGE if asked and config.questions.gap_filter is not None else ()
+    counted = ENOUGH if asked and config.recipe == "adapt" else ()
     dense = ("roles.dense",) if "dense" in roles else ()
     found = {
         "assets": _join(_part(config, *used, *ASSETS), evaluated, trained_on),
         "questions": _join(
-            _part(config, *asked, *filtered, *weighed), shown, trained_on if asked else _part(config, "data.sources", "own")
+            _part(config, *asked, *filtered, *weighed, *counted),
+            shown,
+            trained_on if asked else _part(config, "data.sources", "own"),
         ),
         "prepare": _join(_part(config, *_named("data", *PREPARE)), evaluated, trained_on),
         "candidates": _part(config, "candidates", "bm25", "own", *dense),

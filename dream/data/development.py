@@ -17,6 +17,7 @@ from dream.data import beir, questions, sources
 from dream.data.own import labelled
 from dream.data.packaged import Pair
 from dream.data.tables import fingerprint
+from dream.errors import DreamError
 
 if TYPE_CHECKING:
     from dream.config import Config
@@ -64,5 +65,37 @@ def asked(name: str, config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     return passages, instances[[fingerprint(query) not in final for query in instances["query"]]]
 
 
-def _units(instances: pd.DataFrame) -> pd.Series:
-    return instances["group"].where(instances["group"] != "", instances["target_id"])
+def enough(config: Config, passages: pd.DataFrame, targets: pd.DataFrame) -> None:
+    """Stop before a question is written if all of them would be too few for the recipe ``adapt``.
+
+    Args:
+        config: of the stage ``questions``; of another recipe it holds no ``adapt``, and nothing is counted.
+        passages: of all sources without questions, with their source.
+        targets: those that are asked about.
+
+    Raises:
+        DreamError: everything that is short, in one line.
+    """
+    if not hasattr(config, "adapt"):
+        return
+    kinds, minimum = len(config.questions.kinds), config.adapt.queries
+    held = kinds * int(held_out(_units(targets, "passage_id"), config.data.development).sum())
+    trained, needed = kinds * len(targets) - held, config.probes + config.training.batch
+    pool, k = int(passages["source"].value_counts().min()), config.candidates.count
+    only = len(questions.needed(config)) == len(sources.of(config))  # a labelled set may train too
+    short = [
+        f"{held} held-out questions at most, and adapt.queries is {minimum}" * (held < minimum),
+        f"{trained} to train on, and heads.probes, injection.diagnostic and training.batch take {needed}"
+        * (only and trained < needed),
+        f"{pool} passages to search, and candidates.count is {k}" * (pool < k),
+    ]
+    if any(short):
+        raise DreamError(
+            f"{len(targets)} passages to ask about are too few for a verdict: {'; '.join(filter(None, short))}",
+            "Add documents, raise questions.per_set or questions.limit, add kinds to questions.kinds, or lower what is named",
+        )
+
+
+def _units(table: pd.DataFrame, name: str = "target_id") -> pd.Series:
+    """What is held out together: groups, and where there is none single passages."""
+    return table["group"].where(table["group"] != "", table[name])
