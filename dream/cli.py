@@ -315,10 +315,12 @@ def compare(
     from dataclasses import asdict
 
     from dream.report.commands import compare as comparing
+    from dream.report.commands import queries as changing
     from dream.report.tables import render
 
     a, b = comparing.sides(ours, theirs, lambda: load(params, cells))
-    table, (changed, remark) = comparing.table(a, b), comparing.changes(a, b, queries)
+    kept = changing.texts(a.results) if a.in_workspace else {}
+    table, (changed, remark) = comparing.table(a, b), comparing.changes(a, b, queries, kept=kept)
     if json:
         return show({**render.as_json(table), "changed": [asdict(c) for c in changed], "remark": remark}, True, str)
     show_tables([table], False)

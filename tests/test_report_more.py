@@ -264,6 +264,19 @@ def test_changed_queries_come_with_their_texts_and_hits(results, work):
     assert "✓" in text and max(map(len, text.splitlines())) <= 100
 
 
+def test_in_a_clone_the_queries_that_were_kept_have_their_texts(results, work, tmp_path):
+    queries.write(queries.find(results, work), tmp_path / "queries.json")
+    kept = queries.texts(results, tmp_path / "queries.json")
+    sides = [compare.Side(name, name, results) for name in queries.pairs(results)[0]]
+    here, clone = (compare.changes(*sides, 6, folder, kept)[0] for folder in (work, tmp_path / "none"))
+    assert [c.query_id for c in here] == [c.query_id for c in clone] and all(c.text for c in clone)
+    assert [c.text for c in here if c.text] == [c.text for c in clone if c.query_id in {h.query_id for h in here if h.text}]
+    tasks = ", ".join(sorted({f"passages of {c.task}" for c in clone}))
+    assert compare.changes(*sides, 6, tmp_path / "none", kept)[1].startswith(f"Not at hand, so not shown: {tasks} (")
+    assert {c.text for c in compare.changes(*sides, 6, tmp_path / "none")[0]} == {""}
+    assert queries.texts(results, tmp_path / "none.json") == {}
+
+
 def test_control_characters_do_not_reach_the_terminal():
     assert compare.clip("a\x1b[31mred\x07", 50) == r"a\x1b[31mred\x07"
 

@@ -271,3 +271,15 @@ def test_a_long_question_stays_inside_its_figure(repository, labels):
         figure = sweeps._figure(frame, replace(sweep, points=points, against=labels[0]), 0.1)
         box = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_a_collected_table_is_drawn_although_a_point_has_another_name_by_now(repository):
+    from dream.report import plots
+
+    sweep = sweeps.find("k1")
+    sweeps.collect(sweep)
+    frame = collected.read(collected.FOLDER / "k1" / "k1.csv")
+    renamed = tuple(replace(p, label=f"k1 {p.label}") for p in sweep.points)
+    with plots.mpl.rc_context(plots.STYLE):
+        figure = sweeps._figure(frame, replace(sweep, points=renamed, against=renamed[0].label), 0.1)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["k1 0.9", "k1 1.2", "0.9", "1.2"]

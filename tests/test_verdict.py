@@ -36,6 +36,9 @@ def test_one_comparison(change, outcome):
     assert found.outcome == outcome
     assert ("too few to decide" in found.text()) == (found.seeds < 3)
     assert ("p =" in found.text()) == (found.p is not None and found.seeds >= 3)
+    corrected = Comparison("a .3, b .1", **(RIGHT | change), tasks=5, corrected="the curve")
+    assert corrected.outcome == outcome and (" by Holm over the curve, " in corrected.text()) == ("p =" in found.text())
+    assert " by " not in found.text()
 
 
 def sweep(folder, name, base, points, **row):
@@ -99,7 +102,8 @@ def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, 
     alone, both = verdict.verdict(results, tmp_path / "none")[1], verdict.verdict(results, tmp_path)[1]
     assert both["evidence"][:-1] == alone["evidence"] and len(alone["evidence"]) == 1
     assert both["evidence"][1].startswith(f"After 576 pairs dream .400, infonce .{400 - 1000 * right['difference']:.0f}: ")
-    assert both["outcome"] == (outcome or alone["outcome"])
+    assert (" by Holm over the curve" in both["evidence"][1]) == (change.get("p_holm", 0.001) is not None)
+    assert " by Holm" not in alone["evidence"][0] and both["outcome"] == (outcome or alone["outcome"])
 
 
 def test_a_difference_that_is_not_that_of_its_scores_is_refused(results, tmp_path):
@@ -170,8 +174,10 @@ def test_file_page_and_terminal_say_the_same(results, tmp_path, monkeypatch):
     lines = verdict.lines(found)
     assert written == "".join(f"- {line}\n" for line in lines) and len(lines) == 6
     monkeypatch.setattr(verdict, "verdict", lambda *_: found)
-    shown = html.unescape(re.sub(r"<[^>]+>", "", page.html(results, tmp_path / "none.json")))
-    assert all(line in shown for line in lines)
+    source = page.html(results, tmp_path / "none.json")
+    shown = html.unescape(re.sub(r"<[^>]+>", "", source))
+    assert all(line.replace("`", "") in shown for line in lines)
+    assert "<code>dream-report sweep signal</code> measures it." in source
     monkeypatch.setattr(cli, "load", lambda *_: results)
     for command in ("tables", "verdict"):
         assert "\n".join(lines) in CliRunner().invoke(cli.app, [command], catch_exceptions=False).stdout

@@ -54,7 +54,7 @@ def content(results: Results, changed: Path | str = queries.FILE) -> dict[str, A
                    "colour": plots.look(s)["color"]} for s, v in cards],
         "reference": results.reference, "task_count": len(tasks), "confidence": f"{config.report.confidence:.0%}",
         "over": measures.over(results),
-        "verdict": [one | {"said": verdict.evidence(one)} for one in verdict.verdict(results)],
+        "verdict": [one | {"said": verdict.evidence(one).split("`")} for one in verdict.verdict(results)],
         "figures": _figures(results), "changes": [_change(one) for one in found], "remark": remark, "passage": queries.PASSAGE,
         "tables": [table for table in tables if not table["name"].startswith("sweep-")],
         "sweeps": [table for table in tables if table["name"].startswith("sweep-") and not _is_search(table)],

@@ -42,6 +42,7 @@ class Comparison:
         seeds: of the trained side with the fewest.
         tasks: how many the mean is over.
         within: seeds alone can make such a difference.
+        corrected: over what p is corrected by Holm, where it is.
     """
 
     what: str
@@ -52,6 +53,7 @@ class Comparison:
     seeds: int
     tasks: int
     within: bool = False
+    corrected: str = ""
 
     @property
     def outcome(self) -> str:
@@ -64,7 +66,8 @@ class Comparison:
         """The comparison in one sentence."""
         words = [f"{self.what}: {signed(self.difference)} [{number(self.low)}, {number(self.high)}]"]
         few = ", too few to decide" if self.seeds < stats.MIN_SEEDS else ", not tested over them" if self.p is None else ""
-        words += [f"p {_equals(p_value(self.p))}"] if not few and self.p is not None else []
+        over = f" by Holm over {self.corrected}" if self.corrected else ""
+        words += [f"p {_equals(p_value(self.p))}{over}"] if not few and self.p is not None else []
         words += [f"{_count(self.seeds, 'seed')}{few}"]
         words += [_count(self.tasks, "task")]
         return ", ".join(words) + ("; seeds alone can make it" if self.within else "")
@@ -132,9 +135,9 @@ def _of_curve(claim: dict[str, Any], folder: Path) -> list[Comparison]:
         what = (
             f"After {grouped(row.pairs)} pairs {row.system} {number(row.ndcg_at_10)}, {row.rival} {number(row.rival_ndcg_at_10)}"
         )
-        p = None if row.p_holm != row.p_holm else float(row.p_holm)  # corrected over the curve's points
+        p = None if row.p_holm != row.p_holm else float(row.p_holm)
         change = (float(row.difference), float(row.diff_low), float(row.diff_high))
-        found.append(Comparison(what, *change, p, int(row.seeds), int(row.tasks), row.within == "True"))
+        found.append(Comparison(what, *change, p, int(row.seeds), int(row.tasks), row.within == "True", "the curve"))
     return found
 
 

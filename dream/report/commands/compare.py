@@ -7,7 +7,7 @@ Numbers come from git-tracked cells; texts and hits come from ``work/`` and are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -135,8 +135,17 @@ def aligned(ours: Side, theirs: Side, task: str) -> tuple[np.ndarray, np.ndarray
     return a.to_numpy(), b.to_numpy()
 
 
-def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tuple[list[Change], str]:
-    """The queries that changed most, half of them wins and half losses, and a remark on what could not be shown."""
+def changes(
+    ours: Side, theirs: Side, count: int = 5, work: Path = WORK, kept: Mapping[tuple[str, str], str] | None = None
+) -> tuple[list[Change], str]:
+    """The queries that changed most, half of them wins and half losses, and a remark on what could not be shown.
+
+    Args:
+        ours, theirs: the two.
+        count: how many queries.
+        work: where texts and hits are.
+        kept: (task, query id) → text of the query, for tasks that are not there.
+    """
     frames = []
     for _, task in ours.results.tasks:
         if task in {name for _, name in theirs.results.tasks}:
@@ -154,7 +163,8 @@ def changes(ours: Side, theirs: Side, count: int = 5, work: Path = WORK) -> tupl
         text, hits = "", {}
         corpus = task_texts(row.task, work)
         if corpus is None:
-            missing.add(f"task {row.task}")
+            text = (kept or {}).get((row.task, row.query_id), "")
+            missing.add(f"passages of {row.task}" if text else f"task {row.task}")
         else:
             text = corpus["queries"].get(row.query_id, "")
             for one in (ours, theirs):

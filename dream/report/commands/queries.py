@@ -64,6 +64,11 @@ def read(results: Results, path: Path | str = FILE) -> tuple[list[dict[str, Any]
     return found, ""
 
 
+def texts(results: Results, path: Path | str = FILE) -> dict[tuple[str, str], str]:
+    """(task, query id) → the query, as far as the file holds it."""
+    return {(one["task"], one["query_id"]): one["query"] for one in read(results, path)[0] if one["query"]}
+
+
 def _is_of(results: Results, one: dict[str, Any]) -> bool:
     """Whether both scores of a record are those of the results."""
     if not {one["before"], one["after"]} <= set(results.systems) or one["task"] not in {task for _, task in results.tasks}:

@@ -317,7 +317,7 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None) -> Figure:
     """
     from dream.report import plots
 
-    labels = [point.label for point in sweep.points]
+    labels = list(dict.fromkeys([*(point.label for point in sweep.points), *frame.point]))  # a table may be the older
     numeric = len(labels) > 1 and all(re.fullmatch(r"\d+(\.\d+)?", label) for label in labels)
     systems = list(dict.fromkeys(frame.system))
     height = 3.6 if numeric else 1.6 + 0.26 * len(labels) * max(1, len(systems))
