@@ -1,7 +1,8 @@
 """What a frozen model makes of a candidate set before any training: a table of K numbers for every question.
 
-A teacher depends on no trained encoder, so stage ``teacher`` asks it once for all seeds and sizes. Three of them are the judge
-(``dream/judge``); ``models.<name>`` is an entry of ``models``, as it is. Answers are kept in a journal under
+A teacher depends on nothing that is trained, so stage ``teacher`` asks it once for all seeds. Most are the judge
+(``dream/judge``); ``models.<name>`` is an entry of ``models`` as it is, ``encoder`` the size's own. Several with ``+`` between
+their names are one: the sum of their standardised answers. Answers are kept in a journal under
 ``$DVC_ROOT/.dream/teachers``, named after everything that can change one: a killed stage goes on where it stopped, and two
 objectives with one teacher, or a run of other steps, ask it nothing twice. What an answer took stands beside it: a table costs
 the same, whoever asked for it first.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dream.judge import Judge
     from dream.models import Rules
 
-ROOT, MODELS = Path(__file__).resolve().parent, "models."
+ROOT, MODELS, OWN = Path(__file__).resolve().parent, "models.", "encoder"
 REGISTRY: dict[str, type[Teacher]] = {}
 
 
@@ -89,8 +90,28 @@ def register(name: str) -> Callable[[type[Teacher]], type[Teacher]]:
 
 
 def find(name: str) -> type[Teacher]:
-    """The class behind the name that an objective states."""
+    """The class behind one name that an objective states."""
     return Similarity if name.startswith(MODELS) else REGISTRY[name]
+
+
+def several(names: str) -> list[str]:
+    """The names in a teacher's: ``bm25+attention`` is two."""
+    return names.split("+")
+
+
+def reads(names: str) -> tuple[str, ...]:
+    """The settings that decide the answers of all of these."""
+    return tuple(dict.fromkeys(knob for name in several(names) for knob in find(name).reads(name)))
+
+
+def needs_heads(names: str) -> bool:
+    """Whether one of these reads the result of stage ``heads``."""
+    return any(find(name).needs_heads for name in several(names))
+
+
+def build(names: str, config: Config, heads: Sequence[tuple[int, int]] = (), readings: Config | None = None) -> list[Teacher]:
+    """All of these; see :class:`Teacher`."""
+    return [find(name)(config, heads, readings) for name in several(names)]
 
 
 class Answers(NamedTuple):
@@ -109,8 +130,34 @@ class Answers(NamedTuple):
     asked: int
 
 
-def table(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None = None) -> Answers:
-    """Its answers for every question of the sets, from the journal or asked now.
+def table(asked: Sequence[Teacher], sets: Sequence[CandidateSet], folder: Path | None = None) -> Answers:
+    """The answers of a teacher for every question of the sets; of several, the sum of what each gives a question's K
+    candidates, less its mean and by its standard deviation.
+
+    Args:
+        asked: one or several.
+        sets: the candidate sets, a row for every question in their order.
+        folder: of the journals.
+    """
+    tables = [answers(teacher, sets, folder) for teacher in asked]
+    if len(tables) == 1:
+        return tables[0]
+    rows = []
+    for parts in zip(*(found.rows for found in tables), strict=True):
+        each = torch.tensor([part["scores"] for part in parts], dtype=torch.float64)
+        rows.append(parts[0] | {"scores": standardised(each).sum(0).tolist(), "tokens": max(part["tokens"] for part in parts)})
+    flops, earlier, new = (sum(getattr(found, key) for found in tables) for key in ("flops", "earlier", "asked"))
+    return Answers(rows, flops, earlier, new)
+
+
+def standardised(scores: Tensor) -> Tensor:
+    """Every row less its mean, by its standard deviation; a row of equal numbers is zero."""
+    spread = scores.std(-1, correction=0, keepdim=True)
+    return (scores - scores.mean(-1, keepdim=True)) / spread.clamp(min=1e-12)
+
+
+def answers(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None = None) -> Answers:
+    """One teacher's answers for every question of the sets, from the journal or asked now.
 
     Args:
         teacher: who is asked.
@@ -215,39 +262,43 @@ class Attention(OfJudge):
         return []
 
 
-@register("lexical_attention")
-class LexicalAttention(Attention):
-    """t_j = z(b_j) + z(r_j): BM25's score of candidate j and :class:`Attention`'s, each less its mean over the question's
-    candidates, by its standard deviation (0 where all are alike). BM25 counts words in the set alone. It reads no target."""
+@register("question_likelihood")
+class QuestionLikelihood(OfJudge):
+    """u_j: mean log-likelihood per token of the question, given candidate j alone (UPR, ART). It reads no target."""
 
-    code = ("judge", "candidates")
+    def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
+        from dream.judge import flops, questions
+
+        prompt = self.judge.prompt
+        suffixes = [questions.suffix(prompt, question.text) for question in candidates.questions]
+        took = flops.likelihoods(self.judge.model.config, prompt.documents(candidates), suffixes)
+        return questions.log_likelihood(self.judge, candidates), took
+
+    def tokens(self, candidates: CandidateSet) -> list[int]:
+        return []
+
+
+@register("bm25")
+class Lexical(Teacher):
+    """b_j: BM25's score of candidate j, words counted in the set alone; 0 where it shares no word with the question."""
+
+    code = ("candidates",)
 
     @classmethod
     def reads(cls, name: str) -> tuple[str, ...]:
-        return (*super().reads(name), "bm25")
+        return ("bm25",)
 
     def identity(self) -> Any:
-        return [super().identity(), self.config.bm25.model_dump()]
+        return self.config.bm25.model_dump()
 
     def ask(self, candidates: CandidateSet) -> tuple[Tensor, float]:
-        masses, took = super().ask(candidates)
-        return standardised(self.lexical(candidates).to(masses)) + standardised(masses), took
-
-    def lexical(self, candidates: CandidateSet) -> Tensor:
-        """b: BM25 score of every candidate, ``[Q, K]``; 0 where it shares no word with the question."""
         from dream.candidates.bm25 import BM25Index
 
         index = BM25Index(candidates.passages, self.config.bm25)
         scores = torch.zeros(len(candidates.questions), len(index))
         for row, places, found in zip(scores, *index.search([q.text for q in candidates.questions], len(index)), strict=True):
             row[list(map(int, places))] = torch.from_numpy(found).float()
-        return scores
-
-
-def standardised(scores: Tensor) -> Tensor:
-    """Every row less its mean, by its standard deviation; a row of equal numbers is zero."""
-    spread = scores.std(-1, correction=0, keepdim=True)
-    return (scores - scores.mean(-1, keepdim=True)) / spread.clamp(min=1e-12)
+        return scores, 0.0
 
 
 class Similarity(Teacher):
@@ -260,17 +311,21 @@ class Similarity(Teacher):
         return (f"roles.{name.removeprefix(MODELS)}",)
 
     @property
+    def role(self) -> str:
+        """The one entry of ``models`` that the stage may read, beside the judge and the size's encoder."""
+        (name,) = self.config.roles.keys() - {"judge", OWN}
+        return name
+
+    @property
     def record(self) -> Any:
-        """The one record that the stage may read."""
-        (record,) = self.config.roles.values()
-        return record
+        """The encoder's."""
+        return self.config.roles[self.role]
 
     @cached_property
     def rules(self) -> Rules:
         from dream import models
 
-        (name,) = self.config.roles
-        return models.rules(self.record, f"{MODELS}{name}")
+        return models.rules(self.record, f"{MODELS}{self.role}")
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -293,3 +348,16 @@ class Similarity(Teacher):
         passages = self.encoder.encode(candidates.passages, self.encoder.document_prompt, length)
         took = (self.encoder.tokens - before) * self.encoder.flops_per_token
         return torch.from_numpy(queries) @ torch.from_numpy(passages).T, took
+
+
+@register(OWN)
+class Untouched(Similarity):
+    """The same in the size's own encoder, untouched: what a student knows before it learns. Such a table is one size's."""
+
+    @property
+    def role(self) -> str:
+        return OWN
+
+    @classmethod
+    def reads(cls, name: str) -> tuple[str, ...]:
+        return (f"roles.{OWN}",)

@@ -34,16 +34,16 @@ def main() -> None:
 
         manifest.check("prepare", "work/data")
         manifest.check("candidates", "work/candidates")
-        kind, heads = teachers.find(asked), []
-        if kind.needs_heads:
+        heads = []
+        if teachers.needs_heads(asked):
             manifest.check("heads", "work/heads")
             heads = read_json("work/heads/heads.json")["selected"]
             inputs.append("work/heads")
         torch.set_num_threads(config.training.threads)
         sets, _ = split(load_sets(), config.probes)
         sets = used(sets, config.training.steps, config.training.batch, config.training.block)
-        teacher = kind(config, heads, stages.load("readings"))
-        rows, record.flops, record.earlier, new = teachers.table(teacher, sets)
+        found = teachers.build(asked, config, heads, stages.load("readings"))
+        rows, record.flops, record.earlier, new = teachers.table(found, sets)
         with replacing_folder(folder) as temporary:
             pd.DataFrame(rows).to_parquet(temporary / "teacher.parquet")
         record.notes |= {"teacher": asked, "questions": len(rows), "sets": len(sets), "asked_now": new}

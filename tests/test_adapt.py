@@ -1,21 +1,25 @@
-"""What adapting to own documents stands on: fused rankings, an adapter's strength, the fused teacher."""
+"""What adapting to own documents stands on: fused rankings, an adapter's strength, what needs no target."""
+
+import dataclasses
 
 import numpy as np
 import pytest
-import reference
 import torch
 import toy_project as toy
+import yaml
 from test_objectives import Table, compare
 from test_rivals import kl, softmax, student, teacher_of
-from test_teachers import asked
 from test_training import make_config, make_sets
 
-from dream import teachers
+from dream import config as configs
+from dream import manifest
+from dream.config import stages
 from dream.config.sections import Lora
 from dream.encoder import Encoder
 from dream.encoder.adapters import scale
 from dream.errors import DreamError
-from dream.instances import CandidateSet, Question
+from dream.objectives import Given
+from dream.objectives.art import ART
 from dream.objectives.fused import Fused
 from dream.systems.hybrid import fuse
 
@@ -57,9 +61,23 @@ def test_strength_is_a_line_from_the_untouched_to_the_trained_weights(model):
         scale(plain.backbone, 0.5)
 
 
-def test_fused_is_taught_by_bm25_and_attention_at_the_common_temperature():
-    assert Fused.taught_by(Fused.Knobs()) == "lexical_attention"
+def test_fused_is_taught_by_what_its_knob_names_at_the_common_temperature():
+    assert Fused.taught_by(Fused.Knobs()) == "bm25+attention"
+    assert Fused.taught_by(Fused.Knobs(teachers=["encoder", "bm25", "question_likelihood"])) == "encoder+bm25+question_likelihood"
     assert Fused({}).tau.log_tau.exp().item() == pytest.approx(0.05) and Fused({}).tau.log_tau.requires_grad
+    for wrong, line in {"[]": "at least one entry", "[bm25, bm25]": "stands there twice", "[bm52]": "'bm25', 'attention'"}.items():
+        with pytest.raises(DreamError, match=line):
+            configs.load(manifest.ROOT / "params.yaml", {"fused": {"teachers": yaml.safe_load(wrong)}})
+
+
+def test_fused_depends_on_heads_and_on_its_encoder_only_where_they_teach():
+    load = lambda *named: stages.files(  # noqa: E731
+        configs.load(manifest.ROOT / "params.yaml", {"objectives": ["fused"], "fused": {"teachers": list(named)}})
+    )["teacher-fused"]
+    assert set(load("bm25", "attention")["roles"]) == {"judge"} and "encoder" not in load("bm25", "attention")
+    assert set(load("bm25", "encoder")["roles"]) == {"encoder"} and "judge" not in load("bm25", "encoder")
+    assert set(load("encoder", "question_likelihood")["roles"]) == {"encoder", "judge"}
+    assert "bm25" not in load("encoder", "question_likelihood") and load("bm25")["bm25"]["k1"] == 0.9
 
 
 def test_fused_equals_its_definition_in_loss_and_gradients():
@@ -72,19 +90,23 @@ def test_fused_equals_its_definition_in_loss_and_gradients():
     compare(loss, sum(slow) / len(slow), [encoder.weight, objective.tau.log_tau])
 
 
-def test_the_fused_teacher_is_the_sum_of_standardised_bm25_and_attention(model):
-    judge, _ = reference.both()
-    passages = ("ab cd ef", "cd cd", "gh", "ab gh gh")
-    questions = (Question("q0", "ab cd", 0), Question("q1", "gh", 2))
-    config, candidates = make_config(model), CandidateSet("s", "test", tuple("0123"), passages, questions)
-    heads = [(1, 0), (2, 1)]
-    fused = asked(teachers.find("lexical_attention")(config, heads), judge)
-    masses = asked(teachers.find("attention")(config, heads), judge).ask(candidates)[0]
-    lexical = fused.lexical(candidates)
-    assert lexical.shape == masses.shape and (lexical > 0).tolist() == [[True, True, False, True], [False, False, True, True]]
+def test_art_equals_its_definition_in_loss_and_gradients():
+    sets, encoder = make_sets(2, questions=2), Table()
+    teacher = teacher_of(sets, shift=0.5)
+    objective = ART(teacher, 0.2, tau_u=0.7).double()
+    loss, _ = objective.loss(sets, encoder)
+    tau = objective.tau.log_tau.exp()
+    slow = [kl(softmax([t / 0.7 for t in teacher[q.id]]), student(encoder, s, q, tau)) for s in sets for q in s.questions]
+    compare(loss, sum(slow) / len(slow), [encoder.weight, objective.tau.log_tau])
+    moved = [
+        dataclasses.replace(s, questions=tuple(dataclasses.replace(q, gold=(q.gold + 1) % 4) for q in s.questions)) for s in sets
+    ]
+    assert objective.loss(moved, encoder)[0] == loss, "it does not know the target"
+    assert ART.taught_by(ART.Knobs()) == "question_likelihood"
 
-    def z(rows):
-        return torch.tensor([[(x - np.mean(row)) / np.std(row) for x in row] for row in rows.double().numpy()])
 
-    torch.testing.assert_close(fused.ask(candidates)[0].double(), z(lexical) + z(masses), rtol=1e-9, atol=1e-9)
-    assert torch.equal(teachers.standardised(torch.ones(2, 3)), torch.zeros(2, 3))
+def test_fused_is_built_from_its_temperature_and_the_settings():
+    config = make_config("x", **{"temperature.init": 0.3, "temperature.learned": False})
+    found = Fused.build(Fused.Knobs(tau_t=0.7, teachers=["bm25"]), config, Given(teacher={"q": [1.0]}))
+    assert (found.tau_t, found.teacher, found.tau().item()) == (0.7, {"q": [1.0]}, pytest.approx(0.3))
+    assert not found.tau.log_tau.requires_grad and Fused.build(Fused.Knobs(), config, Given()).teacher == {}

@@ -172,7 +172,9 @@ def test_objectives_are_found_by_name_and_a_mistyped_one_is_one_line():
         assert check.trained()[name] == name and objectives.find(name).__name__.lower() == name
     with pytest.raises(DreamError, match=r"^objectives: 'inforce' is unknown. Did you mean 'infonce'\?"):
         objectives.find("inforce")
-    with pytest.raises(DreamError, match=r"^objectives: 'zzz' is unknown. Choose from adist, dream, emdr2, fused, infonce, .*"):
+    with pytest.raises(
+        DreamError, match=r"^objectives: 'zzz' is unknown. Choose from adist, art, dream, emdr2, fused, infonce, .*"
+    ):
         objectives.find("zzz")
 
 

@@ -151,7 +151,9 @@ def test_detection_of_heads(drop):
     same(lambda judge: heads.rerank(judge, sets[0], SELECTED, drop))
 
 
-@pytest.mark.parametrize("name", ["likelihood", "leave_one_out", "attention", "lexical_attention", "models.toy"])
+@pytest.mark.parametrize(
+    "name", ["likelihood", "leave_one_out", "attention", "question_likelihood", "bm25+attention", "encoder", "models.toy"]
+)
 def test_a_teacher(name, encoder_folder, tmp_path):  # noqa: F811
     config = make_config(encoder_folder)
     if name == "models.toy":
@@ -159,12 +161,13 @@ def test_a_teacher(name, encoder_folder, tmp_path):  # noqa: F811
     sets, found = make_sets(2, questions=2), {}
     for device in ("cpu", DEVICE):
         with other_device():
-            teacher = teachers.find(name)(config, SELECTED)
-            teacher.device = device
-            if isinstance(teacher, teachers.OfJudge):
-                teacher.__dict__["judge"] = Judge.load(str(encoder_folder), "float32", device)
-            rows, _, _, asked = teachers.table(teacher, sets, tmp_path / str(device))
-            assert asked == 2
+            built = teachers.build(name, config, SELECTED)
+            for teacher in built:
+                teacher.device = device
+                if isinstance(teacher, teachers.OfJudge):
+                    teacher.__dict__["judge"] = Judge.load(str(encoder_folder), "float32", device)
+            rows, _, _, asked = teachers.table(built, sets, tmp_path / str(device))
+            assert asked == 2 * len(built)
             found[device] = np.array([row["scores"] for row in rows])
     np.testing.assert_allclose(found[DEVICE], found["cpu"], rtol=1e-4, atol=1e-5)
 

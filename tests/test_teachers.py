@@ -18,11 +18,12 @@ from test_encoder import make_model
 from test_training import make_config, make_sets
 
 from dream import models, objectives, teachers
+from dream.candidates.bm25 import BM25Index
 from dream.config import stages
 from dream.encoder import Encoder
 from dream.errors import DreamError
 from dream.files import Journal, read_json
-from dream.instances import load_sets
+from dream.instances import CandidateSet, Question, load_sets
 from dream.judge import Judge, flops
 from dream.judge.prompt import EMPTY_QUERY
 from stages import given as given_stage
@@ -35,11 +36,12 @@ NAMES = {
     "emdr2": "likelihood",
     "adist": "attention",
     "loop": "leave_one_out",
-    "fused": "lexical_attention",
+    "art": "question_likelihood",
+    "fused": "bm25+attention",
 }
 ROOMS = {
-    "likelihood": ["judge"], "leave_one_out": ["judge"], "attention": ["judge"], "lexical_attention": ["candidates", "judge"],
-    "models.toy": ["encoder", "models"],
+    "likelihood": ["judge"], "leave_one_out": ["judge"], "attention": ["judge"], "question_likelihood": ["judge"],
+    "bm25": ["candidates"], "encoder": ["encoder", "models"], "models.toy": ["encoder", "models"],
 }  # fmt: skip
 model = pytest.fixture(scope="module")(toy.model)
 
@@ -71,6 +73,80 @@ def test_attention_is_the_mean_of_the_heads_masses_less_the_empty_questions(mode
             masses.append(reference.head_masses(slow, (*documents.ids, *suffix.ids), rows, documents.spans))
         expected = sum(masses[0][layer, head] - masses[1][layer, head] for layer, head in heads) / len(heads)
         torch.testing.assert_close(found[i], expected, **EXACT)
+
+
+@pytest.mark.parametrize("text", ["ab cd ef", "  ", "ab " * 40])
+def test_question_likelihood_is_that_of_the_question_behind_each_passage_alone(model, text):
+    """A pass of the plain model over the whole text: header, passage, request, question."""
+    judge, slow = reference.both()
+    candidates = dataclasses.replace(
+        reference.candidate_set(questions=2), questions=(Question("q0", text, 0), Question("q1", "gh", 1))
+    )
+    found, _ = asked(teachers.QuestionLikelihood(make_config(model)), judge).ask(candidates)
+    prompt = judge.prompt
+    assert found.shape == (2, len(candidates.passages))
+    for row, query in zip(found, (text, "gh"), strict=True):
+        words = prompt.tokens(" " + (query.strip() or "N/A"))[: prompt.limits.query]
+        for value, passage in zip(row, candidates.passages, strict=True):
+            head = (*prompt._bos, *prompt.tokens("PASSAGES:\n\n"), *prompt.tokens(passage)[: prompt.limits.passage],
+                    *prompt.tokens("\n\nPlease write a question based on this passage.\n\nQuestion:"))  # fmt: skip
+            logits = slow(torch.tensor([[*head, *words]])).logits[0, len(head) - 1 : -1]
+            expected = logits.log_softmax(-1)[range(len(words)), list(words)].mean()
+            torch.testing.assert_close(value, expected, **EXACT)
+    assert len(prompt.tokens(" " + "ab " * 40)) > prompt.limits.query, "one is cut"
+
+
+def test_bm25_is_its_score_within_the_set_and_costs_no_operation(model):
+    questions = (Question("q0", "ab cd", 0), Question("q1", "gh", 2), Question("q2", "zz", 0))
+    candidates = CandidateSet("s", "test", tuple("0123"), ("ab cd ef", "cd cd", "gh", "ab gh gh"), questions)
+    config = make_config(model)
+    scores, took = teachers.find("bm25")(config).ask(candidates)
+    places, found = BM25Index(candidates.passages, config.bm25).search(["ab cd"], 4)
+    expected = dict(zip(map(int, places[0]), map(float, found[0]), strict=True))
+    assert scores[0].tolist() == [expected.get(place, 0.0) for place in range(4)]
+    assert (scores > 0).tolist() == [[True, True, False, True], [False, False, True, True], [False] * 4] and took == 0
+    assert scores[0, 0] > scores[0, 1] and scores[1, 3] > scores[1, 2] and scores.shape == (3, 4)
+
+
+def test_the_untouched_encoder_teaches_what_an_entry_of_models_would(model):
+    config, (candidates,) = make_config(model), make_sets(1, questions=2)
+    part = config.model_copy(update={"roles": {"toy": config.roles["encoder"], "judge": None}})
+    one, other = teachers.find("encoder")(config), teachers.find("models.toy")(part)
+    assert torch.equal(one.ask(candidates)[0], other.ask(candidates)[0]) and one.identity() == other.identity()
+    assert teachers.find("encoder").reads("encoder") == ("roles.encoder",)
+
+
+def test_several_are_the_sum_of_their_standardised_answers_each_asked_and_kept_by_itself(model, tmp_path):
+    sets, config = make_sets(3, questions=2), make_config(model)
+    both = [Counting(config), Counting(config, name="b", tokens=(2, 5))]
+    found = teachers.table(both, sets, tmp_path)
+    one, other = (teachers.answers(Counting(config, **more), sets, tmp_path) for more in ({}, {"name": "b", "tokens": (2, 5)}))
+    assert (one.asked, other.asked) == (0, 0) and len(list(tmp_path.iterdir())) == 2
+
+    def z(row):
+        return (np.array(row) - np.mean(row)) / np.std(row)
+
+    for row, a, b in zip(found.rows, one.rows, other.rows, strict=True):
+        np.testing.assert_allclose(row["scores"], z(a["scores"]) + z(b["scores"]), rtol=1e-12)
+        assert row["instance_id"] == a["instance_id"] and row["tokens"] == max(a["tokens"], b["tokens"])
+    assert found.flops == one.flops + other.flops > 0 and found.asked == 6 and found.earlier == 0
+    again = teachers.table(both, sets, tmp_path)
+    assert again.rows == found.rows and again.asked == 0 and again.earlier == pytest.approx(one.earlier + other.earlier)
+    assert teachers.table(both[:1], sets, tmp_path).rows == one.rows, "one alone is as it is"
+    assert torch.equal(teachers.standardised(torch.ones(2, 3)), torch.zeros(2, 3))
+
+
+def test_what_several_read_and_need_is_what_each_does(model):
+    assert teachers.several("bm25+attention") == ["bm25", "attention"] and teachers.several("bm25") == ["bm25"]
+    attention = teachers.find("attention").reads("attention")
+    assert teachers.reads("bm25+attention+question_likelihood") == ("bm25", *attention)
+    assert teachers.reads("models.toy+encoder") == ("roles.toy", "roles.encoder")
+    needs = {name: teachers.needs_heads(name) for name in ("bm25+attention", "bm25+question_likelihood", "attention", "encoder")}
+    assert needs == {"bm25+attention": True, "bm25+question_likelihood": False, "attention": True, "encoder": False}
+    readings, config = object(), make_config(model)
+    built = teachers.build("bm25+attention", config, [(1, 2)], readings)
+    assert [type(one) for one in built] == [teachers.Lexical, teachers.Attention]
+    assert all((one.config, one.heads, one.readings) == (config, [(1, 2)], readings) for one in built)
 
 
 @pytest.mark.parametrize("name", ["likelihood", "leave_one_out", "attention"])
@@ -129,9 +205,9 @@ def test_answers_without_a_column_are_one_line(tmp_path, column):
 class Counting(teachers.Teacher):
     """Asked, it notes the set; what it says is made of the set's text."""
 
-    def __init__(self, config, fail=99, name="a"):
+    def __init__(self, config, fail=99, name="a", tokens=()):
         super().__init__(config)
-        self.sets, self.fail, self.name = [], fail, name
+        self.sets, self.fail, self.name, self.read = [], fail, name, list(tokens)
 
     def identity(self):
         return self.name
@@ -140,26 +216,30 @@ class Counting(teachers.Teacher):
         if len(self.sets) == self.fail:
             raise KeyboardInterrupt
         self.sets.append(candidates.id)
-        values = [[len(p) / (3 + len(q.text)) for p in candidates.passages] for q in candidates.questions]
+        power = ord(self.name) - ord("a") + 1
+        values = [[len(p) ** power / (3 + len(q.text)) for p in candidates.passages] for q in candidates.questions]
         return torch.tensor(values), 7.0
+
+    def tokens(self, candidates):
+        return self.read
 
 
 def test_a_stopped_teacher_goes_on_where_it_stopped_and_says_the_same(model, tmp_path):
     config, sets = make_config(model), make_sets(4, questions=2)
-    whole = teachers.table(Counting(config), sets, tmp_path / "whole")
+    whole = teachers.answers(Counting(config), sets, tmp_path / "whole")
     stopped, again, after = Counting(config, fail=2), Counting(config), Counting(config)
     with pytest.raises(KeyboardInterrupt):
-        teachers.table(stopped, sets, tmp_path / "cut")
+        teachers.answers(stopped, sets, tmp_path / "cut")
     (journal,) = (tmp_path / "cut").iterdir()
     with open(journal, "a", encoding="utf-8") as stream:
         stream.write('["half", {"sco')
-    rows, operations, earlier, new = teachers.table(again, sets, tmp_path / "cut")
+    rows, operations, earlier, new = teachers.answers(again, sets, tmp_path / "cut")
     assert (stopped.sets, again.sets, new) == (["s0", "s1"], ["s2", "s3"], 2)
     assert (rows, operations) == whole[:2] and operations == 28 and whole.earlier == 0 <= earlier
     (complete,) = (tmp_path / "whole").iterdir()
     said = [{key: {**answer, "seconds": 0} for key, answer in Journal(path).done.items()} for path in (journal, complete)]
     assert said[0] == said[1] and len(said[0]) == 4 and journal.name == complete.name
-    turned = teachers.table(after, sets[1:] + sets[:1], tmp_path / "cut")
+    turned = teachers.answers(after, sets[1:] + sets[:1], tmp_path / "cut")
     assert turned.rows == rows[2:] + rows[:2] and not after.sets and turned.flops == operations
 
 
@@ -167,7 +247,7 @@ def test_a_table_costs_what_its_answers_took_whoever_asked_first(model, tmp_path
     """Seconds of answers at hand are those of when they were asked for; an answer of which nobody knows is asked for again."""
     sets, now = make_sets(3), (step * 4.0006 for step in range(99))  # rounded to milliseconds
     monkeypatch.setattr(teachers.time, "perf_counter", lambda: next(now))
-    config, ask = make_config(model), lambda n: teachers.table(Counting(config), sets[:n], tmp_path)
+    config, ask = make_config(model), lambda n: teachers.answers(Counting(config), sets[:n], tmp_path)
     assert [(round(one.earlier, 6), one.asked) for one in map(ask, (2, 3, 3))] == [(0, 2), (8.002, 1), (12.003, 0)]
     (journal,) = tmp_path.iterdir()
     journal.write_text(journal.read_text().replace(', "seconds": 4.001', "", 1))
@@ -177,11 +257,11 @@ def test_a_table_costs_what_its_answers_took_whoever_asked_first(model, tmp_path
 
 def test_another_set_or_anything_that_can_change_an_answer_is_asked_anew(model, tmp_path, monkeypatch):
     config, (s,) = make_config(model), make_sets(1)
-    teachers.table(Counting(config), [s], tmp_path)
+    teachers.answers(Counting(config), [s], tmp_path)
 
     def asks(candidates=s, **more):
         teacher = Counting(config, **more)
-        teachers.table(teacher, [candidates], tmp_path)
+        teachers.answers(teacher, [candidates], tmp_path)
         return bool(teacher.sets)
 
     question = s.questions[0]
@@ -227,7 +307,7 @@ def test_the_journal_is_beside_the_checkpoints_unless_a_folder_is_given(model, t
     monkeypatch.chdir(tmp_path)
     for root in (None, tmp_path / "root"):
         monkeypatch.setenv("DVC_ROOT", str(root)) if root else monkeypatch.delenv("DVC_ROOT", raising=False)
-        teachers.table(teacher, make_sets(1))
+        teachers.answers(teacher, make_sets(1))
         assert len(list(((root or tmp_path) / ".dream" / "teachers").iterdir())) == 1
 
 
@@ -246,7 +326,8 @@ def test_a_teacher_says_what_it_reads_what_it_is_and_what_it_answers(model):
     for asks in (lambda: bare.reads("models.toy"), bare.identity, lambda: bare.ask(candidates)):
         with pytest.raises(NotImplementedError):
             asks()
-    assert bare.tokens(candidates) == teachers.Attention(make_config(model)).tokens(candidates) == [], "it reads no target"
+    for name in ("attention", "question_likelihood", "bm25", "encoder"):
+        assert bare.tokens(candidates) == teachers.find(name)(make_config(model)).tokens(candidates) == [], "it reads no target"
 
 
 def keys(folder, config, heads=((1, 0),)):
@@ -254,7 +335,7 @@ def keys(folder, config, heads=((1, 0),)):
     found = {}
     for name in NAMES:
         part = stages.cut(config, f"teacher-{name}")
-        found[name] = teachers.find(NAMES[name])(part, heads).key()
+        found[name] = tuple(teacher.key() for teacher in teachers.build(NAMES[name], part, heads))
     return found
 
 
@@ -262,7 +343,7 @@ def test_a_journal_is_named_after_judge_limits_and_heads_and_after_no_step(model
     base = {"objectives": list(NAMES)}
     config = make_config(model, **base)
     before = keys(model, config)
-    assert before["replug"] == before["emdr2"] and len(set(before.values())) == 4
+    assert before["replug"] == before["emdr2"] and len(set(before.values())) == 5
     assert keys(model, make_config(model, **base, **{"training.steps": 2, "training.batch": 2, "heads.count": 3})) == before
     assert set(keys(model, make_config(model, **base, **{"judge.target_tokens": 5})).values()).isdisjoint(before.values())
     assert set(keys(model, make_config(model, **base, **{"models.toy.dtype": "bfloat16"})).values()).isdisjoint(before.values())

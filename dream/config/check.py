@@ -50,17 +50,17 @@ def carrier(name: str) -> Any:
     return None
 
 
-def teacher(name: str) -> Any:
-    """The class of a teacher that an objective names."""
-    return importlib.import_module("dream.teachers").find(name)
+def reads(teacher: str) -> tuple[str, ...]:
+    """The settings that decide the answers of a teacher that an objective names."""
+    return tuple(importlib.import_module("dream.teachers").reads(teacher))
 
 
 def taught_by_models(config: Config) -> Iterator[tuple[str, str]]:
     """Every objective that learns from an entry of ``models``, and the entry."""
     for name in config.objectives:
-        found = carrier(name).taught_by(config.knobs[name]) or ""
-        if found.startswith("models."):
-            yield name, found.removeprefix("models.")
+        for found in (carrier(name).taught_by(config.knobs[name]) or "").split("+"):
+            if found.startswith("models."):
+                yield name, found.removeprefix("models.")
 
 
 def objectives(config: Config) -> None:

@@ -109,7 +109,7 @@ def _of_objective(config: Config, name: str) -> dict[str, dict[str, Any]]:
     carrier = check.carrier(name)
     teacher = carrier.taught_by(config.knobs[name])
     needs = carrier.needs | ({"teacher"} if teacher else set())
-    asked = (*check.teacher(teacher).reads(teacher), *TEACHER) if teacher else ()
+    asked = (*check.reads(teacher), *TEACHER) if teacher else ()
     train = ["roles.encoder", "encoder", "training", "temperature", "probes", f"knobs.{name}"]
     if {"judge", "lm"} & needs:
         train += ["roles.judge", "judge"]

@@ -325,14 +325,14 @@ class Judge:
         """
         alone, suffixes = self.prompt.documents(candidates).alone(), self.prompt.suffixes(candidates)
         if len(suffixes) == 1:
-            return -self._behind_each(alone, suffixes[0])[None]
+            return -self.behind_each(alone, suffixes[0])[None]
         lengths = torch.tensor([len(one.ids) for one in alone])
         longest = max(alone, key=lambda one: len(one.ids))
         ids = torch.tensor([[*one.ids, *longest.ids[len(one.ids) :]] for one in alone])
         seen = torch.arange(len(longest.ids)) < lengths[:, None]
         return -self._in_sight(candidates, Reading(longest, self._read(ids, self.layers)), seen, lengths)
 
-    def _behind_each(self, alone: Sequence[Documents], suffix: Suffix) -> Tensor:
+    def behind_each(self, alone: Sequence[Documents], suffix: Suffix) -> Tensor:
         """Mean cross-entropy of the target with a suffix behind each of K passages, ``[K]``. No row sees what pads its end."""
         self._assert_ours()
         lines = [(*one.ids, *suffix.ids[:-1]) for one in alone]

@@ -1,37 +1,46 @@
-"""A teacher that may know more than the encoder: BM25 and the judge's retrieval heads, fused, taught by listwise distillation.
+"""A teacher that may know more than the encoder: several rankings in one, taught by listwise distillation.
 
-``t = z(b) + z(r)``: ``b_j`` is the BM25 score of candidate j for the question, ``r_j`` the attention of the judge's heads on it
-(the teacher of ``adist``), ``z`` takes a question's K numbers less their mean, by their standard deviation;
+``t = Σ_i z(t_i)`` over the ``teachers``, by default BM25's score ``b_j`` and the attention ``r_j`` of the judge's heads (that of
+``adist``); ``z`` takes a question's K numbers less their mean, by their standard deviation;
 ``loss = KL(softmax(t / tau_t) ‖ softmax(s / tau))``, as in listwise distillation (Cao et al. 2007; Hofstätter et al. 2020, of two
-teachers). The sum is made where the answers are (teacher ``lexical_attention``). The loss reads no target.
+teachers). The sum is made where the answers are (``dream/teachers.py``). With ``encoder``, the size's own untouched one, among
+them the student keeps what it knew where the others say nothing. None of these four reads a target: ``bm25``, ``attention``,
+``question_likelihood`` (that of ``art``), ``encoder``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from dream.instances import CandidateSet
-from dream.knobs import Recipes, Tuned
-from dream.objectives import register
+from dream.knobs import Recipes, Tuned, distinct
+from dream.objectives import Given, register
 from dream.objectives.taught import Taught, divergence
+
+if TYPE_CHECKING:
+    from dream.config import Config
+
+Ranking = Literal["bm25", "attention", "question_likelihood", "encoder"]
 
 
 class FusedKnobs(Tuned):
     """Settings of the fused teacher."""
 
+    teachers: Annotated[list[Ranking], AfterValidator(distinct)] = Field(default=["bm25", "attention"], min_length=1)
+    """What is summed [open]: of bm25, attention, question_likelihood, encoder."""
     tau_t: Annotated[float, Field(gt=0)] = 0.5
-    """Temperature of the teacher [open], of the sum of two standardised scores."""
+    """Temperature of the teacher [open], of the sum of standardised scores."""
 
     recipes: ClassVar[Recipes] = {}
 
 
 @register("fused")
 class Fused(Taught):
-    """Distillation of BM25 and the judge's attention together.
+    """Distillation of several rankings together.
 
     Args:
         teacher: question id → t of each candidate.
@@ -41,7 +50,6 @@ class Fused(Taught):
     """
 
     Knobs = FusedKnobs
-    teacher_name = "lexical_attention"
 
     def __init__(
         self,
@@ -53,6 +61,15 @@ class Fused(Taught):
     ) -> None:
         super().__init__(teacher, temperature, learn_temperature)
         self.tau_t = tau_t
+
+    @classmethod
+    def taught_by(cls, knobs: FusedKnobs) -> str:
+        return "+".join(knobs.teachers)
+
+    @classmethod
+    def build(cls, knobs: Any, config: Config, given: Given, **more: Any) -> Self:
+        """See :class:`Objective`; what is summed is the teacher's stage's business."""
+        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, tau_t=knobs.tau_t, **more)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
         return divergence(student, teacher / self.tau_t)

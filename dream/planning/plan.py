@@ -13,8 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from dream import objectives
-from dream.config import Config, check, stages
+from dream import objectives, teachers
+from dream.config import Config, stages
 from dream.data import needs
 from dream.errors import DreamError
 from dream.files import read_json
@@ -121,7 +121,8 @@ def _flops(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
         found |= {"questions": _questions(config)}
     for name in config.objectives:
         if teacher := objectives.find(name).taught_by(config.knobs[name]):
-            found[f"teacher, {name}"] = min(sets, config.data.instances) * _teacher(config, teacher, judge, read, asked, targets)
+            each = [_teacher(config, one, judge, read, asked, targets) for one in teachers.several(teacher)]
+            found[f"teacher, {name}"] = min(sets, config.data.instances) * sum(each)
     found["train, without judge"] = sets * encode
     found["train, with judge"] = sets * (encode + read + 2 * (asked + targets))
     if _needing(config, "lm"):
@@ -144,14 +145,19 @@ def _questions(config: Config) -> float:
 def _teacher(config: Config, name: str, judge: Model, read: float, asked: float, targets: float) -> float:
     """Of one candidate set: forward passes only. ``read``, ``asked``, ``targets``: documents, suffixes behind them, logits."""
     k, limits, questions = config.candidates.count, config.judge, config.candidates.questions_per_set
-    if name.startswith("models."):
-        record = config.roles[name.removeprefix("models.")]
+    if name == "bm25":
+        return 0.0
+    if name.startswith(teachers.MODELS) or name == teachers.OWN:
+        record = config.roles[name.removeprefix(teachers.MODELS)]
         length = record.max_length or LONGEST
         return model(record.model).first(record.layers).forward_flops((k + questions) * length, length // 2)
-    if check.teacher(name).needs_heads:
+    if teachers.needs_heads(name):
         return read + asked
     if name == "leave_one_out":
         return read + k * (asked + targets)
+    if name == "question_likelihood":
+        line = limits.passage_tokens + limits.query_tokens + LABELS
+        return k * questions * (judge.forward_flops(line, line // 2) + 2.0 * judge.embeddings * limits.query_tokens)
     line = limits.passage_tokens + limits.query_tokens + limits.target_tokens + LABELS
     return k * (questions * judge.forward_flops(line, line // 2) + targets)
 
