@@ -65,7 +65,11 @@ def test_fused_is_taught_by_what_its_knob_names_at_the_common_temperature():
     assert Fused.taught_by(Fused.Knobs()) == "bm25+attention"
     assert Fused.taught_by(Fused.Knobs(teachers=["encoder", "bm25", "question_likelihood"])) == "encoder+bm25+question_likelihood"
     assert Fused({}).tau.log_tau.exp().item() == pytest.approx(0.05) and Fused({}).tau.log_tau.requires_grad
-    for wrong, line in {"[]": "at least one entry", "[bm25, bm25]": "stands there twice", "[bm52]": "'bm25', 'attention'"}.items():
+    for wrong, line in {
+        "[]": "at least one entry",
+        "[bm25, bm25]": "stands there twice",
+        "[bm52]": "'bm25', 'attention'",
+    }.items():
         with pytest.raises(DreamError, match=line):
             configs.load(manifest.ROOT / "params.yaml", {"fused": {"teachers": yaml.safe_load(wrong)}})
 

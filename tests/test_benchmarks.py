@@ -1,13 +1,16 @@
 """The benchmarks run end to end on tiny random models, compare equal losses, and write what the report reads."""
 
 import json
+import math
 import sys
 
+import pandas as pd
 import pytest
 import reference
 import torch
 
-from benchmarks import common, data_size, diagnostic, dream_over_infonce, judge_step, models, pairs_per_second, teacher
+from benchmarks import common, data_size, diagnostic, dream_over_infonce, judge_step, models, pairs_per_second, rankings, teacher
+from dream.data.tasks import base
 from dream.files import write_json
 from dream.manifest import ROOT
 
@@ -85,6 +88,32 @@ def test_diagnostic(bench, tmp_path, monkeypatch):
     diagnostic.main()
     record = json.loads((tmp_path / "diagnostic.json").read_text())
     assert record["instances"] == 4 and record["judge"] == "random" and (tmp_path / "diagnostic.md").exists()
+
+
+def test_rankings_are_scored_as_evaluation_scores_them():
+    """Two queries, three hits each: nDCG@10 by hand, of hits in the order of the teacher's numbers."""
+    corpus = pd.DataFrame({"id": list("abc"), "title": ["", "T", ""], "text": ["one", "two", "three"]})
+    queries = pd.DataFrame({"id": ["q2", "q1"], "text": ["second", "first"]})
+    qrels = pd.DataFrame({"query_id": ["q1", "q2"], "doc_id": ["a", "b"], "relevance": [1, 1]})
+    task = base.make("mine", "own", corpus, queries, qrels, description="", licence="", notes=[])
+    sets = rankings.found(task, {"q2": {"a": 0.1, "b": 0.3, "c": 0.2}, "q1": {"c": 0.5, "a": 0.4, "b": 0.3}})
+    assert [(one.id, one.passage_ids, one.questions[0].text) for one in sets] == [
+        ("q1", ("c", "a", "b"), "first"), ("q2", ("b", "c", "a"), "second")
+    ]  # fmt: skip
+    assert sets[0].passages == ("three", "one", "T two")
+    found = rankings.values(task, sets, {"q1": [0.0, 2.0, 1.0], "q2": [1.0, 3.0, 2.0]})
+    assert found.tolist() == pytest.approx([1, 1 / math.log2(4)])
+
+
+@pytest.mark.slow
+def test_rankings(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rankings", "--queries", "6", "--count", "4", "--passage-tokens", "24"])
+    rankings.main()
+    record = json.loads((tmp_path / "rankings-drop.json").read_text())
+    assert set(record["rankings"]) == set(rankings.TEACHERS) and record["queries"] == 6
+    assert record["rankings"]["encoder"]["difference"] == 0
+    assert len({one["ndcg_at_10"] for one in record["rankings"].values()}) > 1
 
 
 def test_data_size(tmp_path, monkeypatch):

@@ -80,6 +80,7 @@ OBJECTIVES = {
     "replug": {},
     "revela": {"revela.tau": 0.1},
     "adist": {},
+    "art": {},
     "emdr2": {},
     "loop": {},
     "fused": {},

@@ -143,7 +143,7 @@ def test_the_lms_memory_is_that_of_its_step_at_8b():
 
 def test_work_follows_its_formulas():
     """The paper's recipe: 48,000 sets of 16 passages of 192 tokens, one question of 64 tokens, targets of 192."""
-    more = {"objectives": ["replug", "loop", "adist", "fused", "revela"]}
+    more = {"objectives": ["replug", "loop", "adist", "art", "fused", "revela"]}
     config = load(**PAPER, **more)
     found, judge = plan.estimate(config)["flops"], plan.model("meta-llama/Llama-3.1-8B-Instruct")
     layers, table, pairs = 2 * 32 * judge.per_layer, 128_256 * 4096, 4 * 32 * 4096
@@ -154,6 +154,12 @@ def test_work_follows_its_formulas():
     assert found["teacher, replug"] == pytest.approx(48_000 * 16 * (layers * line + pairs * line * (line // 2) + targets))
     assert found["teacher, loop"] == pytest.approx(48_000 * (read + 16 * (asked + targets)))
     assert found["teacher, adist"] == found["teacher, fused"] == pytest.approx(48_000 * (read + asked))
+    short = 192 + 64 + 16
+    written = 16 * (layers * short + pairs * short * (short // 2) + 2 * table * 64)
+    assert found["teacher, art"] == pytest.approx(48_000 * written)
+    untouched = plan.model("Qwen/Qwen2.5-0.5B").forward_flops(17 * 512, 256)
+    several = load(**PAPER, objectives=["fused"], fused={"teachers": ["bm25", "encoder", "question_likelihood"]})
+    assert plan.estimate(several)["flops"]["teacher, fused"] == pytest.approx(48_000 * (written + untouched))
     writer = plan.model("Qwen/Qwen3-14B")
     tokens = round(64 + 100 * 1.4 + 48)
     one = writer.forward_flops(tokens, tokens // 2) + 2 * writer.vocabulary * writer.hidden * 48
