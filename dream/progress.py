@@ -1,7 +1,7 @@
 """What the pipeline says while it runs: once how many stages, how long, how much disk; then each stage its number and estimate.
 
-Times are those of the last run records (``reports/results/runs``): of the workspace, or of git's HEAD where DVC has taken a
-record away because its stage runs. Nothing here changes a result.
+Times are those of the last run records (``reports/results/runs``) that had this run's settings: of the workspace, or of git's
+HEAD where DVC has taken a record away because its stage runs. Nothing here changes a result.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dream import names
+from dream.errors import DreamError
 from dream.files import cache_folder, read_json, write_json
 
 RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
@@ -114,12 +115,17 @@ def models(config: dict[str, Any]) -> str:
 
 
 def _seconds(name: str) -> float | None:
-    """How long a stage took when it last ran; None where nobody wrote it down."""
+    """How long a stage took when it last ran with the settings that it has now; None where nobody wrote it down."""
+    from dream.report.results.agreement import settings
+
     path = RUNS / f"{name}.json"
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else _committed(path)
-        return float(json.loads(text)[0]["wall_s"])
-    except (OSError, ValueError, LookupError, TypeError):  # an estimate is worth no error
+        record = json.loads(text)[0]
+        now = settings(read_json(CONFIG / f"{record['settings']}.json"))
+        same = all(now.get(key) == value for key, value in settings(record["config"]).items())
+        return float(record["wall_s"]) if same else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, DreamError):  # an estimate is worth no error
         return None
 
 

@@ -70,6 +70,21 @@ def test_a_record_that_dvc_took_away_is_read_from_git(project):
     assert progress._seconds("prepare") is None
 
 
+def test_a_run_with_other_settings_took_another_time(project):
+    """Of another recipe or size: the estimate would be of another run. A knob that came later is no other setting."""
+    for change, known in (({"seed": 7}, None), ({"strategy": "random"}, None), ({}, 95.0)):
+        file = Path("reports/results/runs/heads.json")
+        (record,) = json.loads(file.read_text(encoding="utf-8"))
+        record["config"]["heads"] = json.loads(Path("reports/config/heads.json").read_text(encoding="utf-8"))["heads"] | change
+        file.write_text(json.dumps([record]), encoding="utf-8")
+        assert progress._seconds("heads") == known
+    del record["config"]["heads"]["drop_low_tokens"]
+    file.write_text(json.dumps([record]), encoding="utf-8")
+    assert progress._seconds("heads") == 95.0
+    Path("reports/config/heads.json").unlink()
+    assert progress._seconds("heads") is None
+
+
 def test_without_a_past_run_it_says_so(project):
     (second,) = list(progress.overview({"configure": None, "heads": None}, ""))[1:]
     assert "no past run is known; no record yet of 1" in second
