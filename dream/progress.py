@@ -116,17 +116,26 @@ def models(config: dict[str, Any]) -> str:
 
 def _seconds(name: str) -> float | None:
     """How long a stage took when it last ran with the settings that it has now; None where nobody wrote it down."""
-    from dream.report.results.agreement import settings
-
     path = RUNS / f"{name}.json"
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else _committed(path)
         record = json.loads(text)[0]
-        now = settings(read_json(CONFIG / f"{record['settings']}.json"))
-        same = all(now.get(key) == value for key, value in settings(record["config"]).items())
-        return float(record["wall_s"]) if same else None
+        now = read_json(CONFIG / f"{record['settings']}.json")
+        then = {key: value for key, value in record["config"].items() if key != "code"}
+        return float(record["wall_s"]) if _holds(now, then) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, DreamError):  # an estimate is worth no error
         return None
+
+
+def _holds(now: Any, then: Any) -> bool:
+    """Whether settings hold all that a run knew, with its values.
+
+    >>> _holds({"a": {"b": 1, "new": 2}}, {"a": {"b": 1}}), _holds({"a": 1}, {"a": 2})
+    (True, False)
+    """
+    if isinstance(then, dict):
+        return all(key in now and _holds(now[key], value) for key, value in then.items())
+    return bool(now == then)
 
 
 def _committed(path: Path) -> str:
