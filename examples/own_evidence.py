@@ -1,9 +1,10 @@
-"""The three sets of documents of docs/adapt.md, made from what is at hand: documents, and people's queries about them.
+"""The sets of documents of docs/adapt.md, made from what is at hand: documents, and people's queries about them.
 
     python examples/own_evidence.py ../shared/data evidence
 
 writes ``evidence/NAME.jsonl`` (documents alone) and ``evidence/NAME-people`` (a BEIR folder: the same documents, queries,
-judgements) for ``scifact``, ``feedbackqa`` (passages grouped by web page) and ``functions`` (of the docstring → code tasks).
+judgements) for ``scifact``, ``feedbackqa`` (passages grouped by web page) and ``functions`` (of the docstring → code tasks); and
+``paragraphs`` (of DROP), on which methods are tried out before (docs/search.md).
 """
 
 import gzip
@@ -15,11 +16,11 @@ from pathlib import Path
 from dream.config import load
 from dream.data import tasks
 
-CODE = ("docstring-networkx", "humaneval", "mbpp")
+OF_TASKS = {"functions": ("docstring-networkx", "humaneval", "mbpp"), "paragraphs": ("drop",)}
 
 
 def main(source: Path, out: Path) -> None:
-    """Write all three."""
+    """Write all of them."""
     for name, archive in (("scifact", "scifact.zip"), ("feedbackqa", "feedbackqa/feedbackqa.zip")):
         with zipfile.ZipFile(source / archive) as held:
             corpus, queries = (lines(held.read(f"{name}/{part}.jsonl")) for part in ("corpus", "queries"))
@@ -32,11 +33,14 @@ def main(source: Path, out: Path) -> None:
         write(out, name, corpus, queries, qrels, pages)
 
     config = load(overrides={"data.task_documents": None, "data.task_queries": None})
-    built = [tasks.build(name, config) for name in CODE]
-    corpus = [{"_id": f"{t.name}-{d.id}", "title": d.title, "text": d.text} for t in built for d in t.corpus.itertuples()]
-    queries = [{"_id": f"{t.name}-{q.id}", "text": q.text} for t in built for q in t.queries.itertuples()]
-    judged = [f"{t.name}-{r.query_id}\t{t.name}-{r.doc_id}\t{r.relevance}" for t in built for r in t.qrels.itertuples()]
-    write(out, "functions", corpus, queries, "\n".join(["query-id\tcorpus-id\tscore", *judged, ""]), {})
+    for name, members in OF_TASKS.items():
+        used = {f"{member}-" if len(members) > 1 else "": tasks.build(member, config) for member in members}
+        corpus = [
+            {"_id": f"{p}{d.id}", "title": d.title, "text": d.text} for p, t in used.items() for d in t.corpus.itertuples()
+        ]
+        queries = [{"_id": f"{p}{q.id}", "text": q.text} for p, t in used.items() for q in t.queries.itertuples()]
+        judged = [f"{p}{r.query_id}\t{p}{r.doc_id}\t{r.relevance}" for p, t in used.items() for r in t.qrels.itertuples()]
+        write(out, name, corpus, queries, "\n".join(["query-id\tcorpus-id\tscore", *judged, ""]), {})
 
 
 def write(out: Path, name: str, corpus: list[dict], queries: list[dict], qrels: str, pages: dict[str, str]) -> None:

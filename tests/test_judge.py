@@ -19,7 +19,7 @@ from dream import assets
 from dream import config as configs
 from dream.errors import DreamError
 from dream.instances import CandidateSet, Question
-from dream.judge import Injection, Judge, Limits, Prompt, attention, definition
+from dream.judge import Injection, Judge, Limits, Prompt, attention, definition, questions
 from dream.judge.attention import NAME, Scores, Spans, folded
 from dream.judge.loss import target_losses
 from dream.judge.model import attention_layers, pick_dtype
@@ -726,3 +726,13 @@ def test_target_losses_equal_cross_entropy_and_its_gradient():
     slow.backward(upstream)
     assert b.grad.abs().max() > 0
     torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_question_that_is_asked_for_stands_in_the_targets_place_behind_the_request():
+    prompt = Prompt(Letters(), Limits(query=5))
+    request = prompt.tokens("\n\nPlease write a question based on this passage.\n\nQuestion:")
+    suffix = questions.suffix(prompt, " who is it? ")
+    n = len(request)
+    assert suffix.ids == (*request, *prompt.tokens(" who is it?")[:5]) and suffix.target == (n, n + 5)
+    assert (suffix.query, suffix.label) == ((n, n), (0, n)) and not suffix.rows("query")
+    assert questions.suffix(prompt, " ") == questions.suffix(prompt, "N/A")
