@@ -16,6 +16,7 @@ from dream.report.commands import sweeps
 from dream.report.results import cells, collected
 from dream.report.verdict import HOLDS, NOT, OPEN, UNTESTED, Comparison
 
+CURVE = next(claim["curve"] for claim in verdict.CLAIMS if "curve" in claim)
 RIGHT = {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "seeds": 3}
 
 
@@ -97,8 +98,8 @@ def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, 
     right["rival_ndcg_at_10"] = 0.4 - right["difference"]
     last = {**right, "pairs": 144, "difference": 0.0, "rival_ndcg_at_10": 0.4}
     others = [last, {**right, "equal": "flops"}, {**right, "rival": "adist"}]
-    (tmp_path / "curve").mkdir()
-    pd.DataFrame([*others, right]).to_csv(tmp_path / "curve" / "curves-equal.csv", index=False)
+    (tmp_path / CURVE).mkdir()
+    pd.DataFrame([*others, right]).to_csv(tmp_path / CURVE / "curves-equal.csv", index=False)
     alone, both = verdict.verdict(results, tmp_path / "none")[1], verdict.verdict(results, tmp_path)[1]
     assert both["evidence"][:-1] == alone["evidence"] and len(alone["evidence"]) == 1
     assert both["evidence"][1].startswith(f"After 576 pairs dream .400, infonce .{400 - 1000 * right['difference']:.0f}: ")
@@ -113,11 +114,11 @@ def test_a_difference_that_is_not_that_of_its_scores_is_refused(results, tmp_pat
         DreamError, match=r"signal\.csv, point 'random heads': difference -0\.100000 is not 0\.400000 − 0\.300000"
     ):
         verdict.verdict(results, tmp_path)
-    (tmp_path / "curve").mkdir()
+    (tmp_path / CURVE).mkdir()
     row = {"equal": "pairs", "system": "dream", "pairs": 576, "rival": "infonce", "ndcg_at_10": 0.5, "rival_ndcg_at_10": 0.3,
            "difference": 0.1, "diff_low": 0, "diff_high": 0.2, "p_holm": 0.5, "seeds": 3, "tasks": 5, "within": False}  # fmt: skip
-    pd.DataFrame([row]).to_csv(tmp_path / "curve" / "curves-equal.csv", index=False)
-    with pytest.raises(DreamError, match=r"dream and infonce at 576 pairs: .*`git checkout \S+/curve` brings it back"):
+    pd.DataFrame([row]).to_csv(tmp_path / CURVE / "curves-equal.csv", index=False)
+    with pytest.raises(DreamError, match=rf"dream and infonce at 576 pairs: .*`git checkout \S+/{CURVE}` brings it back"):
         verdict.verdict(results, tmp_path)
 
 
