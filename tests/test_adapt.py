@@ -84,20 +84,11 @@ def test_fused_depends_on_heads_and_on_its_encoder_only_where_they_teach():
     assert "bm25" not in load("encoder", "question_likelihood") and load("bm25")["bm25"]["k1"] == 0.9
 
 
-def test_fused_equals_its_definition_in_loss_and_gradients():
+@pytest.mark.parametrize(("kind", "knob"), [(Fused, "tau_t"), (ART, "tau_u")])
+def test_distillation_equals_its_definition_in_loss_and_gradients(kind, knob):
     sets, encoder = make_sets(2, questions=2), Table()
     teacher = teacher_of(sets, shift=0.5)
-    objective = Fused(teacher, 0.2, tau_t=0.7).double()
-    loss, _ = objective.loss(sets, encoder)
-    tau = objective.tau.log_tau.exp()
-    slow = [kl(softmax([t / 0.7 for t in teacher[q.id]]), student(encoder, s, q, tau)) for s in sets for q in s.questions]
-    compare(loss, sum(slow) / len(slow), [encoder.weight, objective.tau.log_tau])
-
-
-def test_art_equals_its_definition_in_loss_and_gradients():
-    sets, encoder = make_sets(2, questions=2), Table()
-    teacher = teacher_of(sets, shift=0.5)
-    objective = ART(teacher, 0.2, tau_u=0.7).double()
+    objective = kind(teacher, 0.2, **{knob: 0.7}).double()
     loss, _ = objective.loss(sets, encoder)
     tau = objective.tau.log_tau.exp()
     slow = [kl(softmax([t / 0.7 for t in teacher[q.id]]), student(encoder, s, q, tau)) for s in sets for q in s.questions]
