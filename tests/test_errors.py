@@ -121,7 +121,7 @@ def test_json_reads_back_and_holds_no_control_character(text):
 def test_the_page_shows_text_as_text_and_keeps_the_lines_of_its_json(monkeypatch):
     hostile = "\x1b\u202e\x9b`<b>'\"&"
     lists = {name: [] for name in ("cards", "figures", "changes", "tables", "sweeps", "searches", "stages")}
-    claim = {"claim": hostile, "outcome": hostile, "said": hostile}
+    claim = {"claim": hostile, "outcome": hostile, "said": [hostile]}
     more = {
         "verdict": [claim],
         "task_count": 1,

@@ -9,7 +9,9 @@ import yaml
 
 from dream import config as configs
 from dream.config import check
+from dream.files import read_json
 from dream.report.commands import sweeps
+from dream.report.tables.render import number
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = {
@@ -65,3 +67,13 @@ def test_the_papers_scalars_can_move_as_far_as_ours():
     ours, paper = (configs.load(ROOT / "params.yaml", {"recipe": recipe}).training for recipe in ("packaged", "paper"))
     assert ours.schedule == "constant" and paper.schedule == "linear"
     assert ours.steps * ours.scalar_learning_rate == pytest.approx(paper.steps * paper.scalar_learning_rate / 2, rel=0.05)
+
+
+def test_the_rankings_in_the_docs_are_those_that_were_measured():
+    found = read_json(ROOT / "reports/bench/rankings-drop.json")["rankings"]
+    text = (ROOT / "docs/search.md").read_text(encoding="utf-8").partition("| ranked by |")[2].partition("\n\n")[0]
+    rows = {row.split(" | ")[0].strip("| ").replace(" ", ""): row for row in text.splitlines()[2:]}
+    assert rows.keys() == found.keys()
+    for name, one in found.items():
+        shown = [number(one[key]) for key in ("ndcg_at_10", "low", "high")] if name != "encoder" else [number(one["ndcg_at_10"])]
+        assert all(value in rows[name] for value in shown)
