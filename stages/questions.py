@@ -26,7 +26,7 @@ def main() -> None:
             passages = {name: sources.get(name, config).passages(config) for name in needed}
             lines += [f"{name}: {note}" for name, table in passages.items() for note in table.attrs.get("notes", [])]
             targets = questions.targets(config)
-            development.enough(config, pd.concat(passages.values()), targets)
+            development.enough(config, min(map(len, passages.values())), targets)
             written = questions.generate(config, targets)
             parts = [round_trip.keep(written[written["source"] == name], table, config) for name, table in passages.items()]
             found = kept = pd.concat(parts, ignore_index=True)

@@ -320,7 +320,7 @@ def test_what_is_too_small_for_a_verdict_is_said_in_one_line_before_a_question_i
 
     def counted(**more):
         cut = stages.cut(project(recipe="adapt", questions__per_set=2, training__micro_batch=1, **more), "questions")
-        development.enough(cut, sources.get("mine", cut).passages(cut), targets)
+        development.enough(cut, len(sources.get("mine", cut).passages(cut)), targets)
 
     def line(**more):
         with pytest.raises(DreamError) as caught:
@@ -342,4 +342,4 @@ def test_what_is_too_small_for_a_verdict_is_said_in_one_line_before_a_question_i
         run_stage(whole, monkeypatch)
     assert not questions.PATH.exists()
     packaged = stages.cut(project(), "questions")
-    assert development.enough(packaged, sources.get("mine", packaged).passages(packaged), targets.head(0)) is None
+    assert development.enough(packaged, len(sources.get("mine", packaged).passages(packaged)), targets.head(0)) is None

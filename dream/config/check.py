@@ -58,9 +58,10 @@ def reads(teacher: str) -> tuple[str, ...]:
 def taught_by_models(config: Config) -> Iterator[tuple[str, str]]:
     """Every objective that learns from an entry of ``models``, and the entry."""
     for name in config.objectives:
-        for found in (carrier(name).taught_by(config.knobs[name]) or "").split("+"):
-            if found.startswith("models."):
-                yield name, found.removeprefix("models.")
+        if taught := carrier(name).taught_by(config.knobs[name]):
+            teachers = importlib.import_module("dream.teachers")
+            found = [one for one in teachers.several(taught) if one.startswith(teachers.MODELS)]
+            yield from ((name, one.removeprefix(teachers.MODELS)) for one in found)
 
 
 def objectives(config: Config) -> None:

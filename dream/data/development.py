@@ -65,12 +65,12 @@ def asked(name: str, config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     return passages, instances[[fingerprint(query) not in final for query in instances["query"]]]
 
 
-def enough(config: Config, passages: pd.DataFrame, targets: pd.DataFrame) -> None:
+def enough(config: Config, pool: int, targets: pd.DataFrame) -> None:
     """Stop before a question is written if all of them would be too few for the recipe ``adapt``.
 
     Args:
         config: of the stage ``questions``; of another recipe it holds no ``adapt``, and nothing is counted.
-        passages: of all sources without questions, with their source.
+        pool: passages of the source that has the fewest.
         targets: those that are asked about.
 
     Raises:
@@ -81,7 +81,7 @@ def enough(config: Config, passages: pd.DataFrame, targets: pd.DataFrame) -> Non
     kinds, minimum = len(config.questions.kinds), config.adapt.queries
     held = kinds * int(held_out(_units(targets, "passage_id"), config.data.development).sum())
     trained, needed = kinds * len(targets) - held, config.probes + config.training.batch
-    pool, k = int(passages["source"].value_counts().min()), config.candidates.count
+    k = config.candidates.count
     only = len(questions.needed(config)) == len(sources.of(config))  # a labelled set may train too
     short = [
         f"{held} held-out questions at most, and adapt.queries is {minimum}" * (held < minimum),
