@@ -35,9 +35,7 @@ def main(source: Path, out: Path) -> None:
     config = load(overrides={"data.task_documents": None, "data.task_queries": None})
     for name, members in OF_TASKS.items():
         used = {f"{member}-" if len(members) > 1 else "": tasks.build(member, config) for member in members}
-        corpus = [
-            {"_id": f"{p}{d.id}", "title": d.title, "text": d.text} for p, t in used.items() for d in t.corpus.itertuples()
-        ]
+        corpus = [{"_id": f"{p}{d.id}", "title": d.title, "text": d.text} for p, t in used.items() for d in t.corpus.itertuples()]
         queries = [{"_id": f"{p}{q.id}", "text": q.text} for p, t in used.items() for q in t.queries.itertuples()]
         judged = [f"{p}{r.query_id}\t{p}{r.doc_id}\t{r.relevance}" for p, t in used.items() for r in t.qrels.itertuples()]
         write(out, name, corpus, queries, "\n".join(["query-id\tcorpus-id\tscore", *judged, ""]), {})
