@@ -216,6 +216,15 @@ def test_the_choice_sees_held_out_questions_only(here, ran, monkeypatch):
     assert first["test"] != second["test"] and first["control"] != second["control"]
 
 
+def test_a_choice_that_trains_nothing_carries_what_favours_it(tmp_path):
+    whole, filtered = adapting(tmp_path), adapting(tmp_path, **{"questions.round_trip": 7})
+    trained = Setting("infonce", None, 1.0)
+    assert scoring.remarks(whole, UNTOUCHED) == scoring.remarks(filtered, trained) == []
+    (bare,), (tripped,) = scoring.remarks(whole, LEXICAL), scoring.remarks(filtered, FUSED)
+    assert "which favours BM25. Queries of people decide" in bare and "round_trip" not in bare
+    assert "only if BM25 finds their passage again (questions.round_trip: 7). Queries of people decide" in tripped
+
+
 def test_no_training_question_is_asked_and_a_large_set_is_cut_to_its_hard_passages(here):
     from dream.adapt import held_out
 
@@ -399,10 +408,13 @@ def test_the_recipe_needs_no_more_than_documents(tmp_path):
     config = adapting(tmp_path, **{"model.size": "minilm"})
     files = stages.files(config)
     assert config.data.sources == [] and sources.of(config) == ["manuals"]
-    assert files["train-dream"]["training"]["snapshots"] == files["adapt"]["training"]["snapshots"] == [48]
+    assert files["train-dream"]["training"]["snapshots"] == files["adapt"]["training"]["snapshots"] == [144]
     assert files["report"]["training"]["snapshots"] == [], "no cell of the matrix waits for them"
-    assert files["questions"]["questions"]["round_trip"] == 10 and files["questions"]["questions"]["gap_filter"] == 0.0
-    assert 5e-5 <= config.training.learning_rate <= 1e-4 and config.candidates.source == "bm25"
+    assert files["questions"]["questions"]["round_trip"] == 0 and files["questions"]["questions"]["gap_filter"] == 0.0
+    assert 5e-5 <= config.training.learning_rate <= 1e-4 and config.candidates.source == "hybrid"
+    assert config.training.steps * config.training.batch == 288 and config.judge.passage_tokens == 128
+    fused = adapting(tmp_path, **{"model.size": "minilm", "objectives": ["fused"]}).knobs["fused"]
+    assert fused.teachers == ["encoder", "bm25", "question_likelihood"]
     packaged = stages.files(configs.load(manifest.ROOT / "params.yaml"))
     assert packaged["train-dream"]["training"]["snapshots"] == []
 
@@ -412,7 +424,7 @@ def test_the_recipe_needs_no_more_than_documents(tmp_path):
     ({"adapt.control": "bolq"}, "adapt.control: 'bolq' is no packaged task. Did you mean 'boolq'?"),
     ({"adapt.control": "development"}, "adapt.control: 'development' is no packaged task"),
     ({"objectives": []}, "recipe adapt trains an objective, and objectives is empty"),
-    ({"adapt.snapshots": [144]}, "adapt.snapshots: 144 is not less than the 144 pairs of a run"),
+    ({"adapt.snapshots": [288]}, "adapt.snapshots: 288 is not less than the 288 pairs of a run"),
     ({"adapt.strengths": [0.0]}, "adapt.strengths.0: Input should be greater than 0"),
     ({"adapt.strengths": [0.5, 0.5]}, "adapt.strengths: 0.5 stands there twice"),
 ])  # fmt: skip

@@ -68,7 +68,7 @@ def run(config: Config) -> dict[str, Any]:
     return about | {
         "verdict": word,
         "why": why,
-        "notes": notes + _remarks(config, choice.best),
+        "notes": notes + remarks(config, choice.best),
         "best": choice.best._asdict(),
         "trained": choice.trained._asdict() | {"seed": _middle(config, held[choice.trained])},
         "held_out": rows(held, choice.changes),
@@ -154,12 +154,13 @@ def _middle(config: Config, one: Scored) -> int:
     return sorted(zip(means, config.seeds, strict=True))[len(means) // 2][1]
 
 
-def _remarks(config: Config, best: Setting) -> list[str]:
-    """What a reader must know of this choice."""
-    if best.trained or best == UNTOUCHED or not config.questions.round_trip:
+def remarks(config: Config, best: Setting) -> list[str]:
+    """What a reader must know of this choice: the questions favour what trains nothing."""
+    if best.trained or best == UNTOUCHED:
         return []
-    return [f"Questions were kept only if BM25 finds their passage again (questions.round_trip: {config.questions.round_trip}), "
-            "which favours BM25: queries of people decide"]  # fmt: skip
+    trip = config.questions.round_trip
+    kept = f"; they were kept only if BM25 finds their passage again (questions.round_trip: {trip})" if trip else ""
+    return [f"Questions that a model writes share words with their passages, which favours BM25{kept}. Queries of people decide"]
 
 
 def _cost(config: Config, started: float) -> dict[str, float]:
