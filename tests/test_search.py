@@ -47,9 +47,14 @@ def test_params_hold_the_best_point_of_the_search(objective):
     assert {key: own[key] for key in common} == common | chosen
 
 
+def lines_of_table(head):
+    """The lines of the table of docs/search.md whose first begins with ``head``."""
+    _, start, rest = (ROOT / "docs/search.md").read_text(encoding="utf-8").partition(head)
+    return (start + rest.partition("\n\n")[0]).splitlines()
+
+
 def test_the_document_shows_the_scores_of_the_committed_search():
-    table = "| point" + (ROOT / "docs/search.md").read_text(encoding="utf-8").partition("| point")[2].partition("\n\n")[0]
-    shown = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    shown = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines_of_table("| point")]
     assert {name.lower() for name in shown[0][1:]} == set(SEARCHES)
     for column, name in enumerate(shown[0][1:], 1):
         scores = [f"{value:.3f}".removeprefix("0") for value in found(name.lower()).ndcg_at_10]
@@ -71,8 +76,7 @@ def test_the_papers_scalars_can_move_as_far_as_ours():
 
 def test_the_rankings_in_the_docs_are_those_that_were_measured():
     found = read_json(ROOT / "reports/bench/rankings-drop.json")["rankings"]
-    text = (ROOT / "docs/search.md").read_text(encoding="utf-8").partition("| ranked by |")[2].partition("\n\n")[0]
-    rows = {row.split(" | ")[0].strip("| ").replace(" ", ""): row for row in text.splitlines()[2:]}
+    rows = {row.split(" | ")[0].strip("| ").replace(" ", ""): row for row in lines_of_table("| ranked by |")[2:]}
     assert rows.keys() == found.keys()
     for name, one in found.items():
         shown = [number(one[key]) for key in ("ndcg_at_10", "low", "high")] if name != "encoder" else [number(one["ndcg_at_10"])]

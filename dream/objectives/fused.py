@@ -31,8 +31,7 @@ class FusedKnobs(Tuned):
     """Settings of the fused teacher."""
 
     teachers: Annotated[list[Ranking], AfterValidator(distinct)] = Field(default=["bm25", "attention"], min_length=1)
-    """What is summed [open]: of bm25, attention, question_likelihood, encoder. The recipe adapt leaves attention out
-    and takes the others (docs/search.md)."""
+    """What is summed [open]: of bm25, attention, question_likelihood, encoder (docs/search.md)."""
     tau_t: Annotated[float, Field(gt=0)] = 0.5
     """Temperature of the teacher [open], of the sum of standardised scores."""
 
