@@ -25,7 +25,6 @@ def main() -> None:
         with replacing_folder("work/data") as data, tempfile.TemporaryDirectory() as scratch:
             prepared = prepare.prepare(config, questions, Path(scratch))
             prepare.write(prepared, data)
-            write_json(data / "summary.json", prepared.records)
         write_json("reports/results/prepare.json", prepared.records)
         record.outputs = ["reports/results/prepare.json"]
         record.notes = {"passages": len(prepared.passages), "instances": len(prepared.instances)}
