@@ -327,7 +327,8 @@ def test_wikipedia_articles_are_cut_into_16_chunks():
 def test_paper_data_from_stream_to_instances(tmp_path, monkeypatch):
     monkeypatch.setenv("DREAM_CACHE", str(tmp_path))
     rows = ({"title": f"t{i}", "text": " ".join(f"w{i}x{j}" for j in range(1700))} for i in range(60))
-    monkeypatch.setattr(wikipedia, "_stream", lambda: rows)
+    monkeypatch.setattr(wikipedia.hub, "dataset_commit", lambda name: "c0ffee")
+    monkeypatch.setattr(wikipedia, "_stream", lambda commit: rows if commit == "c0ffee" else [])
     config = configs.load(overrides={"data.sources": ["wikipedia"], "data.instances": 6, "data.development": 0.0})
     chosen = questions.targets(config)
     assert len(chosen) == 6 and chosen["group"].is_unique
@@ -336,6 +337,7 @@ def test_paper_data_from_stream_to_instances(tmp_path, monkeypatch):
     written = pd.DataFrame({"source": "wikipedia", "target_id": chosen["passage_id"], "query": "what?"})
     passages, instances = sources.load("wikipedia", config, written)
     assert len(passages) == 6 * 16 and list(instances["target_id"]) == list(chosen["passage_id"])
+    assert instances.attrs["notes"] == ["articles of Tevatron/wikipedia-nq-corpus at commit c0ffee"]
 
 
 def test_question_writing_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -464,7 +466,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(packaged, "qasper", lambda: (pairs, []))
     monkeypatch.setattr(code, "pairs", lambda package: [p._replace(query=f"{package} {p.query}", group="module") for p in pairs])
     rows = [{"title": f"t{i}", "text": " ".join(f"w{i}x{j}" for j in range(1700))} for i in range(100)]
-    monkeypatch.setattr(wikipedia, "_stream", lambda: rows)
+    monkeypatch.setattr(wikipedia, "_stream", lambda commit: rows)
+    monkeypatch.setattr(wikipedia.hub, "dataset_commit", lambda name: "c0ffee")
     monkeypatch.setattr(wikipedia.hub, "check_dataset", lambda *a, **k: None)
     return lambda **more: configs.load(
         manifest.ROOT / "params.yaml", {"data.instances": 12, **{key.replace("__", "."): value for key, value in more.items()}}

@@ -161,6 +161,8 @@ def test_the_papers_command_from_download_to_table(served, machine):
     for name, commit in pins().items():
         of = [path for path in asked if name in path]
         assert of and all(commit in path for path in of), (name, set(of))
+    rows = [path for path in asked if wikipedia.DATASET in path and path.endswith("corpus.jsonl.gz")]
+    assert rows and all("3" * 40 in path for path in rows), "Wikipedia's rows at the commit that its main branch had"
     for name in {*served.repositories} - {*pins(), "datasets/mteb/scifact"}:
         assert any(name in path for path in asked), name
     served.asked.clear()

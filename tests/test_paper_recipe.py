@@ -84,7 +84,8 @@ def project(tmp_path, monkeypatch):
         monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         rows = [{"title": f"article {i}", "text": words(i, 16 * 20 + 5)} for i in range(80)]
-        monkeypatch.setattr(wikipedia, "_stream", lambda: rows)
+        monkeypatch.setattr(wikipedia, "_stream", lambda commit: rows)
+        monkeypatch.setattr(wikipedia.hub, "dataset_commit", lambda name: "3" * 40)
         monkeypatch.setattr(hub, "check_dataset", lambda *a, **k: None)
         return configs.load()
 

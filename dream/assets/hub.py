@@ -88,6 +88,11 @@ def check_dataset(name: str, revision: str | None = None, wanted_by: str = "", i
     _ask("dataset", name, revision, f"hf download --repo-type dataset {name}{_at(revision)}", wanted_by, instead)
 
 
+def dataset_commit(name: str) -> str:
+    """The commit that a hub data set's main branch is at now; :class:`DreamError` if it cannot be asked."""
+    return _ask("dataset", name, None, f"hf download --repo-type dataset {name}").sha
+
+
 def _at(revision: str | None) -> str:
     return f" --revision {revision}" if revision else ""
 
