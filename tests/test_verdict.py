@@ -17,6 +17,7 @@ from dream.report.results import cells, collected
 from dream.report.verdict import HOLDS, NOT, OPEN, UNTESTED, Comparison
 
 CURVE = next(claim["curve"] for claim in verdict.CLAIMS if "curve" in claim)
+BEYOND = next(claim["beyond"] for claim in verdict.CLAIMS if "beyond" in claim)
 RIGHT = {"difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "seeds": 3}
 
 
@@ -105,6 +106,43 @@ def test_the_last_point_of_a_collected_curve_is_evidence_too(results, tmp_path, 
     assert both["evidence"][1].startswith(f"After 576 pairs dream .400, infonce .{400 - 1000 * right['difference']:.0f}: ")
     assert (" by Holm over the curve" in both["evidence"][1]) == (change.get("p_holm", 0.001) is not None)
     assert " by Holm" not in alone["evidence"][0] and both["outcome"] == (outcome or alone["outcome"])
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "words"),
+    [
+        ({}, None, "+.200 [.100, .300], p = .001, 3 seeds, 2 tasks"),
+        ({"difference": 0.1, "ci_low": 0.05, "ci_high": 0.2}, NOT, "−.100 [−.200, −.050], p = .001, 3 seeds, 2 tasks"),
+        ({"p": 0.06}, OPEN, "+.200 [.100, .300], p = .060, 3 seeds, 2 tasks"),
+        ({"p": None}, OPEN, "+.200 [.100, .300], 3 seeds, not tested over them, 2 tasks"),
+        ({"reference_seed_low": 0.15}, None, "+.200 [.100, .300], p = .001, 3 seeds, 2 tasks; seeds alone can make it"),
+    ],
+)
+def test_the_same_two_systems_on_other_tasks_are_evidence_too(results, tmp_path, change, outcome, words):
+    """The overall mean of a collected report, the last of its means; the sign is turned, the table is that of the other system."""
+    right = {"suite": "all", "task": "mean", "system": "untrained", "reference": "dream", "difference": -0.2, "ci_low": -0.3,
+             "ci_high": -0.1, "p": 0.001, "p_holm": 0.002, "queries": 9, "seed_low": None, "seed_high": None,
+             "reference_seed_low": 0.38, "reference_seed_high": 0.42} | change  # fmt: skip
+    others = [{**right, "suite": "BEIR", "difference": 0.5}, {**right, "task": "SciFact"}, {**right, "system": "minilm"}]
+    ours = 0.2 - right["difference"]
+    rows = [
+        ("SciFact", "dream", ours - 0.1),
+        ("MBPP", "dream", ours + 0.1),
+        ("SciFact", "untrained", 0.1),
+        ("MBPP", "untrained", 0.3),
+    ]
+    main = [{"task": task, "system": name, "ndcg_at_10": score, "seeds": 3 if name == "dream" else 1,
+             "pairs_trained": 144 * (name == "dream")} for task, name, score in rows]  # fmt: skip
+    (tmp_path / BEYOND).mkdir()
+    pd.DataFrame([*others, right]).to_csv(tmp_path / BEYOND / "significance.csv", index=False)
+    pd.DataFrame([*main, {**main[0], "task": "mean", "ndcg_at_10": 0.9}]).to_csv(tmp_path / BEYOND / "main.csv", index=False)
+    alone, both = verdict.verdict(results, tmp_path / "none")[0], verdict.verdict(results, tmp_path)[0]
+    assert both["evidence"] == [*alone["evidence"], f"On SciFact, MBPP dream .{1000 * ours:.0f}, untrained .200: {words}"]
+    assert both["outcome"] == (outcome or alone["outcome"])
+    edited = [*others, {**right, "difference": right["difference"] + 0.01}]
+    pd.DataFrame(edited).to_csv(tmp_path / BEYOND / "significance.csv", index=False)
+    with pytest.raises(DreamError, match=rf"significance.csv, untrained and dream: .*`git checkout \S+/{BEYOND}` brings it back"):
+        verdict.verdict(results, tmp_path)
 
 
 def test_a_difference_that_is_not_that_of_its_scores_is_refused(results, tmp_path):

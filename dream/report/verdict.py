@@ -1,8 +1,8 @@
 """The verdict: the paper's claims, each with what was measured here and one word, by the rules of this file.
 
-The claims and what each asks stand in ``reference/claims.json``: two systems of this report (and, where a learning curve of both
-is collected, its last point of equal pairs), or points of a collected sweep that should be worse or better than the point that
-the sweep is tested against. One comparison decides
+The claims and what each asks stand in ``reference/claims.json``: two systems of this report (and, where they are collected, the
+last point of equal pairs of a learning curve of both, and the same two ``beyond`` this report's tasks), or points of a collected
+sweep that should be worse or better than the point that the sweep is tested against. One comparison decides
 
 * ``holds`` or ``does not hold``: at least three seeds, the interval over queries and seeds on one side of zero, p < .05;
 * ``not decided``: measured, but with fewer seeds, or the interval holds zero;
@@ -91,7 +91,7 @@ def verdict(results: Results, folder: Path | str = collected.FOLDER) -> list[dic
     found = []
     for claim in CLAIMS:
         if "against" in claim:
-            compared = [*_of_systems(results, claim), *_of_curve(claim, Path(folder))]
+            compared = [*_of_systems(results, claim), *_of_curve(claim, Path(folder)), *_of_other_tasks(claim, Path(folder))]
             wanted = len(compared)
         else:
             compared, wanted = _of_sweep(claim, Path(folder)), len(claim.get("worse", [])) + len(claim.get("better", []))
@@ -139,6 +139,29 @@ def _of_curve(claim: dict[str, Any], folder: Path) -> list[Comparison]:
         change = (float(row.difference), float(row.diff_low), float(row.diff_high))
         found.append(Comparison(what, *change, p, int(row.seeds), int(row.tasks), row.within == "True", "the curve"))
     return found
+
+
+def _of_other_tasks(claim: dict[str, Any], folder: Path) -> list[Comparison]:
+    file = folder / str(claim.get("beyond")) / "significance.csv"
+    if not file.exists():
+        return []
+    again, ours, theirs = collected.remedy(file), claim["system"], claim["against"]
+    main = reading.read_csv(file.with_name("main.csv"), again, ["suite", "task", "system", "size", "recipe"])
+    main = main[main.task != "mean"]
+    scores = main.groupby("system").ndcg_at_10.mean()
+    table = reading.read_csv(file, again, ["suite", "task", "system", "reference"])
+    means = table[(table.task == "mean") & (table.system == theirs) & (table.reference == ours)]
+    if means.empty:
+        return []
+    row = means.iloc[-1]  # over all suites
+    collected.require_difference(row.difference, scores[theirs], scores[ours], f"{file}, {theirs} and {ours}", again)
+    tasks = list(main.task.unique())
+    what = f"On {', '.join(tasks)} {ours} {number(scores[ours])}, {theirs} {number(scores[theirs])}"
+    seeds = int(main[main.system.isin([ours, theirs]) & (main.pairs_trained > 0)].seeds.min())
+    lowest, highest = (scores[theirs], scores[theirs]) if row.seed_low != row.seed_low else (row.seed_low, row.seed_high)
+    within = bool(max(lowest, row.reference_seed_low) <= min(highest, row.reference_seed_high))
+    p = None if row.p != row.p else float(row.p)
+    return [Comparison(what, -float(row.difference), -float(row.ci_high), -float(row.ci_low), p, seeds, len(tasks), within)]
 
 
 def _of_sweep(claim: dict[str, Any], folder: Path) -> list[Comparison]:
