@@ -103,6 +103,6 @@ def test_distillation_equals_its_definition_in_loss_and_gradients(kind, knob):
 def test_fused_is_built_from_its_temperature_and_the_settings():
     config = make_config("x", **{"temperature.init": 0.3, "temperature.learned": False})
     found = Fused.build(Fused.Knobs(tau_t=0.7, teachers=["bm25"]), config, Given(teacher={"q": [1.0]}))
-    assert (found.tau_t, found.teacher, found.tau().item()) == (0.7, {"q": [1.0]}, pytest.approx(0.3))
+    assert (found.knobs.tau_t, found.teacher, found.tau().item()) == (0.7, {"q": [1.0]}, pytest.approx(0.3))
     assert not found.tau.log_tau.requires_grad and Fused.build(Fused.Knobs(), config, Given()).teacher == {}
     assert Fused.build(Fused.Knobs(), make_config("x"), Given()).tau.log_tau.requires_grad

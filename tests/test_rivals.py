@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import toy_project as toy
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_controls import run  # noqa: F401
 from test_objectives import Table, build, compare
@@ -20,6 +21,7 @@ from dream import objectives, training
 from dream.config import check, stages
 from dream.errors import DreamError
 from dream.files import read_json
+from dream.knobs import Tuned
 from dream.objectives import Given
 from dream.objectives.adist import ADist
 from dream.objectives.emdr2 import EMDR2
@@ -327,7 +329,7 @@ def test_every_setting_of_a_rival_reaches_it(encoder_folder, monkeypatch, name):
         encoder_folder, **{"objectives": [name], f"{name}.temperature": 0.3, **{f"{name}.{k}": v for k, v in own.items()}}
     )
     found = build(name, settings, Given(teacher={"q": [1.0]}, tokens={"q": 3}))
-    assert found.tau().item() == pytest.approx(0.3) and {k: getattr(found, k) for k in own} == own
+    assert found.tau().item() == pytest.approx(0.3) and {k: getattr(getattr(found, "knobs", found), k) for k in own} == own
     assert getattr(found, "tokens", {"q": 3}) == {"q": 3}
     assert name in ("simcse", "infonce") or found.teacher == {"q": [1.0]}
 
@@ -346,8 +348,14 @@ def test_the_knobs_of_a_rival_are_the_same_in_every_recipe_but_for_its_temperatu
     kind = objectives.find(name)
     given = {p.name: p.default for p in inspect.signature(kind.__init__).parameters.values() if p.default is not p.empty}
     start = {"temperature": configs.load(overrides={"recipe": "paper"}).temperature.init, "learn_temperature": True}
-    own = {key: value for key, value in OWN[name].items() if key != "teachers"}
-    assert given == start | (own if name != "simcse" else {}) | ({"tokens": None} if name == "emdr2" else {})
+    if name == "simcse":
+        assert given == start
+        return
+    taught = {p.name: p.default for p in inspect.signature(Taught.__init__).parameters.values() if p.default is not p.empty}
+    assert taught == start and given in (start, {"tokens": None})
+    assert kind({}).knobs == kind.Knobs() and kind.Knobs().model_dump(exclude=set(Tuned.model_fields)) == OWN[name]
+    with pytest.raises(ValidationError, match="tau_x"):
+        kind({}, tau_x=1.0)
 
 
 def test_what_is_taught_reads_a_teacher_and_depends_on_what_teaching_shares():

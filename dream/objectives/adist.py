@@ -8,7 +8,6 @@ DREAM is its heads' ranking, distilled. The loss reads no target: questions and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -43,22 +42,11 @@ class ADist(Taught):
     """
 
     Knobs = ADistKnobs
+    knobs: ADistKnobs
     teacher_name = "attention"
 
-    def __init__(
-        self,
-        teacher: Mapping[str, Sequence[float]],
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        *,
-        tau_a: float = 0.1,
-        standardise: str = "question",
-    ) -> None:
-        super().__init__(teacher, temperature, learn_temperature)
-        self.tau_a, self.standardise = tau_a, standardise
-
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
-        if self.standardise == "question":
+        if self.knobs.standardise == "question":
             spread = teacher.std(-1, correction=0, keepdim=True)
             teacher = (teacher - teacher.mean(-1, keepdim=True)) / spread.clamp(min=1e-12)
-        return divergence(student, teacher / self.tau_a)
+        return divergence(student, teacher / self.knobs.tau_a)

@@ -8,7 +8,6 @@ candidate set, not the trained retriever's own, fetched anew in every step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -41,18 +40,8 @@ class ART(Taught):
     """
 
     Knobs = ARTKnobs
+    knobs: ARTKnobs
     teacher_name = "question_likelihood"
 
-    def __init__(
-        self,
-        teacher: Mapping[str, Sequence[float]],
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        *,
-        tau_u: float = 0.1,
-    ) -> None:
-        super().__init__(teacher, temperature, learn_temperature)
-        self.tau_u = tau_u
-
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
-        return divergence(student, teacher / self.tau_u)
+        return divergence(student, teacher / self.knobs.tau_u)

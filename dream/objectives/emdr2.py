@@ -10,7 +10,7 @@ Where the target is itself a candidate its likelihood stands above the others by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
@@ -49,29 +49,21 @@ class EMDR2(Taught):
     """
 
     Knobs = EMDR2Knobs
+    knobs: EMDR2Knobs
     teacher_name = "likelihood"
 
-    def __init__(
-        self,
-        teacher: Mapping[str, Sequence[float]],
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        *,
-        tokens: Mapping[str, int] | None = None,
-        per: str = "sequence",
-        mask_target: bool = False,
-    ) -> None:
-        super().__init__(teacher, temperature, learn_temperature)
-        self.tokens, self.per, self.mask_target = tokens or {}, per, mask_target
+    def __init__(self, *args: Any, tokens: Mapping[str, int] | None = None, **own: Any) -> None:
+        super().__init__(*args, **own)
+        self.tokens = tokens or {}
 
     @classmethod
     def build(cls, knobs: Tuned, config: Config, given: Given, **more: Any) -> Self:
         return super().build(knobs, config, given, tokens=given.tokens, **more)
 
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
-        if self.per == "sequence":
+        if self.knobs.per == "sequence":
             teacher = teacher * teacher.new_tensor([self._length(q.id) for q in candidates.questions])[:, None]
-        if self.mask_target:
+        if self.knobs.mask_target:
             student, teacher = without_target(student, candidates), without_target(teacher, candidates)
         return -(student.log_softmax(-1) + teacher).logsumexp(-1)
 

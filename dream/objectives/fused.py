@@ -10,19 +10,15 @@ them the student keeps what it knew where the others say nothing. None of these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from dream.instances import CandidateSet
 from dream.knobs import Recipes, Tuned, distinct
-from dream.objectives import Given, register
+from dream.objectives import register
 from dream.objectives.taught import Taught, divergence
-
-if TYPE_CHECKING:
-    from dream.config import Config
 
 Ranking = Literal["bm25", "attention", "question_likelihood", "encoder"]
 
@@ -50,26 +46,11 @@ class Fused(Taught):
     """
 
     Knobs = FusedKnobs
-
-    def __init__(
-        self,
-        teacher: Mapping[str, Sequence[float]],
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        *,
-        tau_t: float = 0.5,
-    ) -> None:
-        super().__init__(teacher, temperature, learn_temperature)
-        self.tau_t = tau_t
+    knobs: FusedKnobs
 
     @classmethod
     def taught_by(cls, knobs: FusedKnobs) -> str:
         return "+".join(knobs.teachers)
 
-    @classmethod
-    def build(cls, knobs: Any, config: Config, given: Given, **more: Any) -> Self:
-        """See :class:`Objective`; what is summed is the teacher's stage's business."""
-        return cls(given.teacher or {}, config.temperature.init, config.temperature.learned, tau_t=knobs.tau_t, **more)
-
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
-        return divergence(student, teacher / self.tau_t)
+        return divergence(student, teacher / self.knobs.tau_t)

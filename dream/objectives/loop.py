@@ -7,7 +7,6 @@ target with candidate j hidden and all others in sight (teacher ``leave_one_out`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -40,18 +39,8 @@ class Loop(Taught):
     """
 
     Knobs = LoopKnobs
+    knobs: LoopKnobs
     teacher_name = "leave_one_out"
 
-    def __init__(
-        self,
-        teacher: Mapping[str, Sequence[float]],
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        *,
-        tau_l: float = 0.1,
-    ) -> None:
-        super().__init__(teacher, temperature, learn_temperature)
-        self.tau_l = tau_l
-
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
-        return divergence(student, teacher / self.tau_l)
+        return divergence(student, teacher / self.knobs.tau_l)

@@ -10,7 +10,6 @@ it); ``true`` takes it out of both distributions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -47,25 +46,13 @@ class RePlug(Taught):
     """
 
     Knobs = RePlugKnobs
+    knobs: RePlugKnobs
     teacher_name = "likelihood"
 
-    def __init__(
-        self,
-        teacher: Mapping[str, Sequence[float]],
-        temperature: float = 0.05,
-        learn_temperature: bool = True,
-        *,
-        direction: str = "teacher_student",
-        tau_lm: float = 0.1,
-        mask_target: bool = False,
-    ) -> None:
-        super().__init__(teacher, temperature, learn_temperature)
-        self.direction, self.tau_lm, self.mask_target = direction, tau_lm, mask_target
-
     def losses(self, student: Tensor, teacher: Tensor, candidates: CandidateSet) -> Tensor:
-        teacher = teacher / self.tau_lm
-        if self.mask_target:
+        teacher = teacher / self.knobs.tau_lm
+        if self.knobs.mask_target:
             student, teacher = without_target(student, candidates), without_target(teacher, candidates)
-        if self.direction == "teacher_student":
+        if self.knobs.direction == "teacher_student":
             return divergence(student, teacher)
         return divergence(teacher, student)

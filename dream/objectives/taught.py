@@ -25,14 +25,18 @@ class Taught(Objective):
         teacher: question id → K numbers in the order of the set.
         temperature: tau at the start.
         learn_temperature: whether log tau is optimised.
+        own: knobs of the objective's own; the others are as its ``Knobs`` say.
     """
 
+    knobs: Any
     needs = frozenset({"teacher"})
     uses = ("dream/objectives/taught.py",)
 
-    def __init__(self, teacher: Mapping[str, Sequence[float]], temperature: float = 0.05, learn_temperature: bool = True) -> None:
+    def __init__(
+        self, teacher: Mapping[str, Sequence[float]], temperature: float = 0.05, learn_temperature: bool = True, **own: Any
+    ) -> None:
         super().__init__()
-        self.tau, self.teacher = Temperature(temperature, learn_temperature), teacher
+        self.tau, self.teacher, self.knobs = Temperature(temperature, learn_temperature), teacher, self.Knobs(**own)
 
     @classmethod
     def build(cls, knobs: Tuned, config: Config, given: Given, **more: Any) -> Self:
