@@ -75,7 +75,7 @@ def test_names_of_experiments_are_unique_and_known_to_git():
 
 
 def test_commands_survive_a_shell():
-    for line, point in zip(sweeps.commands(SWEEPS["rows"]), SWEEPS["rows"].points, strict=True):
+    for line, point in zip(sweeps.commands(SWEEPS["objectives"]), SWEEPS["objectives"].points, strict=True):
         assert shlex.split(line) == point.command()
         assert shlex.split(line)[:4] == ["dvc", "exp", "run", "--temp"]
 
