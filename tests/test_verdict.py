@@ -137,7 +137,10 @@ def test_the_same_two_systems_on_other_tasks_are_evidence_too(results, tmp_path,
     pd.DataFrame([*others, right]).to_csv(tmp_path / BEYOND / "significance.csv", index=False)
     pd.DataFrame([*main, {**main[0], "task": "mean", "ndcg_at_10": 0.9}]).to_csv(tmp_path / BEYOND / "main.csv", index=False)
     alone, both = verdict.verdict(results, tmp_path / "none")[0], verdict.verdict(results, tmp_path)[0]
-    assert both["evidence"] == [*alone["evidence"], f"On SciFact, MBPP dream .{1000 * ours:.0f}, untrained .200: {words}"]
+    assert both["evidence"] == [
+        *alone["evidence"],
+        f"After 144 pairs, on SciFact, MBPP: dream .{1000 * ours:.0f}, untrained .200: {words}",
+    ]
     assert both["outcome"] == (outcome or alone["outcome"])
     edited = [*others, {**right, "difference": right["difference"] + 0.01}]
     pd.DataFrame(edited).to_csv(tmp_path / BEYOND / "significance.csv", index=False)

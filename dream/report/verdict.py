@@ -156,12 +156,17 @@ def _of_other_tasks(claim: dict[str, Any], folder: Path) -> list[Comparison]:
     row = means.iloc[-1]  # over all suites
     collected.require_difference(row.difference, scores[theirs], scores[ours], f"{file}, {theirs} and {ours}", again)
     tasks = list(main.task.unique())
-    what = f"On {', '.join(tasks)} {ours} {number(scores[ours])}, {theirs} {number(scores[theirs])}"
-    seeds = int(main[main.system.isin([ours, theirs]) & (main.pairs_trained > 0)].seeds.min())
+    trained = main[main.system.isin([ours, theirs]) & (main.pairs_trained > 0)]
+    after = f"After {grouped(trained.pairs_trained.max())} pairs, on {', '.join(tasks)}"
+    what = f"{after}: {ours} {number(scores[ours])}, {theirs} {number(scores[theirs])}"
     lowest, highest = (scores[theirs], scores[theirs]) if row.seed_low != row.seed_low else (row.seed_low, row.seed_high)
     within = bool(max(lowest, row.reference_seed_low) <= min(highest, row.reference_seed_high))
     p = None if row.p != row.p else float(row.p)
-    return [Comparison(what, -float(row.difference), -float(row.ci_high), -float(row.ci_low), p, seeds, len(tasks), within)]
+    return [
+        Comparison(
+            what, -float(row.difference), -float(row.ci_high), -float(row.ci_low), p, int(trained.seeds.min()), len(tasks), within
+        )
+    ]
 
 
 def _of_sweep(claim: dict[str, Any], folder: Path) -> list[Comparison]:
