@@ -100,6 +100,11 @@ def test_distillation_equals_its_definition_in_loss_and_gradients(kind, knob):
     assert ART.taught_by(ART.Knobs()) == "question_likelihood"
 
 
+def test_fused_sums_in_the_recipe_adapt_what_was_searched_for_it():
+    assert Fused.Knobs.resolve("adapt").teachers == ["encoder", "bm25", "question_likelihood"]
+    assert Fused.Knobs.resolve("packaged").teachers == Fused.Knobs.resolve("paper").teachers == ["bm25", "attention"]
+
+
 def test_fused_is_built_from_its_temperature_and_the_settings():
     config = make_config("x", **{"temperature.init": 0.3, "temperature.learned": False})
     found = Fused.build(Fused.Knobs(tau_t=0.7, teachers=["bm25"]), config, Given(teacher={"q": [1.0]}))
