@@ -253,6 +253,9 @@ def test_a_pinned_data_set_is_that_commit_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "datasets--owner--set" / "snapshots" / PINNED).mkdir(parents=True)
     assert hub.check_dataset("owner/set") is None and hub.check_dataset("owner/set", PINNED) is None
+    (tmp_path / "datasets--owner--set" / "refs").mkdir()
+    (tmp_path / "datasets--owner--set" / "refs" / "main").write_text(PINNED)
+    assert hub.dataset_commit("owner/set") == PINNED, "what was downloaded, without a question"
     with pytest.raises(DreamError, match=f"owner/set --revision {'b' * 40}"):
         hub.check_dataset("owner/set", "b" * 40)
 

@@ -73,36 +73,39 @@ def check_model(reference: str) -> None:
     if cached(reference):
         return
     name, revision = split_revision(reference)
-    info = _ask("model", name, revision, f"hf download {name}{_at(revision)}")
+    info = _ask("model", name, revision)
     if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
         raise DreamError(f"model {reference} has no safetensors weights on the hub", "Choose another model or revision")
 
 
 def check_dataset(name: str, revision: str | None = None, wanted_by: str = "", instead: str = INSTEAD) -> None:
     """Return if a hub data set is in the cache, at its revision, or can be reached; :class:`DreamError` otherwise."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    snapshots = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    snapshots = _cache_of(name) / "snapshots"
     if (snapshots / revision if revision else snapshots).exists():
         return
-    _ask("dataset", name, revision, f"hf download --repo-type dataset {name}{_at(revision)}", wanted_by, instead)
+    _ask("dataset", name, revision, wanted_by, instead)
 
 
 def dataset_commit(name: str) -> str:
-    """The commit that a hub data set's main branch is at now; :class:`DreamError` if it cannot be asked."""
-    return _ask("dataset", name, None, f"hf download --repo-type dataset {name}").sha
+    """The commit of a hub data set's main branch: that of a downloaded one, else the hub's; asked as :func:`check_dataset`."""
+    downloaded = _cache_of(name) / "refs" / "main"
+    return downloaded.read_text(encoding="utf-8").strip() if downloaded.exists() else _ask("dataset", name, None).sha
 
 
-def _at(revision: str | None) -> str:
-    return f" --revision {revision}" if revision else ""
+def _cache_of(dataset: str) -> Path:
+    """Where the local Hugging Face cache keeps a data set."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}"
 
 
-def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: str = "", instead: str = INSTEAD) -> Any:
+def _ask(kind: str, name: str, revision: str | None, wanted_by: str = "", instead: str = INSTEAD) -> Any:
     """Metadata of a hub repository, asked once with a short time limit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     thing = f"{'data set' if kind == 'dataset' else 'model'} {name}{f'@{revision}' if revision else ''}{wanted_by}"
+    repository = f"{'--repo-type dataset ' if kind == 'dataset' else ''}{name}{f' --revision {revision}' if revision else ''}"
     try:
         api = HfApi()
         return (api.dataset_info if kind == "dataset" else api.model_info)(name, revision=revision, timeout=TIMEOUT)
@@ -116,7 +119,7 @@ def _ask(kind: str, name: str, revision: str | None, command: str, wanted_by: st
         _refuse_busy(thing, error)
         raise DreamError(
             f"{thing} is not in the local Hugging Face cache and the hub cannot be reached ({type(error).__name__})",
-            f"Run on a machine with network access, download it first with `{command}`, {instead}",
+            f"Run on a machine with network access, download it first with `hf download {repository}`, {instead}",
         ) from None
 
 

@@ -159,8 +159,8 @@ def _of_other_tasks(claim: dict[str, Any], folder: Path) -> list[Comparison]:
     trained = main[main.system.isin([ours, theirs]) & (main.pairs_trained > 0)]
     after = f"After {grouped(trained.pairs_trained.max())} pairs, on {', '.join(tasks)}"
     what = f"{after}: {ours} {number(scores[ours])}, {theirs} {number(scores[theirs])}"
-    lowest, highest = (scores[theirs], scores[theirs]) if row.seed_low != row.seed_low else (row.seed_low, row.seed_high)
-    within = bool(max(lowest, row.reference_seed_low) <= min(highest, row.reference_seed_high))
+    other = [scores[theirs]] if row.seed_low != row.seed_low else [row.seed_low, row.seed_high]
+    within = bool(measures.ranges_meet(other, [row.reference_seed_low, row.reference_seed_high]))
     p = None if row.p != row.p else float(row.p)
     return [
         Comparison(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dream.report import stats
@@ -61,7 +62,12 @@ def seed_range(results: Results, system: str, tasks: list[str]) -> tuple[float, 
 def within_seeds(results: Results, system: str, theirs: Results, other: str, tasks: list[str]) -> bool:
     """Whether the ranges of two systems' seeds meet, one of them trained with several: seeds alone can make the difference."""
     means = [r.seed_means(name, tasks) or [measured(r, name, tasks).value] for r, name in ((results, system), (theirs, other))]
-    return max(map(len, means)) > 1 and max(map(min, means)) <= min(map(max, means))
+    return max(map(len, means)) > 1 and ranges_meet(*means)
+
+
+def ranges_meet(*means: Sequence[float]) -> bool:
+    """Whether the ranges of several systems' values have a point in common."""
+    return max(map(min, means)) <= min(map(max, means))
 
 
 def over(*reports: Results) -> str:
