@@ -474,8 +474,9 @@ def plan(
         typer.Option("--size", help="An entry of `sizes`; by default that of params.", autocompletion=completion.sizes),
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="auto, packaged, smoke or paper.", autocompletion=completion.recipes)
-    ] = "auto",
+        str | None,
+        typer.Option("--recipe", help="By name, or auto: the size's own; else as in params.", autocompletion=completion.recipes),
+    ] = None,
     tflops: Annotated[
         float | None, typer.Option("--tflops", min=1e-6, max=1e12, help="Sustained throughput in TFLOP/s, by default 100.")
     ] = None,
@@ -494,7 +495,8 @@ def plan(
     from dream import config
     from dream.planning import plan as planning
 
-    overrides = {"recipe": recipe} | ({"model.size": size} if size else {}) | planning.overrides(settings or [])
+    named = {key: value for key, value in {"recipe": recipe, "model.size": size}.items() if value}
+    overrides = named | planning.overrides(settings or [])
     found = planning.estimate(config.load(params, overrides), tflops, params.parent / planning.RUNS, device_gib)
     memory, name = planning.device() if device_gib is None else (device_gib, "the given device")
     if json:

@@ -424,7 +424,7 @@ def test_the_recipe_needs_no_more_than_documents(tmp_path):
     ({"adapt.control": "bolq"}, "adapt.control: 'bolq' is no packaged task. Did you mean 'boolq'?"),
     ({"adapt.control": "development"}, "adapt.control: 'development' is no packaged task"),
     ({"objectives": []}, "recipe adapt trains an objective, and objectives is empty"),
-    ({"adapt.snapshots": [288]}, "adapt.snapshots: 288 is not less than the 288 pairs of a run"),
+    ({"adapt.snapshots": [288]}, "adapt.snapshots: 288 is not less than the 288 pairs of a run. Raise training.steps, or leave them out: -S adapt.snapshots=[]"),
     ({"adapt.strengths": [0.0]}, "adapt.strengths.0: Input should be greater than 0"),
     ({"adapt.strengths": [0.5, 0.5]}, "adapt.strengths: 0.5 stands there twice"),
 ])  # fmt: skip

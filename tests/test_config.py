@@ -202,7 +202,7 @@ def test_the_judge_has_the_heads_that_are_asked_for():
 
 def test_a_range_of_layers_holds_layers_of_the_judge():
     for wrong in ([3, 2], [1], [1, 2, 3], [-1, 2], 3):
-        assert refused({"heads.layers": wrong}).startswith("params.yaml: heads")
+        assert refused({"heads.layers": wrong}).startswith("params.yaml with the settings given: heads")
     assert "explicit: [1, 0] lies outside of layers [2, 3]" in refused(
         {"heads.layers": [2, 3], "heads.strategy": "explicit", "heads.explicit": [[2, 0], [1, 0]]}
     )

@@ -97,7 +97,7 @@ def test_wrong_usage_is_one_line_and_exit_code_one(project):
         (["compare", "dream", "bm52"], "system 'bm52' is not in this report"),
         (["tables", "--reference", "bm52"], "system 'bm52' is not in this report"),
         (["compare", "dream", "dream"], "is compared with itself"),
-        (["plan", "--size", "30b"], "model.size '30b' is not defined"),
+        (["plan", "--size", "30b"], "params.yaml with the settings given: model.size '30b' is not defined"),
         (["plan", "--recipe", "papre"], "recipe 'papre' is not defined"),
         (["explain", "no-such-query"], "is in no training set and no task"),
         (["tables", "--params", "none.yaml"], "none.yaml is missing"),
@@ -202,6 +202,10 @@ def test_json_reads_back(run):
     assert json.loads(run("compare", "dream", "bm25", "--json"))["changed"]
     plans = [json.loads(run("plan", "--size", "3b", "--device-gib", gib, "--json")) for gib in (24, 80)]
     assert plans[0]["parameters"]["judge"] == 8_030_261_248 and [plan["fits"] for plan in plans] == [False, True]
+    named = run("plan", "--recipe", "smoke", "--json")
+    written = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(re.sub("(?m)^recipe: .*", "recipe: smoke", written), encoding="utf-8")
+    assert run("plan", "--json") == named != run("plan", "--recipe", "auto", "--json"), "the file's own recipe is not another's"
     paper, ablations, scaling = json.loads(run("paper", "--json"))
     assert len(ablations["rows"]) == 10 and len(scaling["rows"]) == 5
     assert len(paper["rows"]) == 299

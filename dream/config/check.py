@@ -76,7 +76,8 @@ def snapshots(config: Config) -> None:
     pairs = config.training.steps * config.training.batch * config.candidates.questions_per_set
     for section, listed in kept.items():
         if (most := max(listed, default=0)) >= pairs:
-            raise DreamError(f"{section}.snapshots: {most} is not less than the {pairs} pairs of a run", "Raise training.steps")
+            fewer = f"Raise training.steps, or leave them out: -S {section}.snapshots=[]"
+            raise DreamError(f"{section}.snapshots: {most} is not less than the {pairs} pairs of a run", fewer)
 
 
 def adapting(config: Config) -> None:

@@ -35,7 +35,7 @@ def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = No
         raise DreamError(f"{path} holds no settings", "params.yaml in the repository shows every setting")
     for key, value in (overrides or {}).items():
         _put(raw, key.split("."), value)
-    return resolve(raw, str(path))
+    return resolve(raw, f"{path} with the settings given" if overrides else str(path))
 
 
 def _put(place: dict[str, Any], parts: list[str], value: Any) -> None:
