@@ -8,9 +8,11 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.collections import PathCollection
 from report_fixture import edit_cell, make_cells, make_config, write_params
 from typer.testing import CliRunner
 
@@ -259,18 +261,22 @@ def test_the_command_line(repository):
 
 
 @pytest.mark.parametrize("labels", [["0.9", "1.2"], ["a rather long label of a point", "b"]])
-def test_a_long_question_stays_inside_its_figure(repository, labels):
+def test_a_figure_marks_the_seeds_and_holds_a_long_question(repository, labels):
     from dream.report import plots
 
     sweep = replace(sweeps.find("k1"), question="Which learning rate, temperature and number of steps suit all of them? " * 2)
     sweeps.collect(sweep)
     frame = collected.read(collected.FOLDER / "k1" / "k1.csv")
     frame["point"] = frame.point.map(dict(zip(("0.9", "1.2"), labels, strict=True)))
+    frame["seed_low"], frame["seed_high"] = frame.ndcg_at_10 - 0.03, frame.ndcg_at_10 + 0.02
     points = tuple(replace(p, label=label) for p, label in zip(sweep.points, labels, strict=True))
     with plots.mpl.rc_context(plots.STYLE):
         figure = sweeps._figure(frame, replace(sweep, points=points, against=labels[0]), 0.1)
         box = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    marks = np.concatenate([part.get_offsets() for part in figure.axes[0].collections if isinstance(part, PathCollection)])
+    across = labels[0] != "0.9"  # names stand below each other, numbers beside
+    assert sorted(marks[:, 0 if across else 1]) == pytest.approx(sorted([*frame.seed_low, *frame.seed_high]))
 
 
 def test_a_collected_table_is_drawn_although_a_point_has_another_name_by_now(repository):

@@ -144,7 +144,7 @@ def titled(figure: Figure, title: str) -> None:
         )
 
 
-def _seeds(axis, across: list[float], up: list[float], system: str) -> None:
+def seed_marks(axis, across: list[float], up: list[float], system: str) -> None:
     """The training runs of a system, one small thin mark each."""
     axis.scatter(across, up, s=12, marker="|" if len(set(up)) == 1 else "_", color=look(system)["color"], linewidths=0.9)
 
@@ -171,7 +171,7 @@ def systems(results: Results) -> Figure:
         )
         for height, (_, tasks) in zip(y, scopes, strict=True):
             runs = results.seed_means(system, tasks)
-            _seeds(axis, runs, [height + 0.3 / count] * len(runs), system)
+            seed_marks(axis, runs, [height + 0.3 / count] * len(runs), system)
     places = np.arange(len(scopes))
     axis.vlines([_chance(results, tasks) for _, tasks in scopes], places - 0.45, places + 0.45, color=SOFT, linewidth=0.9,
                 linestyle=":", label="chance")  # fmt: skip
@@ -373,7 +373,7 @@ def cost(results: Results) -> Figure | None:
                 capsize=3, linestyle="none", label=system, **look(system),
             )  # fmt: skip
             runs = results.seed_means(system, tasks)
-            _seeds(axis, [spent[system] + 0.02 * max(spent.values())] * len(runs), runs, system)
+            seed_marks(axis, [spent[system] + 0.02 * max(spent.values())] * len(runs), runs, system)
         else:
             style = {"color": look(system)["color"], "linestyle": line(system)}
             axis.axhline(found.value, label=f"{system} (not trained)", **style)

@@ -313,7 +313,7 @@ def _collected(folder: Path | str, path: Path | str) -> list[Sweep]:
 def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None) -> Figure:
     """nDCG@10 at every point with its interval: a line where the points are numbers, dots where they are names.
 
-    ``floor`` is the untrained encoder's value, a thin line.
+    A thin mark is the lowest or the highest seed; ``floor`` is the untrained encoder's value, a thin line.
     """
     from dream.report import plots
 
@@ -327,11 +327,16 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None) -> Figure:
         place = np.array([labels.index(label) for label in part.point], dtype=float)
         error = np.abs(part[["ci_low", "ci_high"]].to_numpy().T - part.ndcg_at_10.to_numpy())
         look = {**plots.look(system), "label": system, "capsize": 2, "markersize": 5}
+        ends = part[["seed_low", "seed_high"]].to_numpy()
         if numeric:
-            axis.errorbar(part.point.astype(float), part.ndcg_at_10, yerr=error, linestyle=plots.line(system), **look)
+            at = part.point.astype(float).to_numpy()
+            axis.errorbar(at, part.ndcg_at_10, yerr=error, linestyle=plots.line(system), **look)
+            plots.seed_marks(axis, np.repeat(1.04 * at, 2), ends.ravel(), system)
         else:
-            shift = 0.5 * ((index + 0.5) / len(systems) - 0.5)
-            axis.errorbar(part.ndcg_at_10, place + shift, xerr=error, linestyle="none", **look)
+            at = place + 0.5 * ((index + 0.5) / len(systems) - 0.5)
+            axis.errorbar(part.ndcg_at_10, at, xerr=error, linestyle="none", **look)
+            for height, low_and_high in zip(at + 0.15 / len(systems), ends, strict=True):
+                plots.seed_marks(axis, low_and_high, [height, height], system)
     if floor is not None:
         line = axis.axhline if numeric else axis.axvline
         line(floor, color=plots.SOFT, linewidth=0.9, linestyle=":", label=measures.UNTRAINED)
@@ -344,7 +349,8 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None) -> Figure:
         axis.set_yticks(range(len(labels)), [textwrap.fill(label, 26) for label in labels])
         axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="nDCG@10, mean over tasks")
         axis.grid(axis="y", visible=False)
-    plots.titled(figure, sweep.question)
+    marks = " Thin marks: lowest and highest seed" if frame.seed_low.notna().any() else ""
+    plots.titled(figure, sweep.question + marks)
     return figure
 
 
