@@ -249,3 +249,13 @@ def _limit(archive: Path | str) -> int:
 def cache_folder() -> Path:
     """The machine-wide folder for fetched and converted assets: ``$DREAM_CACHE``, by default ~/.cache/dream."""
     return Path(os.environ.get("DREAM_CACHE") or Path.home() / ".cache" / "dream")
+
+
+def root() -> Path:
+    """The project's root, that of the repository for an experiment that DVC runs in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def lasting(*parts: str) -> Path:
+    """A path under ``.dream`` in :func:`root`, for what outlasts a run and is no result: checkpoints, journals, readings."""
+    return root().joinpath(".dream", *parts)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dream import names
 from dream.errors import DreamError
-from dream.files import cache_folder, read_json, write_json
+from dream.files import cache_folder, lasting, read_json, write_json
 
 RUNS, CONFIG = Path("reports/results/runs"), Path("reports/config")
 SILENT = ("configure", "given", "queries", "report")  # write no run record
@@ -59,7 +59,7 @@ def begin(name: str, models: str = "") -> None:
         models: what it loads, said where no line of the whole run says it.
     """
     run, known = _dvc(), (CONFIG / "report.json").exists()
-    place = Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "plan.json"
+    place = lasting("plan.json")
     plan = read_json(place) if run and place.exists() else {}
     if run and known and plan.get("run") != run:
         plan = {"run": run, "seconds": {stage: _seconds(stage) for stage in stages()}}

@@ -11,7 +11,6 @@ the same, whoever asked for it first.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dream.files import Journal, folder_hash, value_hash
+from dream.files import Journal, folder_hash, lasting, value_hash
 from dream.instances import CandidateSet
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def answers(teacher: Teacher, sets: Sequence[CandidateSet], folder: Path | None 
         sets: the candidate sets, a row for every question in their order.
         folder: of the journals.
     """
-    folder = folder or Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "teachers"
+    folder = folder or lasting("teachers")
     journal, rows, flops, earlier, asked = Journal(folder / f"{teacher.key()[:24]}.jsonl"), [], 0.0, 0.0, 0
     for candidates in tqdm(sets, desc="teacher", unit="set"):
         key = value_hash([candidates.passages, [(q.text, q.gold) for q in candidates.questions]])

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from dream import models, objectives
 from dream.errors import DreamError
-from dream.files import replacing, replacing_folder, value_hash, write_json
+from dream.files import lasting, replacing, replacing_folder, value_hash, write_json
 from dream.instances import CandidateSet, used
 
 if TYPE_CHECKING:
@@ -475,7 +475,7 @@ class Checkpoints:
     """Resume points of one run, written atomically, the last ``keep`` kept, broken ones skipped."""
 
     def __init__(self, key: str, keep: int) -> None:
-        self.folder = Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "checkpoints" / key
+        self.folder = lasting("checkpoints", key)
         self.keep = keep
 
     def save(self, parameters, optimizer, scheduler, result: Result) -> None:

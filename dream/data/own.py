@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from dream.files import root
+
 if TYPE_CHECKING:
     from dream.config import Config
 
@@ -23,7 +25,7 @@ HELD_OUT = "-heldout"
 
 def place_of(path: str) -> Path:
     """Where a path of params.yaml is: from the project's root, ``~`` is the home folder."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / Path(path).expanduser()
+    return root() / Path(path).expanduser()
 
 
 def is_documents(path: str) -> bool:

@@ -7,7 +7,6 @@ outside the pipeline's outputs, so that an interrupted run goes on where it stop
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from dream.data import examples, sources
 from dream.data.instruct import Instruct, as_text
 from dream.data.tables import rng
 from dream.errors import DreamError, visible
-from dream.files import Journal, value_hash
+from dream.files import Journal, lasting, value_hash
 
 if TYPE_CHECKING:
     import torch
@@ -181,4 +180,4 @@ def _journal(config: Config, kind: str, given: Path | None) -> Path:
         model = [local.model, local.adapter, local.layers, local.dtype, asked.batch]
     shown = examples.read(asked.examples)
     key = value_hash([*model, prompt(asked, kind), asked.max_new_tokens, *([shown] if shown else [])])[:16]
-    return Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"questions-{key}" / "journal.jsonl"
+    return lasting(f"questions-{key}", "journal.jsonl")

@@ -33,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from dream.files import folder_hash, replacing, value_hash
+from dream.files import folder_hash, lasting, replacing, value_hash
 
 if TYPE_CHECKING:
     from dream.config import Config
@@ -79,7 +79,7 @@ class Store:
 
     def __init__(self, budget: float, sets: int = 1, folder: Path | None = None) -> None:
         self.budget, self.sets = budget, sets
-        self.folder = folder or Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "readings"
+        self.folder = folder or lasting("readings")
         self.off = "" if budget else "judge.cache_gib is 0"
         self.found = self.made = 0
         self._sound: set[str] = set()  # entries whose checksum this process has seen to be right

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def titled(figure: Figure, title: str) -> None:
         )
 
 
-def seed_marks(axis, across: list[float], up: list[float], system: str) -> None:
+def seed_marks(axis, across: Sequence[float] | np.ndarray, up: Sequence[float] | np.ndarray, system: str) -> None:
     """The training runs of a system, one small thin mark each."""
     axis.scatter(across, up, s=12, marker="|" if len(set(up)) == 1 else "_", color=look(system)["color"], linewidths=0.9)
 

@@ -7,9 +7,7 @@ kept in a journal under ``$DVC_ROOT/.dream``: a stopped evaluation goes on, and 
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
@@ -19,7 +17,7 @@ from tqdm import tqdm
 from dream import assets, knobs
 from dream.data.instruct import Instruct
 from dream.data.tasks.base import Task
-from dream.files import Journal, value_hash
+from dream.files import Journal, lasting, value_hash
 from dream.knobs import Positive, Recipes, Seed
 from dream.systems import register
 from dream.systems.encoder import Dense
@@ -108,7 +106,7 @@ class Author:
     @cached_property
     def journal(self) -> Journal:
         key = value_hash([self.identity, self.knobs.model_dump(mode="json")])[:16]
-        return Journal(Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / f"hyde-{key}" / "journal.jsonl")
+        return Journal(lasting(f"hyde-{key}", "journal.jsonl"))
 
     def passages(self, queries: list[str]) -> list[list[str]]:
         """``hyde.passages`` texts for every query; one without a visible character is left out."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from dream.data.documents.files import Document, Found
 from dream.data.documents.sections import Section
 from dream.data.tables import PASSAGES, blank
 from dream.errors import visible
-from dream.files import folder_hash, read_json, replacing_folder, sha256, value_hash, write_json
+from dream.files import folder_hash, lasting, read_json, replacing_folder, sha256, value_hash, write_json
 
 if TYPE_CHECKING:
     from dream.config import Config
@@ -55,7 +54,7 @@ def passages(name: str, path: str, config: Config) -> pd.DataFrame:
     found = files.find(path)
     if not found.files:
         raise files.nothing(path, found)
-    kept = Path(os.environ.get("DVC_ROOT", ".")) / ".dream" / "documents" / _key(name, found, config.data)
+    kept = lasting("documents", _key(name, found, config.data))
     if not kept.exists():
         with replacing_folder(kept) as folder:
             _write(name, path, found, config.data, folder)

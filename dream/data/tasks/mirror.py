@@ -21,7 +21,7 @@ from dream.data.tasks import mteb
 from dream.data.tasks.base import Task
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
-from dream.files import read_json, replacing_folder, sha256, value_hash, write_json
+from dream.files import read_json, replacing_folder, root, sha256, value_hash, write_json
 
 VARIABLE, LOCAL = "DREAM_TASKS", "-local"
 FACTS = ("description", "licence", "drop_identical_ids", "part")  # of a task, kept in task.json
@@ -202,7 +202,7 @@ def _fits(name: str, reason: str) -> None:
 
 
 def _root() -> Path:
-    return Path(os.environ.get("DVC_ROOT", ".")) / Path(os.environ[VARIABLE]).expanduser()
+    return root() / Path(os.environ[VARIABLE]).expanduser()
 
 
 def _place(name: str) -> Path:
