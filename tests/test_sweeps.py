@@ -106,6 +106,21 @@ def test_experiments_become_a_table_and_a_figure(repository):
     assert [[c.text for c in row] for row in again.rows] == [[c.text for c in row] for row in table.rows]
 
 
+def test_untrained_encoders_that_differ_stand_in_the_table(repository):
+    """Points with encoders of their own: what training adds is read from the row of each untrained one."""
+    assert "untrained" not in set(sweeps.collect(sweeps.find("k1")).data.system), "one floor is a line of the figure"
+    for file in (repository / "reports" / "results" / "evaluate").glob("untrained-*.csv"):
+        edit_cell(file, lambda table: table.assign(ndcg_at_10=(table.ndcg_at_10 + 0.1).clip(upper=1)))
+    git(repository, "commit", "-qam", "another encoder")
+    git(repository, "update-ref", f"refs/exps/ab/{'c' * 38}/k1-1-2", "HEAD")
+    floor = sweeps.collect(sweeps.find("k1")).data.set_index(["system", "point"]).loc["untrained"]
+    assert (
+        floor.difference["1.2"] == pytest.approx(floor.ndcg_at_10["1.2"] - floor.ndcg_at_10["0.9"])
+        and floor.difference["1.2"] > 0.02
+    )
+    assert set(floor.pairs) == {0} and floor.seed_low.isna().all()
+
+
 def test_points_that_differ_in_more_than_they_override_are_refused(repository):
     """The second experiment was run after params changed: its number would be compared with another configuration's."""
     config = make_config(**{"bm25.k1": 1.2, "training.steps": 7})

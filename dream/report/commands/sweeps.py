@@ -205,13 +205,15 @@ def _whole(results: Results, folder: Path) -> None:
 def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> list[dict]:
     rows = []
     first = opened[sweep.against]
+    several = len({_floor(results) for results in opened.values()}) > 1  # encoders, each with a floor of its own
+    floor = [measures.UNTRAINED] if several and all(measures.UNTRAINED in each.systems for each in opened.values()) else []
     for point in sweep.points:
         results = opened[point.label]
         tasks = measures.overall(results)[2]
         if tasks != measures.overall(first)[2]:
             other = f"sweep {sweep.name}: {point.label} was evaluated on other tasks than {sweep.against}"
             raise DreamError(other, "Give all points the same tasks")
-        for system in [*results.config.rerankers, *results.config.objectives]:
+        for system in [*floor, *results.config.rerankers, *results.config.objectives]:
             found, seeds = measures.measured(results, system, tasks), results.seeds(system)
             low, high = measures.seed_range(results, system, tasks)
             row = {
@@ -337,7 +339,7 @@ def _figure(frame: pd.DataFrame, sweep: Sweep, floor: float | None) -> Figure:
             axis.errorbar(part.ndcg_at_10, at, xerr=error, linestyle="none", **look)
             for height, low_and_high in zip(at + 0.15 / len(systems), ends, strict=True):
                 plots.seed_marks(axis, low_and_high, [height, height], system)
-    if floor is not None:
+    if floor is not None and measures.UNTRAINED not in systems:
         line = axis.axhline if numeric else axis.axvline
         line(floor, color=plots.SOFT, linewidth=0.9, linestyle=":", label=measures.UNTRAINED)
     if numeric:
