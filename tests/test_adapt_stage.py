@@ -292,13 +292,23 @@ def test_without_a_held_out_question_there_is_not_enough_evidence(here, monkeypa
     (USE, FULL, "`dream-report export --system dream --seed 1 --strength 1 --format sentence-transformers --out exports/adapted`"),
     (USE, HALF, "--seed 1 --pairs 48 --strength 0.5 --format"),
     (KEEP, UNTOUCHED, "Keep your model. Other objectives"), (KEEP, FUSED, "fuse its ranking with BM25's"),
-    (KEEP, LEXICAL, "Keep BM25"), (OPEN, FULL, "Keep your model until there is more"),
+    (KEEP, LEXICAL, "Take BM25"), (OPEN, FULL, "Keep your model until there is more"),
 ])  # fmt: skip
 def test_every_outcome_says_what_to_do_next(word, best, step):
     trained = (best if best.trained else FULL)._asdict() | {"seed": 1}
     rows = [{**UNTOUCHED._asdict(), "difference": None}, {**best._asdict(), "difference": 0.1}]
     found = {"verdict": word, "best": best._asdict(), "trained": trained, "test": {"rows": rows}}
     assert step in text.following(found)[0]
+
+
+def test_of_what_trains_nothing_the_best_on_peoples_queries_is_advised():
+    """BM25 is best on the generated questions, both fused on people's."""
+    rows = [
+        {**one._asdict(), "difference": change}
+        for one, change in ((UNTOUCHED, None), (LEXICAL, 0.05), (FUSED, 0.08), (FULL, 0.2))
+    ]
+    found = {"verdict": KEEP, "best": LEXICAL._asdict(), "trained": FULL._asdict(), "test": {"rows": rows}}
+    assert "fuse its ranking with BM25's" in text.following(found)[0]
 
 
 @pytest.mark.parametrize("best", [FUSED, LEXICAL])

@@ -140,6 +140,13 @@ def test_without_queries_to_draw_it_is_students_and_welchs_test(seeds):
     assert two.p == pytest.approx(theirs.ttest_ind(ours, other, equal_var=False).pvalue, abs=0.01)
 
 
+def test_the_interval_of_a_score_ends_where_scores_end():
+    """Two of three runs that failed: Student's t with two degrees of freedom goes far beyond 0 and 1."""
+    runs = np.repeat([[0.03], [0.99], [0.02]], 50, axis=1)
+    found = stats.interval([runs], 2000)
+    assert (found.low, found.high) == (0.0, 1.0) and found.value == pytest.approx(np.mean([0.03, 0.99, 0.02]))
+
+
 def test_equal_runs_are_one_run():
     one = runs(np.random.default_rng(0), 1)
     same, single = [np.repeat(task, 3, axis=0) for task in one], [task[0] for task in one]

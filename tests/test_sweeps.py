@@ -271,7 +271,7 @@ def test_the_command_line(repository):
     assert re.search(r"k1 .*Which k1\?", run(cli.app, ["sweep"]).stdout)
     assert run(cli.app, ["sweep", "k1"]).stdout.splitlines() == sweeps.commands(sweeps.find("k1"))
     assert "0 of 2 points run" in run(cli.app, ["sweep", "k1", "--run"]).stdout
-    with pytest.raises(DreamError, match=r"sweep 'k2' is unknown\. Choose one of k1"):
+    with pytest.raises(DreamError, match=r"sweep 'k2' is unknown\. Choose one of k1, or add it"):
         raise run(cli.app, ["sweep", "k2"]).exception
 
 

@@ -56,7 +56,8 @@ def sweep(folder, name, base, points, **row):
                 "difference": difference,
                 "diff_low": difference - 0.01,
                 "diff_high": difference + 0.01,
-                "p": 0.001,
+                "p": 0.0001,
+                "p_holm": 0.001,
             }
         rows.append(shown | row)
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -198,6 +199,7 @@ def test_heads_that_teach_less_speak_for_the_claim(results, tmp_path, difference
     found = verdict.verdict(results, tmp_path)[2]
     assert found["outcome"] == outcome
     assert found["evidence"][0].startswith(f"random heads .{300 + round(1000 * difference)}, query-focused heads .300: ")
+    assert "p = .001 by Holm over the sweep, 3 seeds" in found["evidence"][0], "the p of the table it comes from"
 
 
 def test_every_sweep_that_a_claim_reads_has_its_points():

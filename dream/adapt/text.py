@@ -130,16 +130,16 @@ def following(found: dict[str, Any]) -> list[str]:
     best = _setting(found["best"])
     if best in verdict.FREE and best != verdict.UNTOUCHED:
         words = verdict.WORDS[best]
-        change = next((row["difference"] for row in found["test"]["rows"] if _setting(row) == best), None)
-        if change is None:
-            return [f"Keep your model. Ask people's queries, as a BEIR set under `own`, before {words} takes its place: only "
-                    "questions that BM25 can answer were kept"]  # fmt: skip
-        if change < 0:
+        asked = {_setting(row): row["difference"] or 0.0 for row in found["test"]["rows"]}  # 0: the untouched encoder's
+        if best not in asked:
+            return [f"Keep your model. Ask people's queries, as a BEIR set under `own`, before {words} takes its place: "
+                    "a model's questions share words with their passages, which favours it"]  # fmt: skip
+        if (best := max(set(asked) & set(verdict.FREE), key=asked.__getitem__)) == verdict.UNTOUCHED:
             return [f"Keep your model as it is: on your own test queries {words} does worse, whatever these questions say"]
     if best == verdict.FUSED:
         return ["Keep your model, and fuse its ranking with BM25's by reciprocal rank (dream/systems/hybrid.py)"]
     if best == verdict.LEXICAL:
-        return ["Keep BM25: on these questions your model adds nothing to it"]
+        return ["Take BM25: your model adds nothing to it, neither alone nor fused with it"]
     return ["Keep your model. Other objectives may teach it more (docs/objectives.md)"]
 
 

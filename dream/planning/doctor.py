@@ -195,7 +195,7 @@ def assets(config: Config | None) -> Iterator[Check]:
     """Files whose checksums were recorded when they were made, against what they are now."""
     from dream.data import needs
 
-    path = Path("work/assets/data.json")
+    path = Path("reports/assets/data.json")
     if not path.exists():
         yield Check("assets", NOTE, f"{path} is not there yet", "Run `dvc repro assets`")
         return

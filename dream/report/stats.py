@@ -93,13 +93,16 @@ def testable(*systems: Tasks) -> bool:
 
 
 def interval(tasks: Tasks, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0, weights: Weights = None) -> Interval:
-    """The mean over tasks and its interval: over queries, and over seeds where there are enough of them.
+    """The mean over tasks of scores from 0 to 1 and its interval: over queries, and over seeds where there are enough of them.
+
+    Seeds far apart would take it beyond what a score can be: it ends there.
 
     >>> interval([np.array([0.5, 0.5])], resamples=100)
     Interval(value=0.5, low=0.5, high=0.5)
     """
     values = _over_runs(tasks)
-    return _interval(values, _runs([tasks], values, weights), resamples, confidence, seed, weights)
+    found = _interval(values, _runs([tasks], values, weights), resamples, confidence, seed, weights)
+    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def paired(

@@ -185,8 +185,8 @@ def _of_sweep(claim: dict[str, Any], folder: Path) -> list[Comparison]:
             name = f"{claim['sweep']} " if point.isdigit() else ""
             what = f"{name}{point} {number(row.ndcg_at_10)}, {name}{base} {number(scores.ndcg_at_10[base])}"
             seeds = int(min(row.seeds, scores.seeds[base]))
-            p = float(row.p) if row.p == row.p and row.over == collected.BOTH else None
-            found.append(Comparison(what, sign * row.difference, low, high, p, seeds, int(row.tasks)))
+            p = float(row.p_holm) if row.p_holm == row.p_holm and row.over == collected.BOTH else None
+            found.append(Comparison(what, sign * row.difference, low, high, p, seeds, int(row.tasks), corrected="the sweep"))
     return found
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 from dream.errors import DreamError, run_to_its_end
 from dream.files import read_yaml, replacing_folder
 from dream.knobs import RECIPES
+from dream.names import hint
 from dream.report import build, stats
 from dream.report.commands import compare
 from dream.report.results import runs
@@ -105,7 +106,7 @@ def find(name: str, path: Path | str = FILE) -> Sweep:
     """The sweep of that name, or one line with the known ones."""
     known = load(path)
     if name not in known:
-        raise DreamError(f"sweep {name!r} is unknown", f"Choose one of {', '.join(known)}, or add it to {path}")
+        raise DreamError(f"sweep {name!r} is unknown", hint(name, known, f"Choose one of {{}}, or add it to {path}"))
     return known[name]
 
 
@@ -178,11 +179,22 @@ def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
             continue
         theirs = runs.settings(opened[point.label])
         for knob in runs.differing([first, theirs]):
-            asked = any(f"{knob}.".startswith(f"{override}.") for override in own)
+            asked = any(_touches(override, knob) for override in own)
             if knob in first and knob in theirs and knob not in HARMLESS and not asked:
                 values = f"{knob} = {theirs[knob]!r}, {sweep.against} with {first[knob]!r}"
                 remedy = f"`dvc exp remove` the older of the two, then `dream-report sweep {sweep.name} --run`"
                 raise DreamError(f"sweep {sweep.name}: {point.label} was run with {values}", remedy)
+
+
+def _touches(override: str, knob: str) -> bool:
+    """Whether an override sets a knob, or a part of it; a field of an entry of ``models`` is that of the roles it plays.
+
+    >>> _touches("bm25", "bm25.k1"), _touches("models.smollm2-6l.layers", "roles.encoder.layers"), _touches("bm25.k1", "bm25.k12")
+    (True, True, False)
+    """
+    if override.startswith("models."):
+        return knob.startswith("roles.") and knob.rpartition(".")[2] == override.rpartition(".")[2]
+    return f"{knob}.".startswith(f"{override}.")
 
 
 def _knob(override: str) -> str:

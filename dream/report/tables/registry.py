@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dream.errors import DreamError
+from dream.names import hint
 from dream.progress import duration
 from dream.report.results.cells import METRIC, Results
 from dream.report.tables import curves
@@ -41,7 +42,7 @@ COST_COLUMNS = ["system", "size", "stage", "wall_s", "peak_gib", "flops"]
 CURVE_COLUMNS = ["system", "pairs", "ndcg_at_10", "ci_low", "ci_high", "seeds", "seed_low", "seed_high", "seconds", "flops"]
 SEED_COLUMNS = ["suite", "task", "system", "seeds", "mean", "sd", "lowest", "highest"]
 DIAGNOSTIC_ORDER = "rows used gate none uniform gold wrong gap gap_low gap_high instances".split()  # noqa: SIM905
-SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads")
+SHARED_STAGES = ("assets", "questions", "prepare", "candidates", "heads", "signal")
 SCALARS = {"log_tau": ("tau", math.exp), "gamma": ("gate", lambda gamma: 1 / (1 + math.exp(-gamma)))}  # in their natural unit
 SCALAR_COLUMNS = ["system", "scalar", "seeds", "start", "end_low", "end_high", "used_low", "used_high"]
 
@@ -61,7 +62,7 @@ def build(results: Results, names: list[str] | None = None, made: Iterable[Table
     known = TABLES | {one.name: (lambda _, one=one: one) for one in made}
     for name in names or []:
         if name not in known:
-            raise DreamError(f"table {name!r} is unknown", f"Choose one of {', '.join(known)}")
+            raise DreamError(f"table {name!r} is unknown", hint(name, known))
     built = {name: known[name](results) for name in names or known}
     for name, value in built.items():
         if names and value is None:
