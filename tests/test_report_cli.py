@@ -401,6 +401,24 @@ def test_doctor_reports_a_missing_package_and_a_home_that_is_no_folder(run, monk
     assert found["disk, cache"].state == doctor.PROBLEM and "not writable" in found["disk, cache"].found
 
 
+def test_doctor_compares_what_was_fetched_with_its_record_and_fetches_nothing(run, monkeypatch, tmp_path):
+    from dream import assets, files
+    from dream.planning import doctor
+
+    record = {"name": "mbpp", "kind": "data", "content_sha256": "0" * 64}
+    files.write_json("reports/assets/data.json", {"assets": [record]})
+    monkeypatch.setenv("DREAM_CACHE", str(tmp_path / "cache"))
+    (found,) = doctor.assets(make_config())
+    assert (found.name, found.state) == ("assets", doctor.NOTE) and not (tmp_path / "cache").exists()
+    (tmp_path / "cache").mkdir()
+    (file := tmp_path / "cache" / "mbpp").write_text("problems")
+    monkeypatch.setattr(assets, "data_path", lambda name: file)
+    (found,) = [one for one in doctor.assets(make_config()) if one.name == "asset mbpp"]
+    assert found.state == doctor.PROBLEM and "recorded 000000000000" in found.found
+    files.write_json("reports/assets/data.json", {"assets": [record | {"content_sha256": files.sha256(file)}]})
+    assert doctor.OK in [one.state for one in doctor.assets(make_config()) if one.name == "asset mbpp"]
+
+
 def test_doctor_says_the_same_of_several_sizes_once(run, monkeypatch):
     from dream.data import needs
     from dream.planning import doctor

@@ -194,10 +194,11 @@ def settings(config: Config | None) -> Iterator[Check]:
 def assets(config: Config | None) -> Iterator[Check]:
     """Files whose checksums were recorded when they were made, against what they are now."""
     from dream.data import needs
+    from dream.files import cache_folder
 
-    path = Path("reports/assets/data.json")
-    if not path.exists():
-        yield Check("assets", NOTE, f"{path} is not there yet", "Run `dvc repro assets`")
+    path, kept = Path("reports/assets/data.json"), cache_folder()
+    if not path.exists() or not kept.is_dir() or not any(kept.iterdir()):
+        yield Check("assets", NOTE, f"none in {kept} yet", "`dvc repro assets` fetches them")
         return
     from dream import assets as room
 
