@@ -22,6 +22,8 @@ OF_TASKS = {"functions": ("docstring-networkx", "humaneval", "mbpp"), "paragraph
 def main(source: Path, out: Path) -> None:
     """Write all of them."""
     for name, archive in (("scifact", "scifact.zip"), ("feedbackqa", "feedbackqa/feedbackqa.zip")):
+        if not (source / archive).is_file():
+            sys.exit(f"error: {source / archive} is missing. It is {name} as a zip in BEIR's format: docs/evaluation.md")
         with zipfile.ZipFile(source / archive) as held:
             corpus, queries = (lines(held.read(f"{name}/{part}.jsonl")) for part in ("corpus", "queries"))
             qrels = held.read(f"{name}/qrels/test.tsv").decode("utf-8")
