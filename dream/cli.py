@@ -496,7 +496,10 @@ def plan(
     from dream.planning import plan as planning
 
     named = {key: value for key, value in {"recipe": recipe, "model.size": size}.items() if value}
-    overrides = named | planning.overrides(settings or [])
+    given = planning.overrides(settings or [])
+    for key in named.keys() & given.keys():
+        raise DreamError(f"{key} is given twice: {named[key]} and {given[key]}", "Give it once")
+    overrides = named | given
     found = planning.estimate(config.load(params, overrides), tflops, params.parent / planning.RUNS, device_gib)
     memory, name = planning.device() if device_gib is None else (device_gib, "the given device")
     if json:

@@ -99,6 +99,7 @@ def test_wrong_usage_is_one_line_and_exit_code_one(project):
         (["compare", "dream", "dream"], "is compared with itself"),
         (["plan", "--size", "30b"], "params.yaml with the settings given: model.size '30b' is not defined"),
         (["plan", "--recipe", "papre"], "recipe 'papre' is not defined"),
+        (["plan", "--size", "1b", "-S", "model.size=3b"], "model.size is given twice: 1b and 3b. Give it once"),
         (["explain", "no-such-query"], "is in no training set and no task"),
         (["tables", "--params", "none.yaml"], "none.yaml is missing"),
     ],
