@@ -634,11 +634,13 @@ def test_an_empty_folder_is_answered_in_one_line(config, tmp_path):
 
 def test_unknown_tables_plots_and_formats_are_answered_with_the_known_ones(results, tmp_path):
     for call in (
-        lambda: registry.build(results, ["mian"]), lambda: plots.draw(results, tmp_path, ["mian"]),
+        lambda: registry.build(results, ["qwerty"]), lambda: plots.draw(results, tmp_path, ["mian"]),
         lambda: render.render(registry.main(results), "docx"), lambda: results.check_system("bm52"),
     ):  # fmt: skip
-        with pytest.raises(DreamError, match="Choose one of|Did you mean 'main'"):
+        with pytest.raises(DreamError, match="Choose one of"):
             call()
+    with pytest.raises(DreamError, match="table 'mian' is unknown. Did you mean 'main'?"):
+        registry.build(results, ["mian"])
 
 
 # ------------------------------------------------------------------------------------------------------ rendering

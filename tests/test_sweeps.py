@@ -121,8 +121,11 @@ def test_untrained_encoders_that_differ_stand_in_the_table(repository):
     assert set(floor.pairs) == {0} and floor.seed_low.isna().all()
 
 
-def test_points_that_differ_in_more_than_they_override_are_refused(repository):
-    """The second experiment was run after params changed: its number would be compared with another configuration's."""
+@pytest.mark.parametrize("base", [[], ["training.steps=48"]])
+def test_points_that_differ_in_more_than_they_override_are_refused(repository, base):
+    """The second was run after params changed, or the base that both share: it would be compared with another configuration's."""
+    changed = TINY["k1"] | {"base": TINY["k1"]["base"] + base}
+    (repository / "sweeps.yaml").write_text(yaml.safe_dump({"k1": changed}))
     config = make_config(**{"bm25.k1": 1.2, "training.steps": 7})
     write_params(repository, config)
     make_cells(repository, config)

@@ -134,7 +134,7 @@ def following(found: dict[str, Any]) -> list[str]:
         if best not in asked:
             return [f"Keep your model. Ask people's queries, as a BEIR set under `own`, before {words} takes its place: "
                     "a model's questions share words with their passages, which favours it"]  # fmt: skip
-        if (best := max(set(asked) & set(verdict.FREE), key=asked.__getitem__)) == verdict.UNTOUCHED:
+        if (best := max(filter(asked.__contains__, verdict.FREE), key=asked.__getitem__)) == verdict.UNTOUCHED:
             return [f"Keep your model as it is: on your own test queries {words} does worse, whatever these questions say"]
     if best == verdict.FUSED:
         return ["Keep your model, and fuse its ranking with BM25's by reciprocal rank (dream/systems/hybrid.py)"]

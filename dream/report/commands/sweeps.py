@@ -171,10 +171,11 @@ def collect(sweep: Sweep, folder: Path | str = FOLDER) -> Table:
 
 
 def _check_alike(sweep: Sweep, opened: dict[str, Results]) -> None:
-    """Points differ in what they override and in nothing else: an experiment that was run before params changed is refused."""
+    """Points differ in what one of them overrides and in nothing else: one run before params or base changed is refused."""
     first = runs.settings(opened[sweep.against])
+    against = next(set(point.overrides) for point in sweep.points if point.label == sweep.against)
     for point in sweep.points:
-        own = [_knob(o) for p in sweep.points if p.label in (point.label, sweep.against) for o in p.overrides]
+        own = [_knob(override) for override in against ^ set(point.overrides)]  # not what all share
         if {"model.size", "recipe"} & set(own):  # any knob may follow from these
             continue
         theirs = runs.settings(opened[point.label])
@@ -217,8 +218,8 @@ def _whole(results: Results, folder: Path) -> None:
 def _rows(sweep: Sweep, opened: dict[str, Results], commits: dict[str, str]) -> list[dict]:
     rows = []
     first = opened[sweep.against]
-    several = len({_floor(results) for results in opened.values()}) > 1  # encoders, each with a floor of its own
-    floor = [measures.UNTRAINED] if several and all(measures.UNTRAINED in each.systems for each in opened.values()) else []
+    floors = {_floor(results) for results in opened.values()}
+    floor = [measures.UNTRAINED] if len(floors) > 1 and None not in floors else []  # encoders, each with a floor of its own
     for point in sweep.points:
         results = opened[point.label]
         tasks = measures.overall(results)[2]
@@ -293,7 +294,7 @@ def _about_seeds(frame: pd.DataFrame, sweep: Sweep) -> list[str]:
     within = []
     for (point, system), (low, high) in ends.items():
         theirs = ends.get((sweep.against, system))
-        if point != sweep.against and theirs and max(low, theirs[0]) <= min(high, theirs[1]):
+        if point != sweep.against and theirs and measures.ranges_meet((low, high), theirs):
             within.append(f"{system} ({point})")
     named = f"Inside the seeds' spread (the ranges meet) is the difference of {', '.join(within)}."
     return [*([named] if within else []), *untested(few)]

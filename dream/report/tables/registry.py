@@ -62,7 +62,7 @@ def build(results: Results, names: list[str] | None = None, made: Iterable[Table
     known = TABLES | {one.name: (lambda _, one=one: one) for one in made}
     for name in names or []:
         if name not in known:
-            raise DreamError(f"table {name!r} is unknown", hint(name, known))
+            raise DreamError(f"table {name!r} is unknown", hint(name, known, "Choose one of {}"))
     built = {name: known[name](results) for name in names or known}
     for name, value in built.items():
         if names and value is None:
