@@ -356,9 +356,11 @@ def test_kept_outcomes_stand_in_one_table_on_test_queries(ran, tmp_path):
     (tmp_path / "c.json").write_text("{}")
     (tmp_path / "list.json").write_text('[{"verdict": 1}]')
     (tmp_path / "number.json").write_text("3")
+    (tmp_path / "params.yaml").write_text("seeds: [0]")
     for name in ("c.json", "missing.json", "params.yaml", "list.json", "number.json"):
         wrong = CliRunner().invoke(cli.app, ["adapt", str(tmp_path / name)])
-        assert str(wrong.exception).startswith(f"{tmp_path / name} is no outcome of an adaptation")
+        said = "is missing" if name == "missing.json" else "is no outcome of an adaptation"
+        assert str(wrong.exception).startswith(f"{tmp_path / name} {said}")
 
 
 def test_outcomes_of_one_name_are_told_apart(ran, tmp_path):

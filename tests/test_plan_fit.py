@@ -189,7 +189,29 @@ def test_sizes_of_tasks_are_those_that_mteb_publishes():
     assert compared == 13
     whole = read_json(str(mteb.joinpath("CUREv1.json")))["all"]["hf_subset_descriptive_stats"]
     assert ours["CUREv1"][1] == sum(part["queries_text_statistics"]["unique_texts"] for part in whole.values())
-    assert plan._tasks(paper)["unknown"] == 0
+    assert plan._tasks(paper)["unknown"] == []
+
+
+def test_what_plan_cannot_count_or_place_is_named():
+    found = plan.estimate(load(tasks=["SciFcat", "boolq"]))
+    assert found["tasks"] == {"documents": 300, "queries": 200, "unknown": ["SciFcat"]}
+    assert any("300 documents and 200 queries; not SciFcat: of unknown size." in note for note in plan._notes(found))
+    with pytest.raises(DreamError, match="smollm2-135m has 30 layers, its record asks for 31. Use at most 30"):
+        plan.estimate(load(**{"models.smollm2-6l.layers": 31}))
+    with pytest.raises(DreamError, match="heads.count is 271, but the judge has 270 heads"):
+        plan.estimate(load(**{"heads.count": 271}))
+
+
+def test_the_training_that_does_not_fit_is_named():
+    found = plan.estimate(load(**{"model.size": "8b", "objectives": ["revela"]}))
+    kinds = {row["training"]: row["gib"] for row in found["cards"]}
+    assert kinds["without judge"] < kinds["with judge"] < kinds["with LM"]
+    for kind, large in (("with judge", ["train with LM"]), ("without judge", ["train with judge", "train with LM"])):
+        card = kinds[kind] / 0.9 + 0.1
+        assert plan.too_large(found, card) == large and not plan.fits(found, card)
+    note = next(table for table in plan.tables(found, kinds["with judge"] / 0.9 + 0.1, "a card") if table.name == "memory").notes
+    assert note[0].startswith("Verdict: train with LM does NOT fit a card (")
+    assert plan.too_large(found, 1000) == [] and plan.fits(found, 1000) and plan.fits(found, None) is None
 
 
 def test_hours_are_those_of_runs_with_the_same_settings(tmp_path):

@@ -25,6 +25,8 @@ def load(path: Path = PATH) -> dict[str, Any]:
     Raises:
         DreamError: nothing was adapted, or the file is another one.
     """
+    if path != PATH and not path.is_file():
+        raise DreamError(f"{path} is missing", f"Name {PATH} or copies of it")
     found: Any = read_json(path) if path.is_file() and path.suffix == PATH.suffix else {}
     if not isinstance(found, dict) or (path != PATH and not {"verdict", "why", "cost"} <= set(found)):
         raise DreamError(f"{path} is no outcome of an adaptation", f"Name {PATH} or copies of it")

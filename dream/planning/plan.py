@@ -16,6 +16,7 @@ from typing import Any
 from dream import objectives, teachers
 from dream.config import Config, stages
 from dream.data import needs
+from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 from dream.files import read_json
 from dream.planning.shapes import LINEAR, Model, model
@@ -93,8 +94,9 @@ def estimate(
 
 
 def _models(config: Config) -> tuple[Model, Model]:
-    """Encoder and judge."""
+    """Encoder and judge, which has the heads that are asked for."""
     encoder, judge = (model(config.roles[role].model).first(config.roles[role].layers) for role in ("encoder", "judge"))
+    config.heads.require(judge.layers, judge.heads)
     return encoder, judge
 
 
@@ -343,15 +345,15 @@ def _readings(config: Config, judge: Model) -> dict[str, Any]:
     return {"sets": sets, "gib": gib, "off": off}
 
 
-def _tasks(config: Config) -> dict[str, int]:
-    """Documents and queries of the tasks whose size is known, and how many tasks are not known (``unknown``)."""
+def _tasks(config: Config) -> dict[str, Any]:
+    """Documents and queries of the tasks whose size is known, and the names of the others (``unknown``)."""
     with resources.files("dream.planning").joinpath("corpora.csv").open(encoding="utf-8") as stream:
         sizes = {row["task"]: (int(row["documents"]), int(row["queries"])) for row in csv.DictReader(stream)}
     limits = (config.data.task_documents or 0, config.data.task_queries or 0)
     names = [name for entry in config.tasks for name in config.task_lists.get(entry, [entry])]
-    known = [sizes.get(name, limits if all(limits) else None) for name in names]
-    documents, queries = (sum(size[i] for size in known if size) for i in (0, 1))
-    return {"documents": documents, "queries": queries, "unknown": sum(size is None for size in known)}
+    known = {name: limits if name in PACKAGED and all(limits) else sizes.get(name) for name in names}
+    documents, queries = (sum(size[i] for size in known.values() if size) for i in (0, 1))
+    return {"documents": documents, "queries": queries, "unknown": [name for name, size in known.items() if not size]}
 
 
 def _disk(config: Config, encoder: Model, judge: Model) -> dict[str, float]:
@@ -374,10 +376,22 @@ def peaks(memory: dict[str, float]) -> dict[str, float]:
     return {"total without judge": without, "total with judge": sum(memory.values())}
 
 
+def too_large(found: dict[str, Any], device_gib: float) -> list[str]:
+    """The kinds of training that do not fit a device, as the table of cards names them."""
+    by_kind = {row["training"]: row["gib"] for row in found["cards"]}
+    return [f"train {kind}" for kind, gib in by_kind.items() if not fits_in(gib, device_gib)]
+
+
 def fits(found: dict[str, Any], device_gib: float | None) -> bool | None:
     """Whether all trainings fit a device; None where its memory is not known."""
-    parts = [found["memory_gib"], found["lm_memory_gib"]]
-    return None if device_gib is None else fits_in(max(sum(part.values()) for part in parts), device_gib)
+    return None if device_gib is None else not too_large(found, device_gib)
+
+
+def _verdict(found: dict[str, Any], device_gib: float | None, device: str) -> str:
+    if device_gib is None:
+        return "unknown device: give --device-gib"
+    large, name = too_large(found, device_gib), f"{device} ({device_gib:.0f} GiB)"
+    return f"{' and '.join(large)} {'do' if len(large) > 1 else 'does'} NOT fit {name}" if large else f"fits {name}"
 
 
 def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list[Table]:
@@ -393,9 +407,7 @@ def tables(found: dict[str, Any], device_gib: float | None, device: str) -> list
     memory = [*found["memory_gib"].items(), *peaks(found["memory_gib"]).items()]
     lm = found["lm_memory_gib"]
     work = [(stage, value, found["hours"][stage]) for stage, value in found["flops"].items()]
-    verdict = "unknown device: give --device-gib" if device_gib is None else (
-        f"fits {device} ({device_gib:.0f} GiB)" if fits(found, device_gib) else f"does NOT fit {device} ({device_gib:.0f} GiB)"
-    )  # fmt: skip
+    verdict = _verdict(found, device_gib, device)
     by_card = [(f"{c['card_gib']:g} GiB", f"train {c['training']}", c["gib"], c["verdict"]) for c in found["cards"]]
     title = f"size {found['size']}, recipe {found['recipe']}"
     kept = found["readings"]
@@ -422,7 +434,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
         f"Upper bounds: every text at its longest. Hours at {found['tflops']:g} TFLOP/s sustained (--tflops); "
         f"training is per run, params asks for {runs}.",
         f"Evaluation counts {grouped(tasks['documents'])} documents and {grouped(tasks['queries'])} queries"
-        + (f"; {tasks['unknown']} tasks of unknown size are not counted." if tasks["unknown"] else "."),
+        + (f"; not {', '.join(tasks['unknown'])}: of unknown size." if tasks["unknown"] else "."),
     ]
     for row, took in measured.items():
         rate = f", {took['tflops']:.3g} TFLOP/s" if "tflops" in took else ""

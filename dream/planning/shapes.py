@@ -72,7 +72,13 @@ class Model:
         return self.backbone + (0 if self.tied else self.embeddings)
 
     def first(self, layers: int | None) -> Model:
-        """The same model with its first layers only."""
+        """The same model with its first layers only.
+
+        Raises:
+            DreamError: it has fewer.
+        """
+        if (layers or 0) > self.layers:
+            raise DreamError(f"{self.name} has {self.layers} layers, its record asks for {layers}", f"Use at most {self.layers}")
         return self if layers is None else replace(self, layers=layers)
 
     def lora(self, r: int, targets: list[str] | None) -> int:

@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dream.errors import DreamError
+from dream.names import hint
 from dream.report.results.cells import Results
 from dream.report.tables import curves, measures, registry
 
@@ -89,7 +90,7 @@ def draw(
     known = {**PLOTS, **(more or {})}
     for name in names or []:
         if name not in known:
-            raise DreamError(f"plot {name!r} is unknown", f"Choose one of {', '.join(known)}")
+            raise DreamError(f"plot {name!r} is unknown", hint(name, known, "Choose one of {}"))
     files = []
     with mpl.rc_context(STYLE):
         for name in names or known:
