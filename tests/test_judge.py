@@ -538,13 +538,17 @@ def test_injections_are_validated():
         assert torch.equal(judge.target_losses(candidates, injection=Injection(HEADS), **half), judge.target_losses(candidates))
 
 
-def test_auto_dtype_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
-    assert pick_dtype("auto") == torch.float32
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert pick_dtype("auto") == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert pick_dtype("auto") == torch.bfloat16
+def test_auto_dtype_is_bfloat16_only_where_it_is_faster(monkeypatch):
+    intel, amd = {"cpu_name": "Intel Xeon"}, {"cpu_name": "AMD EPYC"}
+    for able, dtype in (
+        (amd | {"avx512_bf16": False}, torch.float32),
+        (amd | {"avx512_bf16": True}, torch.bfloat16),
+        (intel | {"avx512_bf16": True, "amx_bf16": False}, torch.float32),
+        (intel | {"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert pick_dtype("auto") == dtype, able
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert (pick_dtype("auto"), pick_dtype("auto", "cuda")) == (torch.float32, torch.bfloat16)
     for name in ("float16", "bfloat16", "float32", "float64"):

@@ -49,13 +49,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_dtype(name: str, device: torch.device | str = "cpu") -> torch.dtype:
-    """``auto`` is bfloat16 where the processor computes in it (CUDA, AVX-512 BF16, AMX), else float32."""
+    """``auto`` is bfloat16 where it is faster than float32, else float32: with CUDA, AMX, or AVX-512 BF16 of another maker than
+    Intel, whose AVX-512 BF16 has half of float32's rate (``dream-report doctor`` measures both)."""
     if name != "auto":
         return DTYPES[name]
     if torch.device(device).type == "cuda":
         gains = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        gains = bool({"avx512_bf16", "amx_bf16"} & {name for name, able in torch.cpu.get_capabilities().items() if able})
+        able = torch.cpu.get_capabilities()
+        gains = able.get("amx_bf16") or (able.get("avx512_bf16") and "Intel" not in str(able.get("cpu_name")))
     return torch.bfloat16 if gains else torch.float32
 
 
