@@ -402,6 +402,19 @@ def test_doctor_reports_a_missing_package_and_a_home_that_is_no_folder(run, monk
     assert found["disk, cache"].state == doctor.PROBLEM and "not writable" in found["disk, cache"].found
 
 
+def test_doctor_says_if_auto_is_not_the_faster_dtype(monkeypatch):
+    import torch
+
+    from dream.planning import doctor
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    fast, slow, close = (doctor._dtype({"float32": 150.0, "bfloat16": rate}) for rate in (400.0, 80.0, 140.0))
+    assert fast.found == "float32 150, bfloat16 400 GFLOP/s; `dtype: auto` is bfloat16"
+    assert (fast.state, slow.state, close.state) == (doctor.OK, doctor.NOTE, doctor.OK)
+    assert slow.remedy == "Give models a dtype of float32" and not (fast.remedy or close.remedy)
+    assert all(doctor._rate(name) > 0.01 for name in ("float32", "bfloat16"))
+
+
 def test_doctor_compares_what_was_fetched_with_its_record_and_fetches_nothing(run, monkeypatch, tmp_path):
     from dream import assets, files
     from dream.planning import doctor
