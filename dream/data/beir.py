@@ -93,7 +93,7 @@ def unpacked(path: str, as_zip: bool = False) -> Path:
     """
     place = place_of(path)
     if not place.exists():
-        raise DreamError(f"own data {path} is missing", "Correct its path under `own` in params.yaml")
+        raise DreamError(f"own data {path} is missing", "Correct its path under `own` (params.yaml, or -S)")
     if place.is_dir() or not (as_zip or place.suffix.lower() == ".zip"):
         return place
     archive, place = place, cache_folder() / "own" / sha256(place)[:24]
