@@ -195,6 +195,8 @@ def test_sizes_of_tasks_are_those_that_mteb_publishes():
 def test_what_plan_cannot_count_or_place_is_named():
     found = plan.estimate(load(tasks=["SciFcat", "boolq"]))
     assert found["tasks"] == {"documents": 300, "queries": 200, "unknown": ["SciFcat"]}
+    whole = plan._tasks(load(tasks=["all"]))  # a list of lists
+    assert whole == plan._tasks(load()) and whole["unknown"] == [] and whole["documents"] == 5 * 300
     assert any("300 documents and 200 queries; not SciFcat: of unknown size." in note for note in plan._notes(found))
     with pytest.raises(DreamError, match="smollm2-135m has 30 layers, its record asks for 31. Use at most 30"):
         plan.estimate(load(**{"models.smollm2-6l.layers": 31}))

@@ -15,7 +15,7 @@ from typing import Any
 
 from dream import objectives, teachers
 from dream.config import Config, stages
-from dream.data import needs
+from dream.data import needs, tasks
 from dream.data.tasks.packaged import PACKAGED
 from dream.errors import DreamError
 from dream.files import read_json
@@ -350,7 +350,7 @@ def _tasks(config: Config) -> dict[str, Any]:
     with resources.files("dream.planning").joinpath("corpora.csv").open(encoding="utf-8") as stream:
         sizes = {row["task"]: (int(row["documents"]), int(row["queries"])) for row in csv.DictReader(stream)}
     limits = (config.data.task_documents or 0, config.data.task_queries or 0)
-    names = [name for entry in config.tasks for name in config.task_lists.get(entry, [entry])]
+    names = tasks.resolve(config.tasks, config)
     known = {name: limits if name in PACKAGED and all(limits) else sizes.get(name) for name in names}
     documents, queries = (sum(size[i] for size in known.values() if size) for i in (0, 1))
     return {"documents": documents, "queries": queries, "unknown": [name for name, size in known.items() if not size]}
