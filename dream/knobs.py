@@ -18,12 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dream import names
 from dream.errors import DreamError
 
-RECIPES = ("packaged", "smoke", "paper", "adapt")
-FALLBACK = {
-    "smoke": "packaged",
-    "paper": "packaged",
-    "adapt": "packaged",
-}  # a recipe without a value takes that of the one it builds on
+BASE = "packaged"  # the recipe that the others build on: one without a value takes this one's
+RECIPES = (BASE, "smoke", "paper", "adapt")
 
 
 def distinct(values: list) -> list:
@@ -83,8 +79,7 @@ class Knobs(Section):
         Raises:
             ValidationError: a key is unknown or a value is refused.
         """
-        base = cls.recipes.get(FALLBACK.get(recipe, ""), {})
-        return cls.model_validate({**base, **cls.recipes.get(recipe, {}), **(overrides or {})})
+        return cls.model_validate({**cls.recipes.get(BASE, {}), **cls.recipes.get(recipe, {}), **(overrides or {})})
 
 
 class Tuned(Knobs):

@@ -17,7 +17,7 @@ from dream.config import check
 from dream.config.sections import Config, Model
 from dream.errors import DreamError
 from dream.files import read_yaml
-from dream.knobs import FALLBACK, RECIPES
+from dream.knobs import BASE, RECIPES
 
 
 def load(path: Path | str = "params.yaml", overrides: dict[str, Any] | None = None) -> Config:
@@ -159,10 +159,7 @@ def pick(value: Any, recipe: str, key: str) -> Any:
     if set(value) & set(RECIPES) and (odd := [n for n in value if n not in RECIPES and names.near(str(n), RECIPES)]):
         raise DreamError(f"{key}: {odd[0]!r} is no recipe", names.hint(odd[0], RECIPES))
     if value and set(value) <= set(RECIPES):
-        name = recipe
-        while name not in value:
-            if name not in FALLBACK:
-                raise DreamError(f"{key} has no value for recipe {recipe!r}", f"Add `{recipe}: …` to it")
-            name = FALLBACK[name]
-        return value[name]
+        if not value.keys() & {recipe, BASE}:
+            raise DreamError(f"{key} has no value for recipe {recipe!r}", f"Add `{recipe}: …` to it")
+        return value[recipe if recipe in value else BASE]
     return {k: pick(v, recipe, f"{key}.{k}") for k, v in value.items()}

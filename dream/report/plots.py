@@ -427,7 +427,7 @@ def geometry(results: Results) -> Figure | None:
     for row in found.itertuples():
         axis.scatter(row.uniformity, row.alignment, s=45, label=row.system, **look(row.system))
     axis.margins(0.2)
-    axis.set(xlabel="uniformity, log of a mean (lower spreads wider)", ylabel="alignment, squared distance (lower is closer)")
+    axis.set(xlabel="uniformity, log of a mean (lower spreads wider)", ylabel="alignment (lower is closer)")
     titled(figure, "Geometry of the embeddings, mean over tasks")
     return figure
 
