@@ -1,8 +1,8 @@
 """The questions that settings are chosen on: about documents that no run trains on, none asked in training, few passages each.
 
-A large set is cut down so that trying a setting takes seconds: :data:`SEARCHED` times ``adapt.documents`` passages are drawn, and
-kept are the relevant ones, then what BM25 and the untouched encoder rank highest for the questions. The same for every setting;
-scores on fewer passages are higher than on all of them.
+A large set is cut down so that trying a setting takes seconds: of :data:`SEARCHED` passages that are drawn stay the relevant ones
+and, beside them, the ``adapt.distractors`` that BM25 and the untouched encoder rank highest for the questions. The same for every
+setting; scores on fewer passages are higher than on all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dream.config import Config
     from dream.data.tasks.base import Task
 
-SEARCHED = 10  # times adapt.documents: passages among which the hard ones are looked for
+SEARCHED = 3000  # passages among which the hard ones are looked for
 DEPTH = 100  # places of a ranking that can give a passage
 INSTANCES = Path("work/data/instances.parquet")
 
@@ -51,15 +51,15 @@ def load(config: Config) -> tuple[list[Task], list[str]]:
 
 
 def pooled(task: Task, config: Config) -> Task:
-    """A task with at most ``adapt.documents`` documents (more only if more are relevant): see the module's docstring."""
-    limit = config.adapt.documents
+    """The relevant documents of a task and at most ``adapt.distractors`` others: see the module's docstring."""
+    relevant = dict.fromkeys(task.qrels["doc_id"])
+    limit = len(relevant) + config.adapt.distractors
     if len(task.corpus) <= limit:
         return task
-    corpus, *_ = drawn_down(task.name, task.corpus, task.queries, task.qrels, None, SEARCHED * limit, config.data.seed)
+    corpus, *_ = drawn_down(task.name, task.corpus, task.queries, task.qrels, None, max(SEARCHED, limit), config.data.seed)
     drawn = _with(task, corpus, task.queries)
     runs = [systems.load(name, config).search(drawn, DEPTH) for name in ("untrained", "bm25")]
-    relevant = dict.fromkeys(task.qrels["doc_id"])
-    kept = set(islice(dict.fromkeys([*relevant, *_by_place(runs)]), max(limit, len(relevant))))
+    kept = set(islice(dict.fromkeys([*relevant, *_by_place(runs)]), limit))
     return _with(task, corpus[corpus["id"].isin(kept)], task.queries)
 
 

@@ -259,7 +259,7 @@ class Evaluate(Section):
 class Adapt(Section):
     snapshots: Annotated[list[Positive], AfterValidator(distinct)]
     strengths: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(distinct)]
-    documents: Positive
+    distractors: Positive
     queries: Positive
     control: Name
 
