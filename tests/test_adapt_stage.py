@@ -116,7 +116,7 @@ def project(model, tmp_path_factory):
     (labelled / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(8)))
     toy.make(folder, model, **{
         "recipe": "adapt", "objectives": ["infonce"], "own": {"manuals": str(folder / "manuals"), "labelled": str(labelled)}, "training.steps": 20, "adapt.snapshots": [8],
-        "adapt.strengths": [0.5, 1.0], "adapt.distractors": 8, "adapt.queries": 5, "adapt.control": "docstring-networkx",
+        "adapt.strengths": [0.5, 1.0], "adapt.distractors": 10, "adapt.queries": 5, "adapt.control": "docstring-networkx",
         "data.task_queries": 6, "data.task_documents": 10, "data.development": 0.5, "report.resamples": 200,
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
@@ -232,8 +232,8 @@ def test_no_training_question_is_asked_and_a_large_set_is_cut_to_its_hard_passag
     config = stages.load("adapt")
     (task,), notes = held_out.load(config)
     relevant, kept = set(task.qrels["doc_id"]), set(task.corpus["id"])
-    assert relevant <= kept and len(kept) == len(relevant) + 8 < 24  # adapt.distractors beside the relevant ones
-    assert notes == [f"manuals: {len(task.queries)} questions, among {len(kept)} of 24 passages"]
+    assert relevant <= kept and len(kept) == len(relevant) + 10 == 20  # adapt.distractors beside the relevant ones
+    assert notes == [f"manuals: {len(task.queries)} questions, among 20 of 24 passages"]
     whole = tasks.build("manuals-heldout", config)
     place = dict.fromkeys(whole.corpus["id"], 24)  # of a passage in any ranking, its best
     for run in (systems.load(name, config).search(whole, 24) for name in ("untrained", "bm25")):
